@@ -1,0 +1,92 @@
+"""Networks by name, and their weights on disk.
+
+``MODELS`` holds the CIFAR networks; ``torchvision/<name>`` takes any torchvision classifier.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..settings import SettingsError, choose
+from .resnet import RESNETS
+from .vgg import VGGS
+
+# Name → function (num_classes, in_channels) → network. A new family is one file and one entry here.
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {**RESNETS, **VGGS}
+
+TORCHVISION = "torchvision/"
+
+
+def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """A network with fresh weights, drawn from torch's global generator.
+
+    **Arguments:** ``name`` in ``MODELS``, or ``torchvision/<name>``.
+
+    **Returns:** a module that maps images [B, in_channels, H, W] to logits [B, num_classes].
+
+    **Raises:** ``SettingsError`` for an unknown name, or torchvision with other than 3 channels.
+    """
+    if name.startswith(TORCHVISION):
+        valid = torchvision.models.list_models(module=torchvision.models)
+        choose("torchvision network", name.removeprefix(TORCHVISION), valid)
+        if in_channels != 3:
+            raise SettingsError(f"{name} takes 3 channels and the data has {in_channels}; use one of {', '.join(MODELS)}")
+        with warnings.catch_warnings():
+            # googlenet and inception announce a slow initialisation; it is what was asked for.
+            warnings.simplefilter("ignore", FutureWarning)
+            return torchvision.models.get_model(name.removeprefix(TORCHVISION), weights=None, num_classes=num_classes)
+    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>"])](num_classes, in_channels)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters, buffers not counted."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the state dict as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, draft, metadata)
+    draft.replace(path)
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load weights in place: safetensors, a plain state dict, or ``{"model": state_dict, …}`` as the public teachers have it.
+
+    Prefixes that wrappers leave (``module.``, ``_orig_mod.``) are dropped; otherwise every name and shape must agree.
+
+    **Raises:** ``SettingsError`` naming the file and the first difference; no pickled code is ever run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"no checkpoint at {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise SettingsError(f"{path} is damaged or holds more than tensors, and pickled code is not run; save its state_dict alone") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    state = state.get("model", state)
+    state = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    difference = _first_difference(model.state_dict(), state)
+    if difference:
+        raise SettingsError(f"{path} is a checkpoint of another network: {difference}")
+    model.load_state_dict(state)
+
+
+def _first_difference(expected: dict, found: dict) -> str | None:
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if tensor.shape != found[name].shape:
+            return f"{name} has shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+    extra = next((name for name in found if name not in expected), None)
+    return f"{extra} is not part of it" if extra else None

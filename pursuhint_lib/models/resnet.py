@@ -1,0 +1,72 @@
+"""Residual networks for small images, He et al., "Deep Residual Learning" (2016), section 4.2.
+
+Three stages of n basic blocks, depth 6n + 2. Parameter names are those of the public CIFAR-100
+teacher checkpoints.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut; the output is after the last ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        same = stride == 1 and in_channels == channels
+        self.downsample = None if same else nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class CifarResNet(nn.Module):
+    """``depth`` = 6n + 2 layers; ``widths`` of the stem and of the three stages."""
+
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        stem, *stages = widths
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = self._stage(stem, stages[0], blocks, stride=1)
+        self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
+        self.layer3 = self._stage(stages[1], stages[2], blocks, stride=2)
+        self.fc = nn.Linear(stages[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride)
+        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def _entry(depth: int, widths: tuple[int, int, int, int]) -> Callable[[int, int], nn.Module]:
+    return partial(CifarResNet, depth, widths)
+
+
+_PLAIN = (16, 16, 32, 64)
+
+# x4 is the field's name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very small data.
+RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
+    **{f"resnet{depth}": _entry(depth, _PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet8x4": _entry(8, (32, 64, 128, 256)),
+    "resnet32x4": _entry(32, (32, 64, 128, 256)),
+    "resnet8x0.5": _entry(8, (8, 8, 16, 32)),
+    "resnet8x0.25": _entry(8, (4, 4, 8, 16)),
+}

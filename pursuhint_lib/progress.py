@@ -1,0 +1,53 @@
+"""How far long work is: a bar for a person, a status file for the runner of the study.
+
+Under ``run_all.sh`` nobody watches a notebook's output while it runs, and bars would leak into the
+stored copies. There ``PURSUHINT_PROGRESS`` names a file that always holds the present state.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+
+class Progress:
+    """Counts ``total`` units of one piece of work.
+
+    **Arguments:**
+
+    - ``label``: what is being done, as a person would say it.
+    - ``total``, ``unit``: how many of what.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "epoch", done: int = 0):
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        file = os.environ.get("PURSUHINT_PROGRESS")
+        self._file = Path(file) if file else None
+        self._bar = None if file else tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+        self._write()
+
+    def advance(self, figures: str = "") -> None:
+        """One more unit is done; ``figures`` says how it went."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures)
+            self._bar.update()
+        self._write(figures)
+
+    def _write(self, figures: str = "") -> None:
+        if self._file is None:
+            return
+        state = {"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures, "time": time.time()}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._file.with_suffix(".tmp")
+        draft.write_text(json.dumps(state))
+        draft.replace(self._file)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()

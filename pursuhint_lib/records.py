@@ -1,0 +1,139 @@
+"""One JSON file per run: settings, metrics, history and provenance. A run that exists is loaded, not repeated."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .paths import ROOT, StudyPaths
+from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
+
+PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run was and what came of it.
+
+    **Arguments:**
+
+    - ``name``: file name without ending; readable, and unique through the hash at its end.
+    - ``kind``: ``teacher`` or ``student``.
+    - ``settings``: resolved settings, as plain values.
+    - ``status``: ``ok``, or ``failed`` when the loss stopped being finite.
+    - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
+      ``parameters``; accuracies are missing for a failed run.
+    - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
+    - ``provenance``: seconds, device, versions, git commit, data checksum, threads.
+    """
+
+    name: str
+    kind: str
+    settings: dict
+    status: str
+    metrics: dict
+    history: dict
+    provenance: dict
+
+
+def record_name(settings: TeacherSettings | StudentSettings) -> str:
+    """Readable name of a run, ending in the hash of its settings."""
+    digest = settings_hash(settings)
+    if isinstance(settings, TeacherSettings):
+        parts = ["teacher", settings.network, f"seed{settings.seed}", digest]
+    else:
+        points = "+".join(settings.teacher_points) or "no-hints"
+        parts = [settings.student, "from", settings.teacher.network, settings.method, points, f"seed{settings.seed}", digest]
+    return "_".join(parts).replace("/", "-")
+
+
+def load(profile: str, settings: TeacherSettings | StudentSettings) -> Record | None:
+    """The record of these settings, or ``None`` if there is none.
+
+    **Raises:** ``SettingsError`` for a file that is not a record of these settings (edited or damaged).
+    """
+    path = StudyPaths(profile).records / f"{record_name(settings)}.json"
+    if not path.is_file():
+        return None
+    record = read(path)
+    differing = _differing(record.settings, resolved(settings))
+    if differing:
+        raise SettingsError(f"{path} was made with other settings ({', '.join(differing)}) than its name says; delete it to run again")
+    return record
+
+
+def _differing(stored: dict, wanted: dict) -> list[str]:
+    """Stored settings that are not the wanted ones; a setting younger than the record is not asked about."""
+    names = []
+    for key, value in stored.items():
+        if isinstance(value, dict) and isinstance(wanted.get(key), dict):
+            names += [f"{key}.{name}" for name in _differing(value, wanted[key])]
+        elif value != wanted.get(key):
+            names.append(key)
+    return names
+
+
+def read(path: Path) -> Record:
+    """Read one record file.
+
+    **Raises:** ``SettingsError`` naming the file if it is not a record.
+    """
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise SettingsError(f"{path} is not a record ({' '.join(str(error).split())}); delete it to run again") from None
+
+
+def save(profile: str, record: Record) -> None:
+    """Write a record, whole or not at all."""
+    write_json(StudyPaths(profile).records / f"{record.name}.json", asdict(record))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON with one line per top-level entry, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    draft.replace(path)
+
+
+@cache
+def _git() -> dict:
+    """Commit of the checkout and whether tracked files differ from it; empty outside git."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Results are rewritten while the study runs, so only the code decides whether the tree is dirty.
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_dirty": None}
+
+
+def _processor() -> str:
+    """Name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def provenance(device: torch.device, data_checksum: str) -> dict:
+    """Conditions of a run: device, versions, git commit, data checksum, threads."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "data_checksum": data_checksum,
+        **_git(),
+    }

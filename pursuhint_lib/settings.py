@@ -1,0 +1,371 @@
+"""What a run is made of: frozen dataclasses, the profile YAML, and the settings hash.
+
+Names of methods, networks and so on are checked where their registries live
+(``study.profile``); here the form is checked: known keys, types and ranges.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it and what would be right."""
+
+
+def _positive(settings, *names: str) -> None:
+    """Refuse values of 0 or less; ``None`` stands for 'not given'."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise SettingsError(f"{name} is {value}; give a number above 0")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train and to evaluate on.
+
+    **Arguments:**
+
+    - ``dataset``: name in ``data.DATASETS``.
+    - ``train_images``: size of a fixed stratified subset of the training images; all when not given.
+    - ``subset_seed``: which subset.
+    - ``test_images``: the same for the test images, for smoke tests only.
+    - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
+    - ``image_size``: side in pixels that an ImageFolder is decoded to (``imagefolder`` only).
+    """
+
+    dataset: str
+    train_images: int | None = None
+    subset_seed: int = 0
+    test_images: int | None = None
+    root: str | None = None
+    image_size: int | None = None
+
+    def __post_init__(self):
+        _positive(self, "train_images", "test_images", "image_size")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with momentum and a step schedule.
+
+    **Arguments:**
+
+    - ``epochs``, ``batch_size``: the batch is the global one, over all processes.
+    - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
+    - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
+    - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    evaluate_every: int = 1
+
+    def __post_init__(self):
+        _positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every")
+        late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
+        if late:
+            raise SettingsError(f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and {self.epochs - 1}")
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """Learning rate of a 0-based epoch."""
+        return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """A teacher: trained here, or read from ``checkpoint`` (a file, relative to the checkout)."""
+
+    network: str
+    data: Data
+    schedule: Schedule
+    seed: int = 0
+    precision: str = "fp32"
+    checkpoint: str | None = None
+    # Where the record goes; not part of what the run is.
+    profile: str = field(default="", metadata={"hashed": False})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One choice of teacher hint points (module names, in depth order); empty for no hints."""
+
+    name: str
+    teacher_points: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """One training of one student: everything that decides its outcome, and nothing else."""
+
+    teacher: TeacherSettings
+    student: str
+    method: str
+    teacher_points: tuple[str, ...]
+    student_points: tuple[str, ...]
+    ce_weight: float
+    kd_weight: float
+    hint_weight: float
+    temperature: float
+    data: Data
+    schedule: Schedule
+    seed: int
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """All arms of one (pair, method, seed): they differ in the teacher's hint points only.
+
+    loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
+    """
+
+    teacher: TeacherSettings
+    student: str
+    method: str
+    arms: tuple[Arm, ...]
+    student_points: tuple[str, ...]
+    ce_weight: float
+    kd_weight: float
+    hint_weight: float
+    temperature: float
+    data: Data
+    schedule: Schedule
+    seed: int
+    precision: str = "fp32"
+    profile: str = field(default="", metadata={"hashed": False})
+
+    def run(self, arm: Arm) -> StudentSettings:
+        """The run behind one arm.
+
+        An arm without points has no hint loss, so the method is of no account: it is the ``kd``
+        run of the same weights (``ce`` when the KD weight is 0), shared by all methods.
+        """
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
+        if arm.teacher_points:
+            return StudentSettings(**shared, teacher_points=arm.teacher_points)
+        plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": ()}
+        return StudentSettings(**{**shared, **plain})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student.
+
+    **Arguments:**
+
+    - ``teacher``, ``student``: names for ``models.build_model``.
+    - ``student_points``: the student's hint points; its stage ends when not given.
+    - ``k``: number of hint points; must equal the number of student points.
+    """
+
+    teacher: str
+    student: str
+    student_points: tuple[str, ...] = ()
+    k: int | None = None
+
+    def __post_init__(self):
+        _positive(self, "k")
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher}-{self.student}".replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the loss; ``hint`` overrides the literature's weight of a method."""
+
+    ce: float = 1.0
+    kd: float = 1.0
+    temperature: float = 4.0
+    hint: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _positive(self, "temperature")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A study: every pair × method × arm × seed, on one data set with one recipe.
+
+    **Arguments:**
+
+    - ``name``: also the folder under results/.
+    - ``title``, ``note``: shown to readers; a note stands on every figure.
+    - ``data``: the images. ``teacher``, ``student``: the two schedules.
+    - ``pairs``, ``methods``, ``arms``, ``seeds``: the grid. ``kd`` and ``ce`` have no arms.
+    - ``metrics``: similarity metrics to profile the teachers with.
+    - ``weights``: of the losses. ``precision``: ``fp32`` or ``bf16``.
+    - ``profile_images``: training images used to compare the teacher's layers.
+    - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
+    - ``margin``: accuracy difference, in points, that is too small to matter.
+    - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
+    """
+
+    name: str
+    title: str
+    data: Data
+    teacher: Schedule
+    student: Schedule
+    pairs: tuple[Pair, ...]
+    methods: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...] = ("r2", "cka-linear", "cka-rbf")
+    weights: Weights = Weights()
+    precision: str = "fp32"
+    profile_images: int = 10_000
+    teacher_seed: int = 0
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    margin: float = 0.2
+    note: str = ""
+    example_pair: Pair | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise SettingsError(f"name {self.name!r} cannot be a folder; use letters, digits, '.', '_' and '-'")
+        for key in ("pairs", "methods", "arms", "seeds", "metrics"):
+            values = getattr(self, key)
+            if not values:
+                raise SettingsError(f"{key} is empty; give at least one")
+            repeated = sorted({str(v) for v in values if values.count(v) > 1})
+            if repeated:
+                raise SettingsError(f"{key} names {', '.join(repeated)} more than once")
+        choose("precision", self.precision, PRECISIONS)
+        _positive(self, "profile_images", "margin")
+
+    def pair(self, name: str) -> Pair:
+        """The pair of that name, ``<teacher>-<student>``."""
+        return {pair.name: pair for pair in self.pairs}[choose("pair", name, [pair.name for pair in self.pairs])]
+
+    def teacher_settings(self, network: str) -> TeacherSettings:
+        """Settings of one of the profile's teachers."""
+        return TeacherSettings(
+            network=network,
+            data=self.data,
+            schedule=self.teacher,
+            seed=self.teacher_seed,
+            precision=self.precision,
+            checkpoint=self.checkpoints.get(network),
+            profile=self.name,
+        )
+
+
+def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
+    """Return ``value`` if it is valid; otherwise say which values are.
+
+    **Raises:** ``SettingsError`` that names the value, the nearest valid one and all valid ones.
+    """
+    valid = list(valid)
+    if value in valid:
+        return value
+    near = difflib.get_close_matches(str(value), valid, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise SettingsError(f"unknown {what} {value!r}{hint}; valid: {', '.join(valid)}")
+
+
+def build(cls, value, where: str):
+    """Turn plain YAML values into the dataclass ``cls``, naming whatever does not fit.
+
+    **Arguments:** ``value`` a mapping; ``where`` how the message calls it.
+
+    **Raises:** ``SettingsError``.
+    """
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where} must be a mapping of settings, not {value!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in value:
+        choose(f"setting in {where}", key, fields)
+    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in value]
+    if missing:
+        raise SettingsError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return cls(**{key: _convert(hints[key], entry, f"{where}.{key}") for key, entry in value.items()})
+    except SettingsError as error:
+        raise SettingsError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _convert(hint, value, where: str):
+    """Check ``value`` against a type hint; lists become tuples, ints pass for floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SettingsError(f"{where} must be a list, not {value!r}")
+        return tuple(_convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise SettingsError(f"{where} must be a mapping, not {value!r}")
+        return {str(key): _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise SettingsError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile YAML.
+
+    **Raises:** ``SettingsError`` when the file is not YAML or has a key or value that does not fit.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    return build(Profile, content, path.name)
+
+
+def resolved(settings):
+    """Settings as plain values for JSON: defaults written out, fields that do not count for the run left out."""
+    return _plain(settings, defaults=True)
+
+
+def _plain(value, defaults: bool):
+    """Dataclasses as dicts of the hashed fields, with or without those that stand at their default."""
+    if dataclasses.is_dataclass(value):
+        kept = {}
+        for f in dataclasses.fields(value):
+            entry = getattr(value, f.name)
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            if f.metadata.get("hashed", True) and (defaults or default is dataclasses.MISSING or entry != default):
+                kept[f.name] = _plain(entry, defaults)
+        return kept
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, defaults) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1 and 1.0 are the same setting
+    return value
+
+
+def settings_hash(settings) -> str:
+    """Twelve hex digits that name the settings.
+
+    Fields at their default are left out, so that a field added later, whose default means what was
+    always done, keeps the hash of every record there is.
+    """
+    text = json.dumps(_plain(settings, defaults=False), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

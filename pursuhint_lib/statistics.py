@@ -1,0 +1,217 @@
+"""Paired comparisons of arms, with intervals, equivalence tests and verdicts.
+
+A *frame* has one row per (pair, method, arm, seed) with the column ``accuracy`` in %. Arms of one
+(pair, method, seed) share initial weights and batches, so everything is computed on differences
+within a seed. Seeds are the unit of replication: where several cells are pooled they are first
+averaged within each seed, because cells of one seed share their student's initial weights and their teacher.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CELL = ["pair", "method", "seed"]
+LEVEL = 0.05
+
+PURSUHINT = "pursuhint-"
+RANDOM = "random-"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean difference over ``n`` seeds, its 95 % interval, and the two-sided p-value of no difference."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float
+
+
+def paired_effect(differences: Sequence[float]) -> Effect:
+    """Mean of paired differences [n] with Student's interval; infinite for a single pair.
+
+    Missing differences (failed runs) are left out and lower ``n``.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    mean = float(values.mean()) if n else float("nan")
+    if n < 2:
+        return Effect(mean, -np.inf, np.inf, n, 1.0)
+    error = values.std(ddof=1) / np.sqrt(n)
+    if error == 0:
+        return Effect(mean, mean, mean, n, float(mean == 0))
+    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * error
+    return Effect(mean, mean - half, mean + half, n, float(2 * stats.t.sf(abs(mean / error), n - 1)))
+
+
+def bootstrap_interval(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of paired differences [n], n ≥ 2 (too narrow for n below about 8)."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        raise ValueError(f"a bootstrap needs at least 2 differences, not {len(values)}")
+    result = stats.bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def equivalence_p(differences: Sequence[float], margin: float) -> float:
+    """p-value of two one-sided t-tests (TOST): small when the mean difference surely lies within ±margin.
+
+    Schuirmann (1987). ``margin`` is in the unit of the differences, > 0.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n < 2:
+        return 1.0
+    error = values.std(ddof=1) / np.sqrt(n)
+    if error == 0:
+        return float(abs(values.mean()) >= margin)
+    below = stats.t.sf((values.mean() + margin) / error, n - 1)
+    above = stats.t.sf((margin - values.mean()) / error, n - 1)
+    return float(max(below, above))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values [m] adjusted for m comparisons, step-down. Holm (1979)."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted
+
+
+def verdict(effect: Effect, p_adjusted: float, p_equivalent: float) -> str:
+    """What the data says of the claim that a difference is positive.
+
+    ``reproduced``: positive beyond chance. ``not reproduced``: negative beyond chance, or surely too small
+    to matter. ``undecided``: neither.
+    """
+    if p_adjusted < LEVEL and effect.mean > 0:
+        return "reproduced"
+    if p_adjusted < LEVEL or p_equivalent < LEVEL:
+        return "not reproduced"
+    return "undecided"
+
+
+def arms_of(frame: pd.DataFrame, family: str) -> list[str]:
+    """Arms of a family: all with a prefix that ends in ``-`` (``pursuhint-``, ``random-``), or the one arm of that name."""
+    arms = list(dict.fromkeys(frame["arm"]))
+    return [arm for arm in arms if (arm.startswith(family) if family.endswith("-") else arm == family)]
+
+
+def differences(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Accuracy of every arm minus the reference's in the same (pair, method, seed).
+
+    **Arguments:** ``reference`` an arm, or a family such as ``random-``, whose mean is taken.
+
+    **Returns:** the rows of the other arms with a column ``difference`` in points; missing where the reference is.
+    """
+    members = arms_of(frame, reference)
+    base = frame[frame["arm"].isin(members)].groupby(CELL)["accuracy"].mean().rename("reference")
+    others = frame[~frame["arm"].isin(members)].join(base, on=CELL)
+    return others.assign(difference=others["accuracy"] - others["reference"]).drop(columns="reference")
+
+
+def effects(diffs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Paired effect per group, with Holm's adjustment over all groups.
+
+    **Returns:** one row per group: ``by``, mean, low, high, n, p, p_holm.
+    """
+    rows = []
+    for key, group in diffs.groupby(list(by), sort=False):
+        per_seed = group.groupby("seed")["difference"].mean()
+        rows.append(dict(zip(by, key, strict=True)) | asdict(paired_effect(per_seed)))
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"])) if rows else table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the form 'accuracy of these arms is higher than of the reference'."""
+
+    text: str
+    arms: str
+    reference: str
+
+
+# The first two must hold before the other three mean anything; the third is the paper's, the last two are its controls.
+CLAIMS = (
+    Claim("Hints at PURSUhInT's points beat the student alone", PURSUHINT, "alone"),
+    Claim("The hint loss helps: PURSUhInT's points beat no hints, with the same CE and KD", PURSUHINT, "none"),
+    Claim("PURSUhInT's points beat the usual stage ends", PURSUHINT, "stage-ends"),
+    Claim("PURSUhInT's points beat random points", PURSUHINT, RANDOM),
+    Claim("The similarity metric adds something: PURSUhInT's points beat the middles of equal segments", PURSUHINT, "segment-middles"),
+)
+
+
+def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """A verdict on every claim whose arms are in the frame, pooled over pairs, methods and the arms of a family.
+
+    **Arguments:** ``margin`` in points: a difference that is too small to matter.
+
+    **Returns:** one row per claim: claim, mean, low, high, n (seeds), cells, failed, p, p_holm, p_equivalent, verdict.
+    """
+    rows = []
+    for claim in CLAIMS:
+        if not arms_of(frame, claim.arms) or not arms_of(frame, claim.reference):
+            continue
+        involved = frame[frame["arm"].isin(arms_of(frame, claim.arms) + arms_of(frame, claim.reference))]
+        diffs = differences(involved, claim.reference)
+        per_seed = diffs.groupby("seed")["difference"].mean()
+        counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(diffs["difference"].isna().sum())}
+        row = {"claim": claim.text} | asdict(paired_effect(per_seed)) | counts
+        rows.append(row | {"p_equivalent": equivalence_p(per_seed, margin)})
+    table = pd.DataFrame(rows)
+    if not rows:
+        return table
+    table["p_holm"] = holm(table["p"])
+    verdicts = [
+        verdict(Effect(row["mean"], row["low"], row["high"], row["n"], row["p"]), row["p_holm"], row["p_equivalent"])
+        for _, row in table.iterrows()
+    ]
+    return table.assign(verdict=verdicts)
+
+
+def mean_with_interval(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy per group over seeds with Student's 95 % interval: ``by``, mean, low, high, n."""
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False):
+        effect = paired_effect(group["accuracy"])
+        rows.append(dict(zip(by, key, strict=True)) | {"mean": effect.mean, "low": effect.low, "high": effect.high, "n": effect.n})
+    return pd.DataFrame(rows)
+
+
+def text_table(means: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
+    """Means as text, ``93.12 ± 0.40``: one row per value of ``rows``, one column per value of ``columns``.
+
+    **Arguments:** ``means`` as ``mean_with_interval`` or ``effects`` return it.
+    """
+    halves = (means["high"] - means["low"]) / 2
+    text = [f"{mean:.2f} ± {half:.2f}" if np.isfinite(half) else f"{mean:.2f}" for mean, half in zip(means["mean"], halves, strict=True)]
+    table = means.assign(text=text).pivot(index=rows, columns=columns, values="text")
+    table = table.loc[list(dict.fromkeys(means[rows])), list(dict.fromkeys(means[columns]))].fillna("–")
+    return table.reset_index().rename_axis(columns=None)
+
+
+def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where each other arm stands in the distribution of the random arms, by mean accuracy per (pair, method).
+
+    **Returns:** pair, method, arm, mean, random_mean, random_low, random_high (range of the random arms' means),
+    better_than (share of the random arms that are beaten).
+    """
+    means = frame.groupby(["pair", "method", "arm"], sort=False)["accuracy"].mean()
+    rows = []
+    for (pair, method), cell in means.groupby(level=[0, 1], sort=False):
+        cell = cell.droplevel([0, 1])
+        null = cell[[arm for arm in cell.index if arm.startswith(RANDOM)]]
+        if null.empty:
+            continue
+        shared = {"pair": pair, "method": method, "random_mean": null.mean(), "random_low": null.min(), "random_high": null.max()}
+        rows += [{**shared, "arm": arm, "mean": cell[arm], "better_than": float((null < cell[arm]).mean())} for arm in cell.index.drop(null.index)]
+    return pd.DataFrame(rows)

@@ -1,0 +1,151 @@
+"""Command line behind run_all.sh: ``python -m pursuhint_lib.study run|finish|slot``."""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from .. import data
+from ..paths import ROOT, StudyPaths
+from ..settings import Profile, SettingsError
+from .check import NOTE, OK, WRONG, check
+from .engine import duration, execute, failed_steps, owned, run_in_slot
+from .estimate import Estimate, estimate, free_bytes
+from .plan import Step, make_plan, write_plan
+from .profile import load_profile, profile_path
+from .publish import finish_step
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; a setting that cannot be used ends with one line and exit status 2."""
+    if arguments[:1] == ["finish"]:
+        finish_step(*arguments[1:])
+        return 0
+    if arguments[:2] == ["slot", "--"]:
+        return run_in_slot(arguments[2:], torch.cuda.device_count())
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except (SettingsError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Run the study of one profile, or say what that would take.")
+    parser.add_argument("profile", nargs="?", default="quick", help="a name in config/ or a YAML file of your own (default: quick)")
+    parser.add_argument("--plan", action="store_true", help="print the steps, which are done, and the time and disk that the rest will take")
+    parser.add_argument("--check", action="store_true", help="look at data, teachers, device and disk; train nothing")
+    parser.add_argument("--force", action="store_true", help="do everything again; the records that exist are set aside, not deleted")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+    parser.add_argument("engine", nargs="*", metavar="-- engine options", help="passed to snakemake unchanged")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.cores < 1:
+        raise SettingsError(f"--cores {options.cores} is not possible; give 1 to {os.cpu_count()}")
+    profile = load_profile(options.profile)
+    if options.check:
+        return _print_check(profile)
+    if options.force and not options.plan:
+        _set_aside(profile.name)
+    # Notebooks run in their own folder, so a file is named by its full path.
+    source = str(profile_path(options.profile).resolve()) if options.profile.endswith((".yaml", ".yml")) else options.profile
+    steps = make_plan(profile, source)
+    gpus = torch.cuda.device_count()
+    expected = estimate(profile, steps, gpus or options.cores)
+    _print_plan(profile, steps, expected, options.cores, whole=options.plan)
+    if options.plan:
+        return 0
+    wrong = [finding for finding in check(profile) if finding.state == WRONG and finding.what != "data"]
+    if wrong:
+        raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
+    begun = time.monotonic()
+    if not all(step.done for step in steps):
+        if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
+            # Decoded, or downloaded, once and before any job: a missing data set is found here.
+            data.load_splits(profile.data, torch.device("cpu"))
+        status = execute(profile.name, write_plan(profile, steps, gpus), steps, expected, options.cores, gpus, options.engine)
+        if status:
+            return _print_failure(profile.name, steps, status)
+    _print_results(profile, make_plan(profile, source), time.monotonic() - begun)
+    return 0
+
+
+def _print_check(profile: Profile) -> int:
+    marks = {OK: "✓", NOTE: "!", WRONG: "✗"}
+    findings = check(profile)
+    for finding in findings:
+        print(f" {marks[finding.state]} {finding.what}: {finding.detail}")
+    wrong = sum(finding.state == WRONG for finding in findings)
+    print(f"{profile.name} can run." if not wrong else f"{profile.name} cannot run: {wrong} thing(s) to mend.")
+    return 2 if wrong else 0
+
+
+def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: int, whole: bool) -> None:
+    print(f"Profile {profile.name}: {profile.title}")
+    for step in steps if whole else []:
+        found, wanted = step.runs
+        runs = f"  {found} of {'?' if wanted is None else wanted} runs on record" if wanted != 0 else ""
+        state = "done" if step.done else f"about {duration(expected.steps[step.name])}"
+        print(f"  {step.name:62s} {state:14s}{runs}")
+    left = sum(not step.done for step in steps)
+    trainings = sum(step.runs[1] - step.runs[0] for step in steps if step.runs[1] is not None)
+    unknown = any(step.runs[1] is None for step in steps)
+    if not left:
+        print(f"Nothing to do: all {len(steps)} steps are done and every run is on record; nothing is trained.")
+        return
+    what = "trainings are still to be counted" if unknown else f"{trainings} trainings to do" if trainings else "every run is on record, nothing is trained"
+    size = f"{expected.bytes / 2**20:.0f} MiB of disk ({free_bytes() / 2**30:.0f} GiB free)"
+    print(f"{len(steps) - left} of {len(steps)} steps are done; {what}; about {duration(expected.seconds)} on {cores} cores, {size}.", flush=True)
+
+
+def _set_aside(profile: str) -> None:
+    """Move records, hints and stamps out of the way, so that everything is done again."""
+    paths = StudyPaths(profile)
+    aside = paths.work / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
+    with owned(profile):
+        moved = [folder for folder in (paths.records, paths.hints, paths.work / "steps", paths.work / "weights", paths.work / "checkpoints") if folder.exists()]
+        for folder in moved:
+            aside.mkdir(parents=True, exist_ok=True)
+            shutil.move(folder, aside / folder.name)
+    if moved:
+        print(f"Set aside what was there: {_short(aside)}")
+
+
+def _print_failure(profile: str, steps: list[Step], status: int) -> int:
+    paths = StudyPaths(profile)
+    for name, reason in failed_steps(profile, steps) if status != 130 else []:
+        print(f"error: step {name} failed: {reason}\n       whole log: {_short(paths.step_log(name))}", file=sys.stderr)
+    print(f"Not finished; what is done is kept, and the same command goes on from there. Engine's log: {_short(paths.engine_log)}", file=sys.stderr)
+    return status
+
+
+def _print_results(profile: Profile, steps: list[Step], seconds: float) -> None:
+    paths = StudyPaths(profile.name)
+    print(f"\nAll {len(steps)} steps are done ({duration(seconds)}).")
+    for title, folder, ending in (("Figures", paths.figures, ".svg"), ("Tables", paths.tables, ".csv"), ("Notebooks", paths.notebooks, ".ipynb")):
+        files = sorted(folder.glob(f"*{ending}"))
+        print(f"\n{title} ({len(files)}):")
+        for file in files:
+            print(f"  {_short(file)}")
+    claims = paths.tables / "05_results-claims.csv"
+    if claims.is_file():
+        print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
+        for row in pd.read_csv(claims).itertuples():
+            print(f"  {row.verdict:15s} {row.claim}: {row.mean:+.2f} points [{row.low:+.2f}, {row.high:+.2f}], {row.n} seeds")
+
+
+def _short(path) -> str:
+    """A path as seen from the checkout, where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Is everything there that a profile needs? Looks at data, teachers, device, disk and folders; trains nothing."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from .. import records
+from ..data import DataError
+from ..data import DATASETS
+from ..models import load_checkpoint
+from ..paths import ROOT, StudyPaths, results_root, work_root
+from ..settings import Profile, SettingsError
+from ..training import seeded_model
+from .estimate import free_bytes
+from .profile import network_points
+
+OK, NOTE, WRONG = "ok", "note", "wrong"
+# What a study of small images needs at the least, for checkpoints and figures.
+NEEDED_BYTES = 500 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what, how it stands (``ok``, ``note``, ``wrong``), and the detail."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def check(profile: Profile) -> list[Finding]:
+    """All findings; the study can start when none is ``wrong``."""
+    pairs = "; ".join(f"{pair.teacher} → {pair.student} ({pair.k} points)" for pair in profile.pairs)
+    grid = f"{len(profile.methods)} methods, {len(profile.arms)} arms, {len(profile.seeds)} seeds"
+    return [
+        Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"),
+        _device(),
+        _data(profile),
+        *[_teacher(profile, teacher) for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs)],
+        *[_folder(name, folder) for name, folder in (("results", results_root()), ("work", work_root()))],
+        _disk(),
+    ]
+
+
+def _device() -> Finding:
+    memory = psutil.virtual_memory().available / 2**30
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return Finding("device", OK, f"{torch.cuda.device_count()} GPU: {names}")
+    return Finding("device", OK, f"CPU, {os.cpu_count()} cores, {memory:.0f} GiB free memory; no GPU")
+
+
+def _data(profile: Profile) -> Finding:
+    try:
+        return Finding("data", OK, f"{profile.data.dataset}: {DATASETS[profile.data.dataset].locate(profile.data)}")
+    except DataError as error:
+        return Finding("data", NOTE if "download" in str(error) else WRONG, str(error))
+
+
+def _teacher(profile: Profile, network: str) -> Finding:
+    settings = profile.teacher_settings(network)
+    what = f"teacher {network}"
+    blocks = f"{len(network_points(network, profile.data).candidates)} sub-blocks"
+    try:
+        if settings.checkpoint:
+            load_checkpoint(seeded_model(network, profile.data, 0), ROOT / settings.checkpoint)
+        record = records.load(profile.name, settings)
+    except SettingsError as error:
+        return Finding(what, WRONG, str(error))
+    weights = StudyPaths(profile.name).weights(records.record_name(settings)).is_file()
+    if record is None:
+        return Finding(what, OK, f"{blocks}; " + (f"from {settings.checkpoint}" if settings.checkpoint else "will be trained"))
+    accuracy = f"{record.metrics.get('accuracy', float('nan')):.2f} %"
+    return Finding(what, OK, f"{blocks}; {accuracy} on record, weights {'here' if weights else 'not here (trained again if a student needs them)'}")
+
+
+def _folder(name: str, folder: Path) -> Finding:
+    """Whether a file can be made there, found out by making one."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        variable = f"PURSUHINT_{name.upper()}"
+        return Finding(f"folder {name}", WRONG, f"cannot write to {folder} ({error.strerror}); make it writable or set {variable} to a folder that is")
+    return Finding(f"folder {name}", OK, str(folder))
+
+
+def _disk() -> Finding:
+    free = free_bytes()
+    state = OK if free > NEEDED_BYTES else WRONG
+    return Finding("disk", state, f"{free / 2**30:.1f} GiB free" + ("" if state == OK else f"; at least {NEEDED_BYTES >> 20} MiB are needed"))

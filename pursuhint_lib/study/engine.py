@@ -1,0 +1,177 @@
+"""Running a plan: snakemake as the engine, one owner per profile, and a running account of how far it is."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from ..paths import SNAKEFILE, StudyPaths, gpu_lock
+from ..records import write_json
+from ..settings import SettingsError
+from .estimate import Estimate
+from .plan import Step
+
+# Every process of a run carries the run's id in its environment, so that orphans of a killed run can be found.
+MARK = "PURSUHINT_RUN"
+# Seconds between two looks at the steps, and between two lines about one step.
+POLL = 0.5
+REPORT = 10.0
+
+
+@contextlib.contextmanager
+def owned(profile: str) -> Iterator[str]:
+    """Hold a profile for this process: one run at a time. What a killed run left behind is ended first.
+
+    **Raises:** ``SettingsError`` if a living process holds it.
+    """
+    lock = StudyPaths(profile).run_lock
+    if lock.is_file():
+        with contextlib.suppress(json.JSONDecodeError):
+            owner = json.loads(lock.read_text())
+            if _alive(owner):
+                raise SettingsError(f"profile {profile} is already being run by process {owner['pid']}; wait for it or end it")
+            end_orphans(owner["run"])
+    run = uuid.uuid4().hex
+    write_json(lock, {"pid": os.getpid(), "started": psutil.Process().create_time(), "run": run})
+    try:
+        yield run
+    finally:
+        end_orphans(run)
+        lock.unlink(missing_ok=True)
+
+
+def _alive(owner: dict) -> bool:
+    try:
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_orphans(run: str) -> None:
+    """End every process of a run but this one: politely, then for good."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARK) == run:
+                found.append(process)
+                process.terminate()
+    _, alive = psutil.wait_procs(found, timeout=5)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate, cores: int, gpus: int, options: Sequence[str]) -> int:
+    """Run the open steps of a plan and tell how it goes.
+
+    **Arguments:** ``options`` are passed to snakemake unchanged; with an executor of their own they replace the local cores.
+
+    **Returns:** snakemake's exit status.
+    """
+    paths = StudyPaths(profile)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(paths.work), "--config", f"plan={plan}"]
+    # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
+    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
+    if not any(option.startswith("--executor") for option in options):
+        command += ["--cores", str(cores), "--resources", f"gpu={gpus}"]
+    with owned(profile) as run, paths.engine_log.open("w") as log:
+        engine = subprocess.Popen([*command, *options], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: run}, start_new_session=True)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            _follow(engine, paths, steps, expected)
+        except KeyboardInterrupt:
+            print("\nStopping; finished runs are kept, and the same command goes on from here.", flush=True)
+            return 130
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    return engine.returncode
+
+
+def _interrupt(_number, _frame) -> None:
+    raise KeyboardInterrupt
+
+
+def _follow(engine: subprocess.Popen, paths: StudyPaths, steps: Sequence[Step], expected: Estimate) -> None:
+    """Print a line when a step ends, and now and then what the running ones do, until the engine ends."""
+    waiting = {step.name: step for step in steps if not step.done}
+    begun = reported = time.monotonic()
+    for step in waiting.values():
+        paths.progress(step.name).unlink(missing_ok=True)
+    while True:
+        over = engine.poll() is not None
+        for name, step in list(waiting.items()):
+            if Path(step.stamp).is_file():
+                del waiting[name]
+                seconds = json.loads(Path(step.stamp).read_text())["seconds"]
+                print(f"[{len(steps) - len(waiting):2d}/{len(steps)}] {name}: done in {seconds:.0f} s{_left(waiting, expected, begun)}", flush=True)
+                reported = time.monotonic()
+        if over:
+            return
+        if time.monotonic() - reported > REPORT:
+            for line in _running(paths, waiting):
+                print(f"        … {line}{_left(waiting, expected, begun)}", flush=True)
+            reported = time.monotonic()
+        time.sleep(POLL)
+
+
+def _left(waiting: dict[str, Step], expected: Estimate, begun: float) -> str:
+    """Time left, from the estimate corrected by how fast the finished steps went."""
+    total, rest = sum(expected.steps.values()), sum(expected.steps[name] for name in waiting)
+    share = 1 - rest / total
+    if not waiting or share <= 0:
+        return "" if not waiting else f"; about {duration(expected.seconds)} in all"
+    return f"; about {duration((time.monotonic() - begun) * rest / (total - rest))} left"
+
+
+def _running(paths: StudyPaths, waiting: dict[str, Step]) -> Iterator[str]:
+    for name in waiting:
+        file = paths.progress(name)
+        if file.is_file():
+            with contextlib.suppress(json.JSONDecodeError):
+                state = json.loads(file.read_text())
+                yield f"{state['label']}: {state['unit']} {state['done']} of {state['total']} {state['figures']}".rstrip()
+
+
+def failed_steps(profile: str, steps: Sequence[Step]) -> list[tuple[str, str]]:
+    """(step, reason) of steps that began and did not end: the last line of an error in their log."""
+    found = []
+    for step in steps:
+        log = StudyPaths(profile).step_log(step.name)
+        if not Path(step.stamp).is_file() and log.is_file():
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            found.append((step.name, lines[-1].strip() if lines else "no output"))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def run_in_slot(command: Sequence[str], gpus: int) -> int:
+    """Run a command with a GPU for itself: wait for a free one and hide the others.
+
+    **Returns:** the command's exit status.
+    """
+    while True:
+        for index in range(gpus):
+            path = gpu_lock(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                return subprocess.call(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
+        time.sleep(1)

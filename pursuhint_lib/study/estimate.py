@@ -1,0 +1,127 @@
+"""How long the rest of a profile will take on this machine, from a few seconds of measuring."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..data import describe, example_input, image_counts
+from ..models import parameter_count
+from ..paths import results_root, work_root
+from ..settings import Data, Profile
+from ..training import seeded_model
+from .plan import Step
+
+# A kernel's start and the imports of a notebook, in seconds on one core (measured).
+NOTEBOOK_SECONDS = 7.0
+# Loss and bookkeeping of a hint method beside the student's own step, relative to it (measured: 1.2 to 1.9).
+HINT_FACTOR = 1.5
+# Pixels of a measured batch: 64 images of 32×32.
+PIXELS = 64 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per image of one network on this machine: ``train`` for a step, ``infer`` for a forward pass."""
+
+    train: float
+    infer: float
+    parameters: int
+
+
+def measure(network: str, data: Data) -> Speed:
+    """Time one network on random images, on one CPU core or on the GPU, for about a second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    entry = describe(data)
+    batch = max(2, min(64, PIXELS // entry.image_size**2))
+    images = example_input(data).expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    model = seeded_model(network, data, 0).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images)
+
+    return Speed(_seconds(step, device) / batch, _seconds(forward, device) / batch, parameter_count(model))
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call: the fastest of up to five after a warm-up, within half a second."""
+    best, begun = float("inf"), time.perf_counter()
+    work()
+    while time.perf_counter() - begun < 0.5 or best == float("inf"):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of each step that is not done, seconds of all of them on ``cores`` at once, and bytes on disk."""
+
+    steps: dict[str, float]
+    seconds: float
+    bytes: int
+
+
+def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
+    """Estimate the steps that are not done yet."""
+    open_steps = [step for step in steps if not step.done]
+    networks = {network for pair in profile.pairs for network in (pair.teacher, pair.student)} if any(s.trains for s in open_steps) else set()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    speeds = {network: measure(network, profile.data) for network in sorted(networks)}
+    torch.set_num_threads(threads)
+    seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds) for step in open_steps}
+    parallel = sum(value for name, value in seconds.items() if name.startswith("03"))
+    lanes = max(1, min(cores, sum(name.startswith("03") for name in seconds)))
+    serial = sum(seconds.values()) - parallel
+    missing = sum(_missing(profile, step) for step in open_steps)
+    largest = max((speed.parameters for speed in speeds.values()), default=0)
+    # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
+    size = missing * (largest * 4 + 5_000) + 2 * lanes * len(profile.arms) * largest * 8
+    return Estimate(seconds, serial + parallel / lanes, size)
+
+
+def _missing(profile: Profile, step: Step) -> int:
+    found, wanted = step.runs
+    return (len(profile.arms) * len(profile.seeds) if wanted is None else wanted) - found
+
+
+def _training_seconds(profile: Profile, step: Step, speeds: dict[str, Speed]) -> float:
+    train, test = image_counts(profile.data)
+    missing = _missing(profile, step)
+    if step.notebook == "01_teacher_and_layers" and missing:
+        speed, schedule = speeds[step.parameters["teacher"]], profile.teacher
+        evaluations = schedule.epochs / schedule.evaluate_every
+        return schedule.epochs * train * speed.train + (evaluations * test + min(train, profile.profile_images)) * speed.infer
+    if step.notebook != "03_distillation" or not missing:
+        return 0.0
+    pair, schedule = profile.pair(step.parameters["pair"]), profile.student
+    student, teacher = speeds[pair.student], speeds[pair.teacher]
+    factor = 1.0 if step.parameters["method"] in ("ce", "kd") else HINT_FACTOR
+    own = schedule.epochs * train * student.train * factor + schedule.epochs / schedule.evaluate_every * test * student.infer
+    shared = 0.0 if step.parameters["method"] == "ce" else schedule.epochs * train * teacher.infer
+    arms = max(1, (step.runs[1] or missing) // len(profile.seeds))
+    return missing * own + missing / arms * shared
+
+
+def free_bytes() -> int:
+    """Free space where checkpoints and results go (the smaller of the two)."""
+    return min(shutil.disk_usage(_existing(root)).free for root in (work_root(), results_root()))
+
+
+def _existing(path):
+    """The nearest folder that exists."""
+    return path if path.exists() else _existing(path.parent)

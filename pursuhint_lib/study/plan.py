@@ -1,0 +1,142 @@
+"""The steps of a profile: each is one execution of one notebook, with what it needs and whether it is done."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import papermill
+
+from .. import records
+from ..paths import NOTEBOOKS, StudyPaths
+from ..records import write_json
+from ..settings import Pair, Profile, SettingsError, choose, resolved
+from .hints import stored_similarity
+from .publish import step_name
+from .runs import has_arms, runs_of
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of one notebook.
+
+    **Arguments:**
+
+    - ``name``: unique; also the name of the executed copy. ``notebook``: stem of the file in notebooks/.
+    - ``parameters``: for papermill. ``needs``: names of the steps before it.
+    - ``key``: hash of notebook, parameters and settings; a step is done when a stamp with its key exists.
+    - ``trains``: whether it may train. ``stamp``: the stamp file.
+    - ``runs``: records that exist, and records that there will be; unknown (``None``) before the hint points are.
+    """
+
+    name: str
+    notebook: str
+    parameters: dict
+    key: str
+    stamp: str
+    needs: tuple[str, ...] = ()
+    trains: bool = False
+    runs: tuple[int, int | None] = (0, 0)
+    done: bool = field(default=False)
+
+
+def make_plan(profile: Profile, source: str) -> list[Step]:
+    """All steps in order, with their present state. Stamps whose outputs or records are gone are removed.
+
+    **Arguments:** ``source`` what the notebooks get as their parameter ``profile``: a name or a YAML file.
+    """
+    draft = _Draft(profile, source)
+    draft.add("00_start_here")
+    for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
+        draft.add("01_teacher_and_layers", teacher=teacher)
+    for teacher, k in dict.fromkeys((pair.teacher, pair.k) for pair in profile.pairs):
+        draft.add("02_hint_points", step_name("01_teacher_and_layers", teacher), teacher=teacher, k=k)
+    for pair in profile.pairs:
+        for method in profile.methods:
+            # The plain runs come first: they are the arm "none" of every method with hints.
+            plain = [step_name("03_distillation", pair.name, m) for m in profile.methods if not has_arms(m)] if has_arms(method) else []
+            points = step_name("02_hint_points", pair.teacher, pair.k)
+            draft.add("03_distillation", points, *plain, pair=pair.name, method=method)
+    draft.add("05_results", *(step.name for step in draft.steps if step.notebook == "03_distillation"))
+    if profile.example_pair:
+        draft.add("06_your_own_pair", step_name("05_results"))
+    return draft.steps
+
+
+class _Draft:
+    """Collects steps and works out their state."""
+
+    def __init__(self, profile: Profile, source: str):
+        self.profile, self.source, self.paths = profile, source, StudyPaths(profile.name)
+        self.steps: list[Step] = []
+
+    def add(self, notebook: str, *needs: str, **parameters) -> None:
+        name = step_name(notebook, *parameters.values())
+        file = NOTEBOOKS / f"{notebook}.ipynb"
+        given = {"profile": self.source, **parameters}
+        check_parameters(file, given)
+        settings = resolved(self.profile)
+        if notebook < "05" and notebook != "00_start_here":
+            # A new pair or method must not set off the notebooks of the others.
+            settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
+        if "pair" in parameters:
+            settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
+        text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
+        key = hashlib.sha256(text).hexdigest()[:12]
+        stamp = self.paths.stamp(name, key)
+        runs = self._runs(notebook, parameters)
+        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "03", "06"), runs, self._done(stamp, runs))
+        self.steps.append(step)
+
+    def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
+        if notebook == "01_teacher_and_layers":
+            found = records.load(self.profile.name, self.profile.teacher_settings(parameters["teacher"]))
+            return int(found is not None and stored_similarity(self.profile, parameters["teacher"]) is not None), 1
+        if notebook != "03_distillation":
+            return 0, 0
+        pair: Pair = self.profile.pair(parameters["pair"])
+        runs = runs_of(self.profile, pair, parameters["method"])
+        if runs is None:
+            return 0, None
+        wanted = {records.record_name(run): run for run in runs.values()}
+        return sum(records.load(self.profile.name, run) is not None for run in wanted.values()), len(wanted)
+
+    def _done(self, stamp: Path, runs: tuple[int, int | None]) -> bool:
+        """Whether the stamp stands and all that it promises is there; a stamp that promises too much is removed."""
+        if not stamp.is_file():
+            return False
+        outputs = json.loads(stamp.read_text())["outputs"]
+        if runs[0] == runs[1] and all(Path(path).is_file() for path in outputs):
+            return True
+        stamp.unlink()
+        return False
+
+
+def check_parameters(notebook: Path, given: dict) -> None:
+    """Refuse parameters that a notebook does not declare; papermill itself would only warn.
+
+    **Raises:** ``SettingsError`` naming the parameter and those that exist.
+    """
+    declared = papermill.inspect_notebook(str(notebook))
+    if not declared:
+        raise SettingsError(f"{notebook.name} has no cell tagged 'parameters'")
+    for name in given:
+        choose(f"parameter of {notebook.name}", name, declared)
+
+
+def write_plan(profile: Profile, steps: list[Step], gpus: int) -> Path:
+    """Write the plan for the workflow engine and return its file."""
+    paths = StudyPaths(profile.name)
+    content = {"profile": profile.name, "gpus": gpus, "steps": []}
+    for step in steps:
+        files = {
+            "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),
+            "draft": str(paths.draft(step.name)),
+            "log": str(paths.step_log(step.name)),
+            "progress": str(paths.progress(step.name)),
+        }
+        for file in files.values():
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        content["steps"].append(asdict(step) | files)
+    write_json(paths.plan, content)
+    return paths.plan

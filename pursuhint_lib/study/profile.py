@@ -1,0 +1,111 @@
+"""Reading a profile and checking it against what exists: networks, methods, arms, metrics, data sets."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from ..data import describe, example_input
+from ..distillers import DISTILLERS
+from ..models import build_model
+from ..paths import CONFIG
+from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
+from ..similarity import METRICS
+from ..taps import candidate_points, point_shapes, stage_ends
+from .arms import check_arm
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where a network can give or take hints.
+
+    **Arguments:** ``candidates`` sub-block names in forward order; ``ends`` those that end a stage;
+    ``shapes`` [C, H, W] of each candidate.
+    """
+
+    candidates: tuple[str, ...]
+    ends: tuple[str, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+
+    def indices(self, names) -> tuple[int, ...]:
+        """0-based sub-block indices of module names."""
+        return tuple(self.candidates.index(name) for name in names)
+
+
+@cache
+def network_points(network: str, data: Data) -> Points:
+    """Sub-blocks of a network on images of the data set's shape (one dry forward pass)."""
+    entry, example = describe(data), example_input(data)
+    model = build_model(network, entry.classes, entry.channels)
+    candidates = candidate_points(model, example)
+    shapes = tuple(tuple(shape) for shape in point_shapes(model, example, candidates))
+    return Points(candidates, stage_ends(model, example), shapes)
+
+
+@cache
+def _module_names(network: str, data: Data) -> tuple[str, ...]:
+    entry = describe(data)
+    return tuple(name for name, _ in build_model(network, entry.classes, entry.channels).named_modules() if name)
+
+
+def profile_path(profile: str) -> Path:
+    """File of a profile: a name in config/, or the path of a YAML file."""
+    if profile.endswith((".yaml", ".yml")):
+        if not Path(profile).is_file():
+            raise SettingsError(f"no profile file {profile}")
+        return Path(profile)
+    names = sorted(path.stem for path in CONFIG.glob("*.yaml"))
+    choose("profile", profile, [*names, "<file>.yaml"])
+    return CONFIG / f"{profile}.yaml"
+
+
+def load_profile(profile: str) -> Profile:
+    """Read and check a profile.
+
+    **Arguments:** ``profile`` a name in config/ or the path of a YAML file.
+
+    **Raises:** ``SettingsError`` naming the first thing that is wrong and the valid choices.
+    """
+    return checked(read_profile(profile_path(profile)))
+
+
+def checked(profile: Profile) -> Profile:
+    """Check names and pairs of a profile, and fill in each pair's student points and number of hint points."""
+    describe(profile.data)
+    for metric in profile.metrics:
+        choose("metric", metric, METRICS)
+    for method in (*profile.methods, *profile.weights.hint):
+        choose("method", method, DISTILLERS)
+    for arm in profile.arms:
+        check_arm(arm, profile.metrics)
+    pairs = tuple(resolve_pair(pair, profile) for pair in profile.pairs)
+    example = resolve_pair(profile.example_pair, profile) if profile.example_pair else None
+    for network in profile.checkpoints:
+        choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
+    return replace(profile, pairs=pairs, example_pair=example)
+
+
+def resolve_pair(pair: Pair, profile: Profile) -> Pair:
+    """The pair with its student points and k written out.
+
+    **Raises:** ``SettingsError`` when the numbers of teacher and student points differ, when k exceeds the teacher's
+    sub-blocks, or when a student point does not exist.
+    """
+    teacher, student = (network_points(network, profile.data) for network in (pair.teacher, pair.student))
+    points = pair.student_points or student.ends
+    for point in points:
+        choose(f"sub-block of {pair.student}", point, _module_names(pair.student, profile.data))
+    k = pair.k or len(points)
+    where = f"pair {pair.teacher} → {pair.student}"
+    if k > len(teacher.candidates):
+        raise SettingsError(f"{where}: k is {k}, but {pair.teacher} has {len(teacher.candidates)} sub-blocks; give a k of at most that")
+    if k != len(points):
+        raise SettingsError(
+            f"{where}: {k} hint points for {len(points)} student points ({', '.join(points)}); "
+            f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
+        )
+    if "stage-ends" in profile.arms and k != len(teacher.ends):
+        raise SettingsError(
+            f"{where}: the arm stage-ends has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
+            f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
+        )
+    return replace(pair, student_points=points, k=k)

@@ -1,0 +1,108 @@
+"""Figures, tables and executed notebooks on their way into results/, in a form that diffs well."""
+
+import io
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+
+from ..paths import StudyPaths, file_name
+from ..records import write_json
+from ..settings import Profile, SettingsError
+
+INLINE_DPI = 100
+
+
+def step_name(notebook: str, *parts: str) -> str:
+    """Name of one execution of a notebook: its stem and what it was run for."""
+    return "-".join([notebook, *(file_name(str(part)) for part in parts)])
+
+
+class Page:
+    """Where one execution of a notebook publishes its figures and tables.
+
+    **Arguments:** ``profile``; ``notebook`` its stem; ``parts`` what this execution is about (teacher, pair, method …).
+    """
+
+    def __init__(self, profile: Profile, notebook: str, *parts: str):
+        self.profile, self.step, self.paths = profile, step_name(notebook, *parts), StudyPaths(profile.name)
+        self._log = self.paths.outputs_log(self.step)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._log.write_text("")
+
+    def figure(self, figure: Figure, name: str, caption: str) -> None:
+        """Save as PNG and SVG with the caption beside them, and show both. The profile's note stands on the figure."""
+        if self.profile.note:
+            figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
+        stem = self.paths.figures / f"{self.step}-{name}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        # No date and no version in the files: the same numbers give the same bytes.
+        self._write(_with_ending(stem, ".png"), _drawn(figure, "png", metadata={"Software": None}))
+        self._write(_with_ending(stem, ".svg"), _drawn(figure, "svg", metadata={"Date": None, "Creator": None}))
+        self._write(_with_ending(stem, ".md"), f"{caption}\n".encode())
+        display(Image(data=_drawn(figure, "png", dpi=INLINE_DPI, metadata={"Software": None})), Markdown(f"**Figure.** {caption}"))
+
+    def table(self, table: pd.DataFrame, name: str, caption: str, decimals: int = 2) -> None:
+        """Save as CSV (all digits), Markdown and LaTeX (rounded), and show the Markdown."""
+        stem = self.paths.tables / f"{self.step}-{name}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        markdown = table.to_markdown(index=False, floatfmt=f".{decimals}f")
+        latex = table.to_latex(index=False, float_format=f"%.{decimals}f", caption=caption, escape=True)
+        self._write(_with_ending(stem, ".csv"), table.to_csv(index=False, float_format="%.6g").encode())
+        self._write(_with_ending(stem, ".md"), f"{caption}\n\n{markdown}\n".encode())
+        self._write(_with_ending(stem, ".tex"), latex.encode())
+        display(Markdown(f"{markdown}\n\n**Table.** {caption}"))
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+        with self._log.open("a") as log:
+            log.write(f"{path}\n")
+
+
+def _with_ending(stem: Path, ending: str) -> Path:
+    """Append an ending; names such as resnet8x0.5 have a dot that is not one."""
+    return stem.with_name(stem.name + ending)
+
+
+def _drawn(figure: Figure, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.06, facecolor="white", **options)
+    return buffer.getvalue()
+
+
+def finish_step(profile: str, step: str, key: str) -> None:
+    """Take an executed notebook over into results/ and stamp the step as done.
+
+    **Raises:** ``SettingsError`` when something that the notebook published is not there.
+    """
+    paths = StudyPaths(profile)
+    outputs = paths.outputs_log(step).read_text().split("\n")[:-1] if paths.outputs_log(step).is_file() else []
+    missing = [path for path in outputs if not Path(path).is_file()]
+    if missing:
+        raise SettingsError(f"step {step} ended without {missing[0]}")
+    notebook = paths.notebooks / f"{step}.ipynb"
+    notebook.parent.mkdir(parents=True, exist_ok=True)
+    executed = nbformat.read(paths.draft(step), as_version=4)
+    seconds = executed.metadata.get("papermill", {}).get("duration")
+    draft = notebook.with_suffix(".tmp")
+    draft.write_text(_quiet(executed), encoding="utf-8")
+    draft.replace(notebook)
+    write_json(paths.stamp(step, key), {"step": step, "seconds": seconds, "outputs": sorted({*outputs, str(notebook)})})
+
+
+def _quiet(notebook: nbformat.NotebookNode) -> str:
+    """The notebook without what changes from run to run: times, progress on stderr, paths of this machine."""
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
