@@ -1,7 +1,7 @@
 """PURSUhInT: which teacher layers should give the hints?
 
 The library behind the notebooks. Modules form layers and import downward only:
-``paths settings progress`` → ``similarity clustering losses statistics plots`` →
+``paths files settings progress`` → ``similarity clustering losses statistics plots`` →
 ``data models taps`` → ``profiling distillers records`` → ``training`` → ``study``.
 """
 

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from .files import replacing
 from .paths import array_cache, data_root
 from .settings import Data, SettingsError, choose
 
@@ -268,10 +269,8 @@ def _cached(name: str, root: Path, side: int, channels: int) -> dict[str, Tensor
         for split, entries in files.items():
             arrays[f"{split}_images"] = _decode([path for path, _ in entries], side, channels)
             arrays[f"{split}_labels"] = torch.tensor([label for _, label in entries], dtype=torch.int64)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = cache.with_suffix(".tmp")
-        save_file(arrays, draft, {"key": key, "sha256": _checksum(arrays)})
-        draft.replace(cache)
+        with replacing(cache) as draft:
+            save_file(arrays, draft, {"key": key, "sha256": _checksum(arrays)})
     return arrays
 
 

@@ -4,6 +4,7 @@ One style for all figures, and one colour per method and per kind of arm everywh
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import matplotlib
 import numpy as np
@@ -13,9 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .clustering import HintPoints
-
 WIDTH = 7.0  # inches: a page of text
+
+
+class Clusters(Protocol):
+    """What is drawn of a clustering: hint points and, for each sub-block, which of them it belongs to (0-based)."""
+
+    indices: Sequence[int]
+    labels: Sequence[int]
+
 
 _STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -29,7 +36,7 @@ _SAFE = sns.color_palette("colorblind").as_hex()
 _ARM_COLOURS = {
     "pursuhint-r2": _SAFE[0], "pursuhint-cka-linear": _SAFE[9], "pursuhint-cka-rbf": "#004c6d", "pursuhint-": _SAFE[0],
     "stage-ends": _SAFE[1], "segment-middles": _SAFE[2], "kmedoids": _SAFE[4], "random-": "#8c8c8c", "none": "#222222",
-    "alone": "#222222", "first": _SAFE[3], "last": _SAFE[6],
+    "alone": "#222222", "first": _SAFE[3], "last": _SAFE[5],
 }  # fmt: skip
 
 
@@ -57,12 +64,12 @@ def styled(function):
 
 
 @styled
-def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints]) -> Figure:
+def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, Clusters]) -> Figure:
     """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint points as dots.
 
     **Arguments:** metric → [L, L] similarity; metric → the hint points chosen on it.
     """
-    figure, axes = _figure(3.1, ncols=len(matrices), squeeze=False)
+    figure, axes = _figure(0.85 + 5.2 / len(matrices), ncols=len(matrices), squeeze=False)
     for column, (axis, (metric, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         layers = len(matrix)
         image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1, extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
@@ -76,7 +83,7 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
     return figure
 
 
-def _cluster_bands(axis: Axes, points: HintPoints) -> None:
+def _cluster_bands(axis: Axes, points: Clusters) -> None:
     """A coloured band left of the heatmap for each sub-block's cluster, and a frame for each run of one cluster."""
     layers = len(points.labels)
     for layer, label in enumerate(points.labels):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from .files import replacing
+
 
 class Progress:
     """Counts ``total`` units of one piece of work.
@@ -40,10 +42,8 @@ class Progress:
         if self._file is None:
             return
         state = {"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures, "time": time.time()}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._file.with_suffix(".tmp")
-        draft.write_text(json.dumps(state))
-        draft.replace(self._file)
+        with replacing(self._file) as draft:
+            draft.write_text(json.dumps(state))
 
     def __enter__(self):
         return self

@@ -1,7 +1,6 @@
 """One JSON file per run: settings, metrics, history and provenance. A run that exists is loaded, not repeated."""
 
 import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .files import write_json
 from .paths import ROOT, StudyPaths
 from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 
@@ -91,17 +91,8 @@ def read(path: Path) -> Record:
 
 
 def save(profile: str, record: Record) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record."""
     write_json(StudyPaths(profile).records / f"{record.name}.json", asdict(record))
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON with one line per top-level entry, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    draft.replace(path)
 
 
 @cache

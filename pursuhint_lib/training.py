@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import records
 from .data import Images, Splits, describe, example_input, load_splits
 from .distillers import DISTILLERS
+from .files import replacing
 from .losses import kd
 from .models import build_model, load_checkpoint, parameter_count, save_weights
 from .paths import ROOT, StudyPaths
@@ -200,10 +201,8 @@ def _save_state(lanes: Sequence[Lane], epochs_done: int, path: Path, accelerator
     for lane in lanes:
         entry = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
         state["lanes"][lane.name] = {**entry, "history": lane.history, "failed": lane.failed}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    torch.save(state, draft)
-    draft.replace(path)
+    with replacing(path) as draft:
+        torch.save(state, draft)
 
 
 def _resume(lanes: Sequence[Lane], path: Path, accelerator: Accelerator) -> int:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..files import replacing
 from ..settings import SettingsError, choose
 from .resnet import RESNETS
 from .vgg import VGGS
@@ -50,12 +51,10 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write the state dict as safetensors, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, draft, metadata)
-    draft.replace(path)
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors."""
+    with replacing(path) as draft:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, draft)
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Command line behind run_all.sh: ``python -m pursuhint_lib.study run|finish|slot``."""
+"""Command line behind run_all.sh: ``python -m pursuhint_lib.study [PROFILE] …``, and ``slot -- COMMAND`` to wait for a GPU."""
 
 import argparse
 import os
@@ -18,14 +18,10 @@ from .engine import duration, execute, failed_steps, owned, run_in_slot
 from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
-from .publish import finish_step
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; a setting that cannot be used ends with one line and exit status 2."""
-    if arguments[:1] == ["finish"]:
-        finish_step(*arguments[1:])
-        return 0
     if arguments[:2] == ["slot", "--"]:
         return run_in_slot(arguments[2:], torch.cuda.device_count())
     options = _parser().parse_args(arguments)

@@ -48,10 +48,12 @@ def _explain(points: HintPoints, similarity: np.ndarray, metric: str) -> str:
     sentences = []
     for label, index in enumerate(points.indices):
         members = np.flatnonzero(labels == label)
-        inside = similarity[np.ix_(members, members)].mean()
+        # Without the diagonal: a layer is always like itself.
+        inside = (similarity[np.ix_(members, members)].sum() - len(members)) / max(1, len(members) * (len(members) - 1))
         others = [similarity[np.ix_(members, np.flatnonzero(labels == other))].mean() for other in range(len(points.indices)) if other != label]
+        alike = f"mean {metric} inside {inside:.2f}" if len(members) > 1 else f"{metric} has it on its own"
         nearest = f", to the nearest other cluster {max(others):.2f}" if others else ""
-        sentences.append(f"Sub-block {index + 1} stands for {_ranges(members)}: mean {metric} inside {inside:.2f}{nearest}.")
+        sentences.append(f"Sub-block {index + 1} stands for {_ranges(members)}: {alike}{nearest}.")
     if not points.converged:
         sentences.append(f"The centres still moved after {points.iterations} rounds.")
     return " ".join(sentences)
@@ -70,7 +72,7 @@ def _ranges(members: Sequence[int]) -> str:
 
 def _random(layer_map: LayerMap, k: int, number: str) -> Choice:
     draw = int(number)
-    return Choice(random_points(layer_map.layers, k, draw)[draw - 1], f"Random draw {draw} of {k} of {layer_map.layers} sub-blocks.")
+    return Choice(random_points(layer_map.layers, k, draw)[draw - 1], f"Random set {draw}: {k} of the {layer_map.layers} sub-blocks.")
 
 
 # Name, or prefix ending in "-" → function (layer map, k, what follows the prefix) → Choice. A new arm is one entry.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from ..files import write_json
 from ..paths import SNAKEFILE, StudyPaths, gpu_lock
-from ..records import write_json
 from ..settings import SettingsError
 from .estimate import Estimate
 from .plan import Step

@@ -8,9 +8,10 @@ import numpy as np
 
 from .. import training
 from ..data import load_splits
+from ..files import write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers, similarity_matrices
-from ..records import provenance, write_json
+from ..records import provenance
 from ..settings import Profile, SettingsError, resolved
 from .arms import Choice, LayerMap, choose_points
 from .profile import network_points

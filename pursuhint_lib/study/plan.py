@@ -1,15 +1,14 @@
 """The steps of a profile: each is one execution of one notebook, with what it needs and whether it is done."""
 
+import ast
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import papermill
-
 from .. import records
+from ..files import write_json
 from ..paths import NOTEBOOKS, StudyPaths
-from ..records import write_json
 from ..settings import Pair, Profile, SettingsError, choose, resolved
 from .hints import stored_similarity
 from .publish import step_name
@@ -117,9 +116,11 @@ def check_parameters(notebook: Path, given: dict) -> None:
 
     **Raises:** ``SettingsError`` naming the parameter and those that exist.
     """
-    declared = papermill.inspect_notebook(str(notebook))
-    if not declared:
-        raise SettingsError(f"{notebook.name} has no cell tagged 'parameters'")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise SettingsError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs one")
+    declared = [node.target.id for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
     for name in given:
         choose(f"parameter of {notebook.name}", name, declared)
 

@@ -1,17 +1,14 @@
-"""Figures, tables and executed notebooks on their way into results/, in a form that diffs well."""
+"""Figures and tables of a notebook on their way into results/, in a form that diffs well."""
 
 import io
-import json
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from ..paths import StudyPaths, file_name
-from ..records import write_json
-from ..settings import Profile, SettingsError
+from ..settings import Profile
 
 INLINE_DPI = 100
 
@@ -73,36 +70,3 @@ def _drawn(figure: Figure, kind: str, **options) -> bytes:
     figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.06, facecolor="white", **options)
     return buffer.getvalue()
 
-
-def finish_step(profile: str, step: str, key: str) -> None:
-    """Take an executed notebook over into results/ and stamp the step as done.
-
-    **Raises:** ``SettingsError`` when something that the notebook published is not there.
-    """
-    paths = StudyPaths(profile)
-    outputs = paths.outputs_log(step).read_text().split("\n")[:-1] if paths.outputs_log(step).is_file() else []
-    missing = [path for path in outputs if not Path(path).is_file()]
-    if missing:
-        raise SettingsError(f"step {step} ended without {missing[0]}")
-    notebook = paths.notebooks / f"{step}.ipynb"
-    notebook.parent.mkdir(parents=True, exist_ok=True)
-    executed = nbformat.read(paths.draft(step), as_version=4)
-    seconds = executed.metadata.get("papermill", {}).get("duration")
-    draft = notebook.with_suffix(".tmp")
-    draft.write_text(_quiet(executed), encoding="utf-8")
-    draft.replace(notebook)
-    write_json(paths.stamp(step, key), {"step": step, "seconds": seconds, "outputs": sorted({*outputs, str(notebook)})})
-
-
-def _quiet(notebook: nbformat.NotebookNode) -> str:
-    """The notebook without what changes from run to run: times, progress on stderr, paths of this machine."""
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
-    for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number:02d}"
-    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

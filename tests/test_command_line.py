@@ -1,0 +1,159 @@
+"""run_all.sh's command line: clear refusals with exit status 2, and answers that train nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+import yaml
+
+from pursuhint_lib import training
+from pursuhint_lib.files import write_json
+from pursuhint_lib.paths import CONFIG, StudyPaths
+from pursuhint_lib.settings import SettingsError
+from pursuhint_lib.study import __main__ as command_line
+from pursuhint_lib.study import engine
+from pursuhint_lib.study.finish import quiet
+
+REFUSED = {
+    "unknown profile": (["qick"], "did you mean 'quick'"),
+    "no such file": (["mine.yaml"], "no profile file mine.yaml"),
+    "no cores": (["smoke", "--cores", "0"], "--cores 0 is not possible; give 1 to"),
+    "negative cores": (["smoke", "--cores", "-2"], "--cores -2 is not possible"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_training(monkeypatch):
+    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("something was trained"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_wrong_command_is_refused_in_one_line(arguments, message, capsys):
+    assert command_line.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize("arguments", [["smoke", "--plann"], ["smoke", "--cores", "many"]])
+def test_an_unknown_flag_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(arguments)
+    assert ended.value.code == 2
+    assert "run_all.sh" in capsys.readouterr().err
+
+
+def profile_file(tmp_path, **changes) -> str:
+    content = {**yaml.safe_load((CONFIG / "smoke.yaml").read_text()), "name": "mine", **changes}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+def test_plan_lists_every_step_with_time_and_disk(capsys):
+    assert command_line.main(["smoke", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("about") == 10
+    assert "0 of 9 steps are done" in out
+    assert "MiB of disk" in out
+
+
+def test_check_looks_and_trains_nothing(capsys):
+    assert command_line.main(["smoke", "--check"]) == 0
+    out = capsys.readouterr().out
+    for line in ("profile: smoke", "device: ", "data: digits: ships with scikit-learn", "teacher resnet14: 6 sub-blocks; will be trained", "disk: "):
+        assert line in out
+    assert "smoke can run." in out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: (root / "pets" / "train").mkdir(parents=True), "train has no class folders"),
+        (lambda root: (root / "pets" / "train" / "cat").mkdir(parents=True), "train has class folders but no images"),
+    ],
+    ids=["no classes", "no images"],
+)
+def test_an_unusable_folder_is_named_before_anything_runs(make, message, tmp_path, monkeypatch, capsys):
+    make(tmp_path / "data")
+    file = profile_file(tmp_path, data={"dataset": "imagefolder", "root": "pets", "image_size": 32})
+    assert command_line.main([file, "--check"]) == 2
+    assert message in "".join(capsys.readouterr())
+    monkeypatch.setattr(engine.subprocess, "Popen", lambda *a, **k: pytest.fail("the engine was started"))
+    assert command_line.main([file]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):
+    file = profile_file(tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}])
+    assert command_line.main([file, "--check"]) == 0
+    assert "! data: cifar10 is not in" in capsys.readouterr().out
+
+
+def test_check_names_a_checkpoint_of_another_network(tmp_path, capsys):
+    weights = tmp_path / "teacher.safetensors"
+    training.save_weights(training.build_model("resnet20", 10, 1), weights)
+    assert command_line.main([profile_file(tmp_path, checkpoints={"resnet14": str(weights)}), "--check"]) == 2
+    assert "✗ teacher resnet14: " in (out := capsys.readouterr().out)
+    assert "is a checkpoint of another network: layer1.2." in out
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "flat").write_text("a file where a folder should be")
+    monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path / "flat" / "results"))
+    assert command_line.main(["smoke"]) == 2
+    err = capsys.readouterr().err
+    assert "cannot write to" in err
+    assert "PURSUHINT_RESULTS" in err
+
+
+def test_one_profile_is_run_by_one_process_at_a_time():
+    with engine.owned("smoke"), pytest.raises(SettingsError, match=f"already being run by process {os.getpid()}"), engine.owned("smoke"):
+        pass
+    with engine.owned("smoke"):
+        pass
+
+
+def test_what_a_killed_run_left_behind_is_ended():
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, engine.MARK: "the-killed-run"})
+    lock = StudyPaths("smoke").run_lock
+    # The number of a process that is over and has been waited for.
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    write_json(lock, {"pid": ended.pid, "started": 0.0, "run": "the-killed-run"})
+    with engine.owned("smoke"):
+        assert orphan.poll() is not None
+        assert json.loads(lock.read_text())["started"] == pytest.approx(psutil.Process().create_time(), abs=0.1)
+    assert not lock.exists()
+
+
+def test_a_slot_shows_one_gpu_only_and_no_two_jobs_the_same():
+    holding = slot_command("import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()")
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline().strip() == "0"
+        second = subprocess.run(slot_command("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"), capture_output=True, text=True, check=True)
+        assert second.stdout.strip() == "1"
+        first.communicate("\n")
+
+
+def slot_command(code: str) -> list[str]:
+    run = f"from pursuhint_lib.study.engine import run_in_slot; raise SystemExit(run_in_slot([{sys.executable!r}, '-c', {code!r}], gpus=2))"
+    return [sys.executable, "-c", run]
+
+
+def test_executed_notebooks_lose_what_changes_from_run_to_run():
+    stream = {"output_type": "stream", "name": "stdout", "text": ["kept"]}
+    noise = {"output_type": "stream", "name": "stderr", "text": ["12%|#"]}
+    cell = {"cell_type": "code", "id": "f3a9", "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]}, "outputs": [stream, noise],
+            "execution_count": 3, "source": []}  # fmt: skip
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel, "papermill": {"start_time": "now"}}, "nbformat": 4, "nbformat_minor": 5}
+    cleaned = quiet(notebook)
+    assert cleaned["cells"][0]["outputs"] == [stream]
+    assert cleaned["cells"][0]["metadata"] == {"tags": ["parameters"]}
+    assert "papermill" not in json.dumps(cleaned)
+    assert cleaned == quiet(json.loads(json.dumps(notebook)))

@@ -1,0 +1,92 @@
+"""Imports of the library go downward only, and its files and functions stay small."""
+
+import ast
+
+import pytest
+
+from pursuhint_lib.paths import ROOT
+
+LIBRARY = ROOT / "pursuhint_lib"
+
+# From the ground up; a module imports from lower layers only. Within the study package its own order holds.
+LAYERS = [
+    {"paths", "files", "settings"},
+    {"progress", "similarity", "clustering", "losses", "statistics", "plots"},
+    {"data", "models", "taps"},
+    {"profiling", "distillers", "records"},
+    {"training"},
+    {"study"},
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+STUDY = ["arms", "profile", "hints", "runs", "publish", "finish", "plan", "estimate", "check", "engine", "__main__"]
+NOTEBOOK_TOOLS = {"papermill", "snakemake", "IPython", "nbformat", "nbclient", "jupyterlab"}
+
+FILES = sorted(LIBRARY.rglob("*.py"))
+
+
+def module_name(file) -> str:
+    return file.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def imported(file) -> set[tuple[str, ...]]:
+    """Modules of the library that a file imports, as path parts, and packages from outside as one part."""
+    here = file.relative_to(LIBRARY).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {("outside", alias.name.split(".")[0]) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = (*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            found |= {base} if node.module else {(*base, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(("outside", node.module.split(".")[0]))
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert {module_name(file) for file in FILES} - {"__init__"} == set(LEVEL)
+    assert {file.stem for file in (LIBRARY / "study").glob("*.py")} - {"__init__"} == set(STUDY)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LIBRARY)))
+def test_imports_go_downward(file):
+    own = module_name(file)
+    for parts in imported(file) - {("outside", "pursuhint_lib")}:
+        if parts[0] == "outside" or own == "__init__":
+            continue
+        if own == parts[0] == "models":
+            continue
+        if own == parts[0] == "study":
+            assert STUDY.index(parts[1]) < STUDY.index(file.stem), f"{file.stem} imports {parts[1]}"
+        else:
+            assert LEVEL[parts[0]] < LEVEL[own], f"{own} imports {parts[0]}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LIBRARY)))
+def test_notebook_tools_are_used_in_study_only(file):
+    outside = {parts[1] for parts in imported(file) if parts[0] == "outside"}
+    assert module_name(file) == "study" or not outside & NOTEBOOK_TOOLS
+    assert "pursuhint_lib" not in outside, "inside the library imports are relative"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LIBRARY)))
+def test_files_and_functions_are_small_and_documented(file):
+    text = file.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= 400
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            assert isinstance(node, ast.ClassDef) or node.end_lineno - node.lineno < 60, node.name
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(LIBRARY)))
+def test_no_device_is_hard_wired_and_no_pickle_can_execute(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "cuda" or isinstance(node.value, ast.Name), "use .to(device)"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert {k.arg: ast.unparse(k.value) for k in node.keywords}["weights_only"] == "True"

@@ -1,0 +1,247 @@
+"""Training: arms are paired and independent, the teacher is never touched, runs resume and fail cleanly."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pursuhint_lib import records, training
+from pursuhint_lib.data import Data, load_splits
+from pursuhint_lib.models import build_model, save_weights
+from pursuhint_lib.paths import StudyPaths
+from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
+
+DATA = Data("digits", train_images=60, test_images=50)
+SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
+TEACHER = TeacherSettings("resnet14", DATA, SCHEDULE, profile="test")
+ENDS = ("layer1.0", "layer2.0", "layer3.0")
+ARMS = (Arm("none"), Arm("first", ("layer1.0", "layer1.1", "layer2.0")), Arm("ends", ("layer1.1", "layer2.1", "layer3.1")))
+HINTED = ("fitnet", "at", "vid", "sp")
+
+
+def settings(method="at", arms=ARMS, **changes) -> DistillSettings:
+    base = DistillSettings(
+        teacher=TEACHER, student="resnet8x0.25", method=method, arms=arms, student_points=ENDS, ce_weight=1.0, kd_weight=1.0,
+        hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="test",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def weights(record: records.Record) -> dict[str, torch.Tensor]:
+    return load_file(StudyPaths("test").weights(record.name))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", HINTED)
+def test_arms_trained_side_by_side_equal_arms_trained_alone_bit_for_bit(method):
+    training.train_teacher(TEACHER)
+    together = [(record, weights(record)) for record in training.distill(settings(method))]
+    for record in (record for record, _ in together):
+        (StudyPaths("test").records / f"{record.name}.json").unlink()
+    for arm, (record, expected) in zip(reversed(ARMS), reversed(together), strict=True):
+        (alone,) = training.distill(settings(method, arms=(arm,)))
+        assert alone.history == record.history
+        assert alone.metrics == record.metrics
+        assert same(weights(alone), expected)
+
+
+def test_arms_start_from_the_same_weights_and_differ_at_the_end():
+    learners = [training.build_learner(settings().run(arm), build_model("resnet14", 10, 1)) for arm in ARMS]
+    starts = [learner.network.state_dict() for learner in learners]
+    assert all(same(starts[0], start) for start in starts[1:])
+    ends = [weights(record) for record in training.distill(settings())]
+    assert not same(ends[0], ends[1])
+    assert not same(ends[1], ends[2])
+
+
+def test_adapters_of_arms_with_the_same_shapes_start_alike():
+    teacher = build_model("resnet14", 10, 1)
+    a, b = (training.build_learner(settings("fitnet").run(arm), teacher) for arm in (Arm("a", ("layer1.0", "layer2.0", "layer3.0")), ARMS[2]))
+    assert same(a.method.state_dict(), b.method.state_dict())
+    assert len(a.method.state_dict()) > 0
+
+
+def test_the_teacher_is_not_changed_by_distillation():
+    training.train_teacher(TEACHER)
+    splits = load_splits(DATA, torch.device("cpu"))
+    model = training.load_teacher(TEACHER)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    teacher = training.FrozenTeacher(model, ["layer1.0", "layer2.1"])
+    images, _ = next(splits.train.train_batches(32, 0, 0))
+    output = teacher(images)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert output.logits.requires_grad is False
+    assert all(not maps.requires_grad for maps in output.features.values())
+    assert same(before, dict(model.state_dict()))
+    stored = weights(training.train_teacher(TEACHER))
+    training.distill(settings("fitnet"))
+    assert same(stored, weights(training.train_teacher(TEACHER)))
+
+
+def test_the_teacher_answers_in_eval_mode_even_while_students_train():
+    model = training.load_teacher(TEACHER)
+    images, _ = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
+    assert torch.equal(training.FrozenTeacher(model, ["layer1.0"])(images).logits, model.eval()(images))
+
+
+def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
+    first = training.distill(settings())
+    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("trained again"))
+    assert training.distill(settings()) == first
+    assert training.train_teacher(TEACHER).kind == "teacher"
+
+
+def test_only_missing_arms_are_trained(monkeypatch):
+    training.distill(settings(arms=ARMS[:2]))
+    trained, fit = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k)))
+    found = training.distill(settings())
+    assert trained == [found[2].name]
+
+
+def test_arms_with_the_same_points_share_one_run():
+    twin = Arm("twin", ARMS[1].teacher_points)
+    found = training.distill(settings(arms=(ARMS[1], twin)))
+    assert found[0] == found[1]
+    assert len(list(StudyPaths("test").records.glob("resnet8*"))) == 1
+
+
+def test_the_arm_without_hints_is_the_kd_run_of_every_method():
+    names = {training.distill(settings(method, arms=ARMS[:1]))[0].name for method in (*HINTED, "kd")}
+    assert len(names) == 1
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch):
+    long = replace(SCHEDULE, epochs=4, milestones=(2,))
+    whole = training.distill(settings(schedule=long))
+    expected = [weights(record) for record in whole]
+    for record in whole:
+        (StudyPaths("test").records / f"{record.name}.json").unlink()
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    run_epoch = training._run_epoch
+
+    def dies_in_the_third_epoch(lanes, images, schedule, epoch, **keywords):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        run_epoch(lanes, images, schedule, epoch, **keywords)
+
+    monkeypatch.setattr(training, "_run_epoch", dies_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        training.distill(settings(schedule=long))
+    assert len(list((StudyPaths("test").work / "checkpoints").iterdir())) == 1
+
+    epochs = []
+    monkeypatch.setattr(training, "_run_epoch", lambda *a, **k: (epochs.append(a[3]), run_epoch(*a, **k)))
+    resumed = training.distill(settings(schedule=long))
+    assert epochs == [2, 3]
+    for record, before, end in zip(resumed, whole, expected, strict=True):
+        assert record.history == before.history
+        assert same(weights(record), end)
+    assert not list((StudyPaths("test").work / "checkpoints").iterdir())
+
+
+def test_a_diverged_arm_is_recorded_as_failed_and_the_others_finish():
+    # Only hints are scaled up, so the arm without them trains as ever.
+    none, first, _ = training.distill(settings("fitnet", hint_weight=1e30))
+    assert none.status == "ok"
+    assert none.metrics["accuracy"] >= 0
+    assert first.status == "failed"
+    assert "accuracy" not in first.metrics
+    assert first.history["loss_total"][-1] is None
+    json.dumps(first.history, allow_nan=False)
+
+
+def test_the_learning_rate_follows_the_schedule():
+    (record,) = training.distill(settings(arms=ARMS[:1]))
+    assert record.history["learning_rate"] == [0.05, 0.005]
+
+
+def test_accuracy_is_measured_when_asked_and_always_at_the_end():
+    schedule = Schedule(epochs=5, batch_size=32, learning_rate=0.05, evaluate_every=2)
+    (record,) = training.distill(settings(arms=ARMS[:1], schedule=schedule))
+    measured = [accuracy is not None for accuracy in record.history["accuracy"]]
+    assert measured == [False, True, False, True, True]
+    assert record.metrics["accuracy"] == record.history["accuracy"][-1]
+    assert record.metrics["optimistic_accuracy"] == max(a for a in record.history["accuracy"] if a is not None)
+
+
+def test_evaluation_counts_every_image_once():
+    images = load_splits(DATA, torch.device("cpu")).test
+
+    class Oracle(torch.nn.Module):
+        """Right on the first 37 images, whatever the batches."""
+
+        seen = 0
+
+        def forward(self, batch):
+            labels = images.labels[self.seen : self.seen + len(batch)].clone()
+            numbers = torch.arange(self.seen, self.seen + len(batch))
+            self.seen += len(batch)
+            return torch.nn.functional.one_hot(torch.where(numbers < 37, labels, (labels + 1) % 10), 10)
+
+    assert training.evaluate(Oracle(), images) == pytest.approx(100 * 37 / 50)
+
+
+def test_a_given_checkpoint_is_evaluated_and_not_trained(tmp_path, monkeypatch):
+    file = tmp_path / "teacher.safetensors"
+    model = training.seeded_model("resnet14", DATA, 7)
+    save_weights(model, file)
+    given = replace(TEACHER, checkpoint=str(file))
+    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("trained"))
+    record = training.train_teacher(given)
+    assert same(weights(record), model.state_dict())
+    assert record.metrics["accuracy"] == pytest.approx(training.evaluate(model.eval(), load_splits(DATA, torch.device("cpu")).test), abs=1e-3)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_weights(build_model("resnet20", 10, 1), file)
+    with pytest.raises(SettingsError, match="another network"):
+        training.train_teacher(replace(TEACHER, checkpoint=str(file)))
+
+
+def test_a_lost_teacher_is_trained_again_only_when_a_student_needs_it():
+    training.distill(settings())
+    lost = StudyPaths("test").weights(records.record_name(TEACHER))
+    lost.unlink()
+    training.distill(settings())
+    assert not lost.exists()
+    training.distill(settings(seed=4))
+    assert lost.exists()
+
+
+def test_bf16_runs_and_losses_stay_float32():
+    teacher = training.FrozenTeacher(build_model("resnet14", 10, 1), ENDS)
+    learner = training.build_learner(settings("vid").run(Arm("a", ENDS)), teacher.model)
+    images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
+    with training._autocast(torch.device("cpu"), "bf16"):
+        output = teacher(images)
+        losses = learner(images, labels, output)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {maps.dtype for maps in output.features.values()} == {torch.float32}
+    assert set(losses) == {"total", "ce", "kd", "hint"}
+    assert losses["total"].item() == pytest.approx((losses["ce"] + losses["kd"] + 10 * losses["hint"]).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", HINTED)
+def test_hint_loss_falls_on_a_fixed_batch(method):
+    torch.manual_seed(0)
+    teacher = training.FrozenTeacher(training.load_teacher(TEACHER), ENDS)
+    learner = training.build_learner(settings(method, hint_weight=1.0, kd_weight=0.0, ce_weight=0.0).run(Arm("a", ENDS)), teacher.model)
+    images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    values = []
+    for _ in range(20):
+        losses = learner(images, labels, teacher(images))
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        values.append(losses["hint"].item())
+    assert values[-1] < values[0] - 0.1 * abs(values[0])
