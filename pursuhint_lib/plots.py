@@ -69,7 +69,8 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
 
     **Arguments:** metric → [L, L] similarity; metric → the hint points chosen on it.
     """
-    figure, axes = _figure(0.85 + 5.2 / len(matrices), ncols=len(matrices), squeeze=False)
+    side = min(3.0, (WIDTH - 1.2) / len(matrices))
+    figure, axes = _figure(side + 0.6, side * len(matrices) + 1.2, ncols=len(matrices), squeeze=False)
     for column, (axis, (metric, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         layers = len(matrix)
         image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1, extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
@@ -204,12 +205,15 @@ def compression(networks: pd.DataFrame) -> Figure:
     students = [n for n in dict.fromkeys(networks["network"]) if (networks[networks["network"] == n]["role"] != "teacher").any()]
     for row in networks.itertuples():
         colour = "#222222" if row.role == "teacher" else _SAFE[students.index(row.network)]
+        best = row.role == "best student"
+        # A student has the same size with and without a teacher; a little to the left its interval stays visible.
+        x = row.parameters * (0.9 if best else 1.0)
         if np.isfinite(row.low):
-            axis.vlines(row.parameters, row.low, row.high, color=colour, lw=1.2)
-        axis.scatter([row.parameters], [row.accuracy], marker=markers[row.role], s=110 if row.role == "best student" else 45, color=colour, zorder=3)
-        if row.role != "best student":
-            axis.annotate(row.network, (row.parameters, row.accuracy), xytext=(7, -3), textcoords="offset points", fontsize=8, color=colour)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
+            axis.vlines(x, row.low, row.high, color=colour, lw=1.2)
+        axis.scatter([x], [row.accuracy], marker=markers[row.role], s=110 if best else 45, color=colour, zorder=3)
+        if not best:
+            axis.annotate(row.network, (x, row.accuracy), xytext=(7, -3), textcoords="offset points", fontsize=8, color=colour)
+    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, % (bars: 95 % interval over seeds)")
     axis.margins(x=0.25, y=0.15)
     handles = [Line2D([], [], marker=m, color="#555555", ls="", markersize=9 if m == "*" else 6, label=role) for role, m in markers.items()]
     axis.legend(handles=handles, loc="lower right")
@@ -237,13 +241,14 @@ def neighbour_similarity(matrices: Mapping[str, np.ndarray], stage_ends: Sequenc
     **Arguments:** metric → [L, L]; 0-based indices of the stage ends.
     """
     figure, axis = _figure(2.6)
-    for number, (metric, matrix) in enumerate(matrices.items()):
-        steps = np.arange(1, len(matrix)) + 0.5
-        axis.plot(steps, np.diagonal(matrix, 1), marker="o", markersize=3.5, color=_SAFE[(0, 9, 2, 4, 7)[number % 5]], label=metric)
+    for metric, matrix in matrices.items():
+        neighbours = np.diagonal(matrix, 1)
+        axis.plot(range(1, len(matrix)), neighbours, marker="o", markersize=3.5, color=arm_colour(f"pursuhint-{metric}"), label=metric)
     for end in stage_ends[:-1]:
-        axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":")
-    axis.set(xlabel="between sub-block and next (dotted: borders of the teacher's stages)", ylabel="similarity", ylim=(None, 1.02))
-    axis.legend(loc="lower left")
+        axis.axvline(end + 1, color="#999999", lw=0.8, ls=":", zorder=0)
+    axis.set(xlabel="sub-block, compared with the next one (dotted: last of a stage)", ylabel="similarity", ylim=(None, 1.02))
+    axis.locator_params(axis="x", integer=True)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 

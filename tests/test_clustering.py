@@ -69,7 +69,9 @@ def test_kmeans_index_that_cycles_stops_at_80_rounds_and_says_so(seed, layers, k
     assert found.indices == paper_k_means(matrix.tolist(), k)[0]
 
 
-@pytest.mark.parametrize(("layers", "k", "seeds"), [(18, 3, (0, 8, 17)), (54, 3, (0, 26, 53)), (27, 3, (0, 13, 26)), (15, 3, (0, 7, 14)), (16, 4, (0, 5, 10, 15))])
+@pytest.mark.parametrize(
+    ("layers", "k", "seeds"), [(18, 3, (0, 8, 17)), (54, 3, (0, 26, 53)), (27, 3, (0, 13, 26)), (15, 3, (0, 7, 14)), (16, 4, (0, 5, 10, 15))]
+)
 def test_kmeans_index_starts_at_the_published_seeds(monkeypatch, layers, k, seeds):
     used = []
     assign = clustering._assign
@@ -185,7 +187,7 @@ def test_segment_middles_are_what_kmeans_index_gives_when_similarity_only_falls_
 def test_random_points_are_different_ascending_sets():
     drawn = random_points(10, 3, 40, seed=2)
     assert len(set(drawn)) == 40
-    assert all(len(set(points)) == 3 and list(points) == sorted(points) and 0 <= points[0] and points[-1] < 10 for points in drawn)
+    assert all(len(set(points)) == 3 and list(points) == sorted(points) and points[0] >= 0 and points[-1] < 10 for points in drawn)
 
 
 def test_first_random_points_do_not_depend_on_how_many_are_drawn():

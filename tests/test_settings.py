@@ -301,7 +301,7 @@ def test_a_default_written_out_has_the_hash_of_a_default_left_out():
 
 def test_the_hash_of_an_example_never_changes():
     assert settings_hash(STUDENT) == "d9d3344bdda7"
-    assert settings_hash(STUDENT.teacher) == "PINNED_TEACHER"
+    assert settings_hash(STUDENT.teacher) == "2355d72f94a9"
 
 
 def test_resolved_settings_are_plain_and_hold_the_defaults():

@@ -125,11 +125,13 @@ def _follow(engine: subprocess.Popen, paths: StudyPaths, steps: Sequence[Step], 
 
 def _left(waiting: dict[str, Step], expected: Estimate, begun: float) -> str:
     """Time left, from the estimate corrected by how fast the finished steps went."""
-    total, rest = sum(expected.steps.values()), sum(expected.steps[name] for name in waiting)
-    share = 1 - rest / total
-    if not waiting or share <= 0:
-        return "" if not waiting else f"; about {duration(expected.seconds)} in all"
-    return f"; about {duration((time.monotonic() - begun) * rest / (total - rest))} left"
+    if not waiting:
+        return ""
+    rest = expected.wall(waiting)
+    behind = expected.seconds - rest
+    # The first steps are short, so they say little of the speed.
+    pace = (time.monotonic() - begun) / behind if behind > 0.1 * expected.seconds else 1.0
+    return f"; about {duration(pace * rest)} left"
 
 
 def _running(paths: StudyPaths, waiting: dict[str, Step]) -> Iterator[str]:

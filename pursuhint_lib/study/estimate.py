@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,11 +68,22 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each step that is not done, seconds of all of them on ``cores`` at once, and bytes on disk."""
+    """Seconds of each step that is not done, how many can run at once, and bytes on disk."""
 
     steps: dict[str, float]
-    seconds: float
+    lanes: int
     bytes: int
+
+    def wall(self, names: Iterable[str]) -> float:
+        """Seconds until these steps are over: distillations side by side, the others one after the other."""
+        alone = {name: self.steps[name] for name in names if not name.startswith("03")}
+        together = [self.steps[name] for name in names if name not in alone]
+        return sum(alone.values()) + sum(together) / max(1, min(self.lanes, len(together)))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until all steps are over."""
+        return self.wall(self.steps)
 
 
 def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
@@ -84,14 +95,11 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     speeds = {network: measure(network, profile.data) for network in sorted(networks)}
     torch.set_num_threads(threads)
     seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds) for step in open_steps}
-    parallel = sum(value for name, value in seconds.items() if name.startswith("03"))
-    lanes = max(1, min(cores, sum(name.startswith("03") for name in seconds)))
-    serial = sum(seconds.values()) - parallel
-    missing = sum(_missing(profile, step) for step in open_steps)
-    largest = max((speed.parameters for speed in speeds.values()), default=0)
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
-    size = missing * (largest * 4 + 5_000) + 2 * lanes * len(profile.arms) * largest * 8
-    return Estimate(seconds, serial + parallel / lanes, size)
+    students = [speeds[pair.student].parameters for pair in profile.pairs] if speeds else [0]
+    missing = sum(_missing(profile, step) for step in open_steps)
+    size = missing * (max(students) * 4 + 5_000) + 2 * cores * len(profile.arms) * max(students) * 8
+    return Estimate(seconds, cores, size)
 
 
 def _missing(profile: Profile, step: Step) -> int:

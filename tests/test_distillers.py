@@ -1,0 +1,188 @@
+"""Every distillation method on every size relation of student and teacher maps."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pursuhint_lib.distillers import DISTILLERS, FitNet
+from pursuhint_lib.losses import attention_transfer, similarity_preserving
+
+WITH_HINTS = [name for name, entry in DISTILLERS.items() if entry.build]
+WITHOUT_HINTS = [name for name, entry in DISTILLERS.items() if not entry.build]
+# [C, H, W] of (student, teacher) at each hint point, named by the student's size against the teacher's.
+RELATIONS = {
+    "equal": [((3, 4, 4), (5, 4, 4)), ((6, 2, 2), (4, 2, 2))],
+    "half": [((3, 4, 4), (5, 8, 8)), ((6, 2, 2), (4, 4, 4))],
+    "double": [((3, 8, 8), (5, 4, 4)), ((6, 4, 4), (4, 2, 2))],
+    "quarter": [((3, 2, 2), (5, 8, 8)), ((6, 1, 1), (4, 4, 4))],
+    "four-times": [((3, 8, 8), (5, 2, 2)), ((6, 4, 4), (4, 1, 1))],
+    "uneven": [((3, 7, 7), (5, 4, 4)), ((6, 3, 3), (4, 7, 7))],
+    "all-kinds": [((3, 8, 8), (5, 8, 8)), ((4, 4, 4), (5, 8, 8)), ((3, 8, 8), (6, 4, 4)), ((4, 2, 2), (3, 8, 8)), ((3, 8, 8), (4, 2, 2))],
+}
+
+
+def make_maps(relation, side, batch=4, seed=0):
+    generator = torch.Generator().manual_seed(seed + side)
+    return [torch.randn(batch, *shapes[side], generator=generator) for shapes in RELATIONS[relation]]
+
+
+def build(name, relation):
+    torch.manual_seed(0)
+    student_shapes, teacher_shapes = ([torch.Size(pair[side]) for pair in RELATIONS[relation]] for side in (0, 1))
+    return DISTILLERS[name].build(student_shapes, teacher_shapes)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize("name", WITH_HINTS)
+def test_method_gives_a_finite_loss_and_gradients_for_student_and_own_parts(name, relation):
+    module = build(name, relation)
+    students, teachers = make_maps(relation, 0), make_maps(relation, 1)
+    before = [teacher.clone() for teacher in teachers]
+    for student in students:
+        student.requires_grad_()
+    loss = module(students, teachers)
+    assert loss.shape == ()
+    assert loss.isfinite()
+    loss.backward()
+    # One value per image normalises to 1 whatever the student does, so AT is blind at a 1×1 map.
+    blind = [name == "at" and 1 in (s[1], t[1]) for s, t in RELATIONS[relation]]
+    for student, unseen in zip(students, blind, strict=True):
+        assert student.grad.isfinite().all()
+        assert unseen or student.grad.norm() > 0
+    for own in module.parameters():
+        assert own.grad is not None
+        assert own.grad.isfinite().all()
+    for teacher, original in zip(teachers, before, strict=True):
+        assert not teacher.requires_grad
+        assert teacher.grad is None
+        assert torch.equal(teacher, original)
+
+
+@pytest.mark.parametrize("name", WITH_HINTS)
+def test_training_its_own_parts_and_the_student_lowers_the_loss(name):
+    module = build(name, "half")
+    students, teachers = [nn.Parameter(s) for s in make_maps("half", 0)], make_maps("half", 1)
+    optimiser = torch.optim.Adam([*module.parameters(), *students], lr=0.02)
+    first = module(students, teachers).item()
+    for _ in range(40):
+        optimiser.zero_grad()
+        module(students, teachers).backward()
+        optimiser.step()
+    assert module(students, teachers).item() < first
+
+
+@pytest.mark.parametrize("relation", ["equal", "half", "double"])
+@pytest.mark.parametrize("name", WITH_HINTS)
+def test_batch_of_one_works_where_maps_have_space(name, relation):
+    students = [student.requires_grad_() for student in make_maps(relation, 0, batch=1)]
+    loss = build(name, relation)(students, make_maps(relation, 1, batch=1))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(student.grad.isfinite().all() for student in students)
+
+
+def test_fitnet_refuses_one_image_with_one_value_per_channel():
+    module = FitNet([torch.Size((3, 1, 1))], [torch.Size((4, 1, 1))])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module([torch.ones(1, 3, 1, 1)], [torch.ones(1, 4, 1, 1)])
+
+
+@pytest.mark.parametrize("name", WITH_HINTS)
+def test_unequal_numbers_of_maps_are_refused(name):
+    module = build(name, "equal")
+    with pytest.raises(ValueError, match="zip"):
+        module(make_maps("equal", 0)[:1], make_maps("equal", 1))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_fitnet_equals_the_summed_errors_of_its_regressors(relation):
+    module = build("fitnet", relation)
+    students, teachers = make_maps(relation, 0), make_maps(relation, 1)
+    expected = 0.0
+    for regress, student, teacher in zip(module.regressors, students, teachers, strict=True):
+        predicted = regress(student)
+        side = min(predicted.shape[2], teacher.shape[2])
+        expected += (F.adaptive_avg_pool2d(predicted, side) - F.adaptive_avg_pool2d(teacher, side)).square().mean().item()
+    assert module(students, teachers).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("relation", "kind", "kernel"), [("equal", nn.Conv2d, 1), ("double", nn.Conv2d, 3), ("half", nn.ConvTranspose2d, 4)])
+def test_fitnet_regressor_reaches_the_teachers_shape_in_the_published_way(relation, kind, kernel):
+    module = build("fitnet", relation)
+    for regress, student, teacher in zip(module.regressors, make_maps(relation, 0), make_maps(relation, 1), strict=True):
+        assert regress(student).shape == teacher.shape
+        assert type(regress[0]) is kind
+        assert regress[0].kernel_size == (kernel, kernel)
+        assert regress[0].bias is not None
+        assert [type(part) for part in regress[1:]] == [nn.BatchNorm2d, nn.ReLU]
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_vid_variance_starts_at_five(relation):
+    module = build("vid", relation)
+    assert [len(scale) for scale in module.scales] == [teacher[0] for _, teacher in RELATIONS[relation]]
+    for scale in module.scales:
+        torch.testing.assert_close(F.softplus(scale) + 1e-5, torch.full_like(scale, 5.0), rtol=0, atol=1e-5)
+
+
+def test_vid_loss_at_a_perfect_mean_is_half_the_log_variance_per_point():
+    module = build("vid", "equal")
+    students = make_maps("equal", 0)
+    perfect = [mean(student).detach() for mean, student in zip(module.means, students, strict=True)]
+    assert module(students, perfect).item() == pytest.approx(2 * 0.5 * math.log(5), abs=1e-5)
+
+
+def test_vid_mean_networks_are_three_pointwise_convolutions_without_bias():
+    for network, (student, teacher) in zip(build("vid", "half").means, RELATIONS["half"], strict=True):
+        convolutions = [part for part in network if isinstance(part, nn.Conv2d)]
+        assert [type(part) for part in network] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
+        assert all(part.bias is None and part.kernel_size == (1, 1) for part in convolutions)
+        assert [(part.in_channels, part.out_channels) for part in convolutions] == [(student[0], teacher[0])] + 2 * [(teacher[0], teacher[0])]
+
+
+def test_vid_trains_means_and_variances():
+    trained = {name.split(".")[0] for name, _ in build("vid", "equal").named_parameters()}
+    assert trained == {"means", "scales"}
+
+
+@pytest.mark.parametrize("name", ["at", "sp"])
+def test_methods_without_trainable_parts_have_no_state(name):
+    assert not build(name, "double").state_dict()
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_at_and_sp_sum_their_loss_over_points(relation):
+    students, teachers = make_maps(relation, 0), make_maps(relation, 1)
+    points = list(zip(students, teachers, strict=True))
+    assert float(build("at", relation)(students, teachers)) == pytest.approx(sum(float(attention_transfer([s], [t])) for s, t in points), rel=1e-5)
+    assert float(build("sp", relation)(students, teachers)) == pytest.approx(sum(float(similarity_preserving(s, t)) for s, t in points), rel=1e-5)
+
+
+def test_registry_names_every_method_once_and_completely():
+    titles = [entry.title for entry in DISTILLERS.values()]
+    assert len(set(titles)) == len(titles)
+    assert all(entry.title and entry.source for entry in DISTILLERS.values())
+
+
+@pytest.mark.parametrize("name", WITHOUT_HINTS)
+def test_methods_without_hints_have_no_hint_weight(name):
+    assert DISTILLERS[name].hint_weight == 0
+
+
+@pytest.mark.parametrize("name", WITH_HINTS)
+def test_methods_with_hints_have_a_positive_weight_and_use_the_teacher(name):
+    assert DISTILLERS[name].hint_weight > 0
+    assert DISTILLERS[name].uses_teacher
+
+
+@pytest.mark.parametrize(("name", "weight"), [("fitnet", 100), ("at", 1000), ("vid", 1), ("sp", 3000)])
+def test_hint_weights_are_those_of_the_common_benchmark(name, weight):
+    assert DISTILLERS[name].hint_weight == weight
+
+
+def test_student_alone_does_without_the_teacher_and_kd_does_not():
+    assert not DISTILLERS["ce"].uses_teacher
+    assert DISTILLERS["kd"].uses_teacher

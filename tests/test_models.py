@@ -1,0 +1,248 @@
+"""Networks: layouts, sizes and weights on disk."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pursuhint_lib.models import MODELS, build_model, load_checkpoint, parameter_count, save_weights
+from pursuhint_lib.paths import ROOT
+from pursuhint_lib.settings import SettingsError
+
+LAYOUTS = ROOT.parent / "shared" / "reference" / "checkpoint_layouts.json"
+needs_layouts = pytest.mark.skipif(not LAYOUTS.is_file(), reason=f"the layouts of the public checkpoints are missing: {LAYOUTS}")
+
+# The networks that the public CIFAR-100 teachers come in; the others are ours.
+PUBLIC = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4")
+PUBLIC += ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19")
+
+SMALL = "resnet8x0.25"
+
+
+def seeded(name: str = SMALL, seed: int = 0, classes: int = 10, channels: int = 3) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_model(name, classes, channels)
+
+
+def equal(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = model.state_dict(), other.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def refused(path, model=None) -> str:
+    """Message with which a checkpoint is refused; the model must be as before."""
+    model = model or seeded()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SettingsError) as caught:
+        load_checkpoint(model, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@needs_layouts
+def test_no_public_layout_of_a_network_we_have_is_left_out():
+    assert set(json.loads(LAYOUTS.read_text())) & set(MODELS) == set(PUBLIC)
+
+
+@needs_layouts
+@pytest.mark.parametrize("name", PUBLIC)
+def test_names_and_shapes_are_those_of_the_public_checkpoints(name):
+    expected = json.loads(LAYOUTS.read_text())[name]
+    with torch.device("meta"):
+        state = build_model(name, 100).state_dict()
+    assert {key: list(tensor.shape) for key, tensor in state.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet20", 278_324), ("resnet56", 861_620), ("resnet8x4", 1_233_540), ("vgg8", 3_965_028), ("vgg13", 9_462_180)]
+)
+def test_parameter_counts_are_those_of_the_literature(name, count):
+    with torch.device("meta"):
+        assert parameter_count(build_model(name, 100)) == count
+
+
+def test_frozen_parameters_count_and_buffers_do_not():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    model[0].weight.requires_grad_(False)
+    assert parameter_count(model) == 3 * 2 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (1, 28, 28)], ids=str)
+@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "resnet8x0.25", "resnet8x0.5", "vgg8", "vgg8x0.125"])
+def test_images_become_one_finite_logit_per_class(name, shape):
+    model = seeded(name, classes=7, channels=shape[0]).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        logits = model(torch.randn(2, *shape, generator=generator))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+    assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_network_ends_in_the_classes_asked_for(name):
+    with torch.device("meta"):
+        model = build_model(name, 13, 1)
+        assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 13)
+
+
+@pytest.mark.parametrize("name", [SMALL, "vgg8x0.125", "torchvision/squeezenet1_1"])
+def test_the_seed_decides_the_initial_weights(name):
+    assert equal(seeded(name, seed=1), seeded(name, seed=1))
+    assert not equal(seeded(name, seed=1), seeded(name, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet200", ("unknown network 'resnet200'", "did you mean 'resnet20'", "vgg8x0.125", "torchvision/<name>")),
+        ("torchvision/resnet19", ("unknown torchvision network 'resnet19'", "did you mean 'resnet1", "mobilenet_v2")),
+        ("", ("unknown network ''", "resnet20")),
+    ],
+)
+def test_an_unknown_network_is_named_with_the_valid_ones(name, words):
+    with pytest.raises(SettingsError) as caught:
+        build_model(name, 10)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_torchvision_networks_take_the_number_of_classes():
+    model = seeded("torchvision/resnet18", classes=11).eval()
+    assert model.fc.out_features == 11
+    assert parameter_count(model) == 11_176_512 + 512 * 11 + 11
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 11)
+
+
+def test_torchvision_networks_refuse_grey_images():
+    with pytest.raises(SettingsError, match=r"torchvision/resnet18 takes 3 channels and the data has 1; use one of resnet8, "):
+        build_model("torchvision/resnet18", 10, 1)
+
+
+# ---- weights on disk
+
+
+def test_saved_weights_come_back_bit_by_bit(tmp_path):
+    model, other = seeded(seed=1), seeded(seed=2)
+    model.train()(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    model.to(memory_format=torch.channels_last)
+    assert not equal(model, other)
+    save_weights(model, tmp_path / "deep" / "weights.safetensors")
+    load_checkpoint(other, tmp_path / "deep" / "weights.safetensors")
+    assert equal(model, other)
+    assert int(other.bn1.num_batches_tracked) == 1
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["weights.safetensors"]
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(72.4)},
+        lambda state: prefixed(state, "module."),
+        lambda state: prefixed(state, "_orig_mod."),
+        lambda state: prefixed(state, "module._orig_mod."),
+        lambda state: prefixed(state, "_orig_mod.module."),
+        lambda state: {"model": prefixed(state, "module.")},
+    ],
+    ids=["plain", "model and epoch", "public teacher", "data parallel", "compiled", "compiled in parallel", "parallel compiled", "both"],
+)
+def test_a_pickled_state_dict_is_loaded_however_it_is_wrapped(tmp_path, wrap):
+    model, other = seeded(seed=1), seeded(seed=2)
+    torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
+    load_checkpoint(other, tmp_path / "weights.pth")
+    assert equal(model, other)
+
+
+def test_safetensors_with_prefixes_are_loaded(tmp_path):
+    model, other = seeded(seed=1), seeded(seed=2)
+    save_file(prefixed(model.state_dict(), "module."), tmp_path / "weights.safetensors")
+    load_checkpoint(other, str(tmp_path / "weights.safetensors"))
+    assert equal(model, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {name: tensor for name, tensor in state.items() if name != "bn1.bias"}, "bn1.bias is missing"),
+        (lambda state: state | {"fc.weight": torch.zeros(100, 16)}, "fc.weight has shape (100, 16), not (10, 16)"),
+        (lambda state: state | {"fc2.weight": torch.zeros(1)}, "fc2.weight is not part of it"),
+        (lambda state: {"epoch": 3, "state_dict": state}, "conv1.weight is missing"),
+        (lambda state: {"model": {}}, "conv1.weight is missing"),
+    ],
+)
+def test_the_first_difference_to_another_network_is_named(tmp_path, change, words):
+    torch.save(change(seeded().state_dict()), tmp_path / "other.pth")
+    message = refused(tmp_path / "other.pth")
+    assert "is a checkpoint of another network" in message
+    assert words in message
+
+
+def test_a_checkpoint_of_another_depth_is_refused(tmp_path):
+    save_weights(seeded("resnet14"), tmp_path / "other.safetensors")
+    assert "conv1.weight has shape (16, 3, 3, 3), not (4, 3, 3, 3)" in refused(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"conv1.weight": 3}, {"model": None}, {1: torch.zeros(2)}], ids=str)
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    refused(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_missing_file_is_named(tmp_path, ending):
+    assert "no checkpoint at" in refused(tmp_path / f"absent.{ending}")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.9999])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_truncated_file_is_refused(tmp_path, ending, share):
+    path = tmp_path / f"weights.{ending}"
+    model = seeded()
+    if ending == "pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_weights(model, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    refused(path)
+
+
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>", b"hello world", b"\x80\x02garbage", b"PK\x03\x04" + bytes(50)])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_file_of_something_else_is_refused(tmp_path, ending, content):
+    (tmp_path / f"odd.{ending}").write_bytes(content)
+    refused(tmp_path / f"odd.{ending}")
+
+
+class Executable:
+    """Unpickling it would create a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_pickled_code_is_refused_and_not_run(tmp_path, writer):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    content = {"model": seeded().state_dict(), "extra": Executable(trace)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"extra": Executable(trace)}, protocol=2))
+    message = refused(path)
+    assert "pickled code is not run" in message
+    assert not trace.exists()

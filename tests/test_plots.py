@@ -1,0 +1,300 @@
+"""Figures: they draw from small inputs and show the numbers they were given."""
+
+import inspect
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex, to_rgba
+from matplotlib.figure import Figure
+
+from pursuhint_lib import plots
+from pursuhint_lib.clustering import HintPoints
+from pursuhint_lib.similarity import METRICS
+from pursuhint_lib.statistics import judge_claims
+
+LAYERS = 9
+MATRIX = np.exp(-np.abs(np.subtract.outer(np.arange(LAYERS), np.arange(LAYERS))) / 4)
+POINTS = HintPoints((1, 4, 7), (0, 0, 0, 1, 1, 1, 2, 2, 2), "kmeans-index", 1.0, True, 2)
+OTHER_POINTS = HintPoints((0, 8), (0,) * 5 + (1,) * 4, "kmeans-index", 1.0, True, 2)
+ARMS = ("none", "stage-ends", "pursuhint-r2", "random-1")
+INFINITY = float("inf")
+
+
+def histories(seeds: int = 2) -> dict:
+    run = {"epoch": [0, 1, 2, 3], "accuracy": [None, 50.0, None, 70.0]}
+    return {arm: [run | {"accuracy": [None, 50.0 + seed, None, 70.0 + 2 * seed]} for seed in range(seeds)] for arm in ARMS}
+
+
+def accuracies(low: float = 88.0, high: float = 92.0) -> pd.DataFrame:
+    rows = [(method, arm, seed, 90.0 + seed) for method in ("FitNet", "AT") for arm in ARMS for seed in (0, 1) if (method, arm) != ("AT", "random-1")]
+    return pd.DataFrame(rows, columns=["method", "arm", "seed", "accuracy"]).assign(mean=90.5, low=low, high=high)
+
+
+def panel(low: float = -1.0, high: float = 2.0, means: tuple = (0.5, -0.25, 1.5)) -> pd.DataFrame:
+    rows = [{"label": f"row {arm}", "arm": arm, "mean": mean, "low": low, "high": high, "n": 2} for arm, mean in zip(ARMS[1:], means, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def networks(low: float = 70.0, high: float = 75.0) -> pd.DataFrame:
+    rows = [("resnet56", "teacher", 861_620, 73.0), ("resnet20", "student alone", 278_324, 69.0), ("resnet20", "best student", 278_324, 71.0)]
+    rows += [("resnet8", "student alone", 78_000, 60.0)]
+    return pd.DataFrame(rows, columns=["network", "role", "parameters", "accuracy"]).assign(low=low, high=high)
+
+
+def channels() -> pd.DataFrame:
+    return pd.DataFrame({"sub-block": [1, 2, 3], "channels": [16, 32, 64], "dead": [0, 3, 5]})
+
+
+def claims(seeds: int = 3) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    arms = ("alone", "none", "stage-ends", "segment-middles", "random-1", "pursuhint-r2")
+    rows = [("p", "at", arm, seed, 50 + 5 * number + generator.normal()) for seed in range(seeds) for number, arm in enumerate(arms)]
+    return judge_claims(pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "accuracy"]), margin=0.5)
+
+
+DEPTHS = {"none": (), "stage-ends": (2, 5, 8), "pursuhint-r2": (1, 4, 7)}
+
+FIGURES = {
+    "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX, "cka": MATRIX}, {"r2": POINTS, "cka": OTHER_POINTS}),
+    "depth_strip": lambda: plots.depth_strip(DEPTHS, LAYERS, (2, 5, 8)),
+    "training_curves": lambda: plots.training_curves(histories()),
+    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
+    "forest": lambda: plots.forest({"against the stage ends": panel(), "against random points": panel()}, margin=0.2),
+    "compression": lambda: plots.compression(networks()),
+    "channel_statistics": lambda: plots.channel_statistics(channels()),
+    "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
+    "claim_effects": lambda: plots.claim_effects(claims(), margin=0.5),
+}
+
+# One seed only: no interval, no mean of several.
+SINGLE = {
+    "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX[:1, :1]}, {"r2": HintPoints((0,), (0,), "kmedoids", 0.0, True, 1)}),
+    "depth_strip": lambda: plots.depth_strip({"last": (0,)}, 1, (0,)),
+    "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
+    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
+    "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}, margin=0.2),
+    "compression": lambda: plots.compression(networks(-INFINITY, INFINITY)),
+    "claim_effects": lambda: plots.claim_effects(claims(seeds=1), margin=0.5),
+}
+
+
+def dots(axis) -> list[tuple[float, float, str]]:
+    """(x, y, colour) of every scattered dot."""
+    found = []
+    for collection in axis.collections:
+        if isinstance(collection, PathCollection):
+            found += [(float(x), float(y), to_hex(collection.get_facecolor()[0])) for x, y in collection.get_offsets()]
+    return found
+
+
+def spans(axis) -> list[tuple[float, float, float]]:
+    """(from, to, y) of every horizontal line that is drawn by ``hlines``."""
+    lines = [collection for collection in axis.collections if not isinstance(collection, PathCollection) and hasattr(collection, "get_segments")]
+    return [(float(start[0]), float(end[0]), float(start[1])) for collection in lines for start, end in collection.get_segments()]
+
+
+def test_the_table_of_figures_is_complete():
+    public = {name for name, value in vars(plots).items() if inspect.isfunction(value) and value.__module__ == plots.__name__ and name[0] != "_"}
+    assert set(FIGURES) == public - {"arm_colour", "styled"}
+
+
+@pytest.mark.parametrize("file_format", ["svg", "png"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_and_can_be_saved(name, file_format):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_format)
+    assert buffer.getvalue().startswith({"svg": b"<?xml", "png": b"\x89PNG"}[file_format])
+    assert len(buffer.getvalue()) > 2000
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_seed_without_an_interval_is_drawn(name):
+    figure = SINGLE[name]()
+    figure.savefig(io.BytesIO(), format="svg")
+    for axis in figure.axes:
+        assert np.isfinite([*axis.get_xlim(), *axis.get_ylim()]).all()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_leaves_no_global_state(name):
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    pyplot.close("all")
+    FIGURES[name]()
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
+def test_a_figure_that_fails_leaves_no_global_state():
+    before = dict(matplotlib.rcParams)
+    with pytest.raises(KeyError):
+        plots.channel_statistics(channels().drop(columns="dead"))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_notebooks_own_style_does_not_show():
+    with matplotlib.rc_context({"font.size": 30, "axes.spines.top": True}):
+        figure = FIGURES["forest"]()
+    assert figure.axes[0].title.get_fontsize() == 10
+    assert not figure.axes[0].spines["top"].get_visible()
+
+
+def test_figures_keep_their_names_and_their_docstrings():
+    for name in FIGURES:
+        assert getattr(plots, name).__name__ == name
+        assert getattr(plots, name).__doc__.strip()
+
+
+# ---- what the figures show
+
+
+def test_heatmaps_mark_exactly_the_hint_points():
+    figure = FIGURES["similarity_heatmaps"]()
+    for axis, points in zip(figure.axes[:2], (POINTS, OTHER_POINTS), strict=True):
+        marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"]
+        assert marks == [(index + 1, index + 1) for index in points.indices]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["r2", "cka"]
+
+
+def test_a_heatmaps_cells_lie_at_their_numbers():
+    matrix = MATRIX.copy()
+    matrix[2, 6] = 0.123
+    axis = plots.similarity_heatmaps({"r2": matrix}, {"r2": POINTS}).axes[0]
+    image = axis.images[0]
+    left, right, bottom, top = image.get_extent()
+    assert (left, right) == (0.5, LAYERS + 0.5)
+    assert (top, bottom) == (0.5, LAYERS + 0.5)
+    assert image.get_array()[2, 6] == 0.123
+    assert (image.norm.vmin, image.norm.vmax) == (0, 1)
+
+
+def test_a_heatmap_frames_each_run_of_one_cluster():
+    labels = (0, 0, 1, 1, 0, 2, 2, 2, 2)
+    axis = plots.similarity_heatmaps({"r2": MATRIX}, {"r2": HintPoints((0, 2, 6), labels, "kmeans-index", 1.0, True, 2)}).axes[0]
+    frames = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in axis.patches if not patch.get_fill()]
+    assert frames == [(0.5, 0.5, 2, 2), (2.5, 2.5, 2, 2), (4.5, 4.5, 1, 1), (5.5, 5.5, 4, 4)]
+    bands = [patch for patch in axis.patches if patch.get_fill()]
+    assert [patch.get_y() + 0.5 for patch in bands] == list(range(1, LAYERS + 1))
+    colours = [to_hex(patch.get_facecolor()) for patch in bands]
+    assert [colours.index(colour) for colour in colours] == [labels.index(label) for label in labels]
+
+
+def test_the_depth_strip_has_a_row_per_arm_with_dots_at_their_numbers():
+    axis = FIGURES["depth_strip"]().axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(DEPTHS)
+    expected = [(index + 1, row, plots.arm_colour(arm)) for row, (arm, indices) in enumerate(DEPTHS.items()) for index in indices]
+    assert dots(axis) == expected
+    borders = [line.get_xdata()[0] for line in axis.lines]
+    assert borders == [3.5, 6.5]
+
+
+def test_the_forest_shows_means_and_intervals_at_their_places():
+    figure = plots.forest({"first": panel(), "second": panel(means=(1.0, 2.0, 3.0), low=0.75, high=4.0)}, margin=0.2)
+    for axis, title, means, interval in zip(
+        figure.axes, ("first", "second"), ((0.5, -0.25, 1.5), (1.0, 2.0, 3.0)), ((-1.0, 2.0), (0.75, 4.0)), strict=True
+    ):
+        assert axis.get_title() == title
+        assert dots(axis) == [(mean, row, plots.arm_colour(arm)) for row, (mean, arm) in enumerate(zip(means, ARMS[1:], strict=True))]
+        assert spans(axis) == [(*interval, row) for row in range(3)]
+        assert [label.get_text() for label in axis.get_yticklabels()] == [f"row {arm}" for arm in ARMS[1:]]
+        shaded = axis.patches[0].get_extents().transformed(axis.transData.inverted())
+        assert (shaded.x0, shaded.x1) == pytest.approx((-0.2, 0.2))
+        assert axis.get_ylim()[0] > axis.get_ylim()[1]
+
+
+@pytest.mark.parametrize("name", ["forest", "accuracy_by_arm", "claim_effects"])
+def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
+    for axis in SINGLE[name]().axes:
+        assert spans(axis) == []
+        assert dots(axis)
+
+
+def test_accuracies_are_shown_per_seed_and_on_average():
+    figure = FIGURES["accuracy_by_arm"]()
+    assert [axis.get_title() for axis in figure.axes] == ["FitNet", "AT"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(ARMS)
+    for axis, arms in zip(figure.axes, (ARMS, ARMS[:3]), strict=True):
+        colours = [(row, plots.arm_colour(arm)) for row, arm in enumerate(arms)]
+        assert sorted(dots(axis)) == sorted((value, *rest) for value in (90.0, 90.5, 91.0) for rest in colours)
+        assert spans(axis) == [(88.0, 92.0, row) for row in range(len(arms))]
+
+
+def test_curves_show_the_mean_of_the_measured_epochs():
+    axis = plots.training_curves(histories(3)).axes[0]
+    means = {line.get_label(): line for line in axis.lines if line.get_label() in ARMS}
+    assert tuple(means) == ARMS
+    for arm, line in means.items():
+        assert list(line.get_xdata()) == [1, 3]
+        assert list(line.get_ydata()) == [51.0, 72.0]
+        assert to_hex(line.get_color()) == plots.arm_colour(arm)
+    assert len(axis.lines) == len(ARMS) * (3 + 1)
+
+
+def test_each_sub_block_is_compared_with_the_next():
+    axis = FIGURES["neighbour_similarity"]().axes[0]
+    for line, metric, matrix in zip(axis.lines, ("r2", "cka"), (MATRIX, MATRIX**2), strict=False):
+        assert line.get_label() == metric
+        assert list(line.get_xdata()) == list(range(1, LAYERS))
+        assert list(line.get_ydata()) == pytest.approx([matrix[i, i + 1] for i in range(LAYERS - 1)])
+    assert [border.get_xdata()[0] for border in axis.lines[2:]] == [3, 6]
+
+
+def test_the_lines_of_all_metrics_can_be_told_apart():
+    axis = plots.neighbour_similarity({metric: MATRIX ** (number + 1) for number, metric in enumerate(METRICS)}, (2, 5, 8)).axes[0]
+    lines = [line for line in axis.lines if line.get_label() in METRICS]
+    assert len(lines) == len(METRICS)
+    assert len({(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}) == len(METRICS)
+
+
+def test_bars_are_as_high_as_the_channels():
+    axis = FIGURES["channel_statistics"]().axes[0]
+    assert [bar.get_height() for bar in axis.containers[0]] == [16, 32, 64]
+    assert [bar.get_height() for bar in axis.containers[1]] == [0, 3, 5]
+
+
+def test_the_compression_figure_puts_networks_at_their_size_and_accuracy():
+    axis = FIGURES["compression"]().axes[0]
+    assert axis.get_xscale() == "log"
+    frame = networks()
+    assert [y for _, y, _ in dots(axis)] == list(frame["accuracy"])
+    for (x, _, _), row in zip(dots(axis), frame.itertuples(), strict=True):
+        # The best student stands a little beside the student alone, so that both intervals can be seen.
+        assert 0.85 * row.parameters < x < row.parameters if row.role == "best student" else x == row.parameters
+    assert [text.get_text() for text in axis.texts] == ["resnet56", "resnet20", "resnet8"]
+    colours = [colour for *_, colour in dots(axis)]
+    assert colours[1] == colours[2]
+    assert len({colours[0], colours[1], colours[3]}) == 3
+
+
+def test_claims_are_shown_with_their_verdicts():
+    table = claims()
+    axis = plots.claim_effects(table, margin=0.5).axes[0]
+    assert [(x, y) for x, y, _ in dots(axis)] == [(pytest.approx(mean), row) for row, mean in enumerate(table["mean"])]
+    assert [text.get_text() for text in axis.texts] == list(table["verdict"])
+    assert [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()] == list(table["claim"])
+
+
+# ---- colours
+
+MAIN = ("none", "stage-ends", "pursuhint-r2", "pursuhint-cka-linear", "pursuhint-cka-rbf", "segment-middles", "kmedoids-cka-linear", "random-1", "last")
+
+
+def test_the_main_arms_have_colours_of_their_own():
+    assert len({to_rgba(plots.arm_colour(arm)) for arm in MAIN}) == len(MAIN)
+
+
+def test_all_random_arms_have_one_colour():
+    assert len({plots.arm_colour(f"random-{number}") for number in range(1, 12)}) == 1
+
+
+@pytest.mark.parametrize("arm", [*MAIN, "first", "alone", "teacher", "pursuhint-r2-raw", "never-heard-of"])
+def test_every_arm_has_a_colour(arm):
+    assert to_rgba(plots.arm_colour(arm))[3] == 1
+    assert plots.arm_colour(arm) == plots.arm_colour(arm)

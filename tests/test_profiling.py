@@ -1,0 +1,85 @@
+"""Profiling: features of all sub-blocks from one pass, and the matrices made of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pursuhint_lib import profiling
+from pursuhint_lib.data import Images, load_splits
+from pursuhint_lib.models import build_model
+from pursuhint_lib.profiling import profile_layers, similarity_matrices
+from pursuhint_lib.settings import Data
+from pursuhint_lib.similarity import METRICS, linear_cka, r2_cca
+from pursuhint_lib.taps import candidate_points
+
+POINTS = ("layer1.0", "layer2.0", "layer3.0")
+
+
+@pytest.fixture
+def teacher() -> torch.nn.Module:
+    """A small network whose BatchNorm statistics are not the initial ones."""
+    torch.manual_seed(0)
+    model = build_model("resnet8x0.25", 10, 1)
+    model.train()(torch.randn(16, 1, 8, 8))
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> Images:
+    return load_splits(Data("digits"), torch.device("cpu")).train.first(40)
+
+
+def by_hand(model: torch.nn.Module, images: Images) -> dict[str, torch.Tensor]:
+    """Features of every stage, one image after the other."""
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in POINTS}
+    mean, deviation = images.entry.mean[0], images.entry.std[0]
+    with torch.no_grad():
+        for image in images.images:
+            x = (image[None].float() / 255 - mean) / deviation
+            x = F.relu(model.bn1(model.conv1(x)))
+            for name, stage in zip(POINTS, (model.layer1, model.layer2, model.layer3), strict=True):
+                x = stage(x)
+                rows[name].append(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+@pytest.mark.parametrize("batch", [7, 40, 500])
+def test_features_are_those_of_a_pass_by_hand_in_stored_order(teacher, images, monkeypatch, batch):
+    monkeypatch.setattr(profiling, "BATCH", batch)
+    found, expected = profile_layers(teacher, images, POINTS), by_hand(teacher, images)
+    assert tuple(found) == POINTS == candidate_points(teacher, torch.zeros(1, 1, 8, 8))
+    for name, channels in zip(POINTS, (4, 8, 16), strict=True):
+        assert found[name].shape == (40, channels)
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_listed_in_the_order_asked_for(teacher, images):
+    assert list(profile_layers(teacher, images, ("layer3.0", "layer1.0"))) == ["layer3.0", "layer1.0"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_teacher_is_left_in_evaluation_mode_with_its_statistics(teacher, images, training):
+    expected = by_hand(teacher, images)
+    state = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    found = profile_layers(teacher.train(training), images, POINTS)
+    assert not any(module.training for module in teacher.modules())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.state_dict().items())
+    assert sum(len(module._forward_hooks) for module in teacher.modules()) == 0
+    torch.testing.assert_close(found["layer3.0"], expected["layer3.0"], rtol=1e-5, atol=1e-6)
+
+
+def test_matrices_hold_every_metric_for_all_pairs(teacher, images):
+    features = profile_layers(teacher, images, POINTS)
+    matrices = similarity_matrices(features, tuple(METRICS))
+    assert tuple(matrices) == tuple(METRICS)
+    for matrix in matrices.values():
+        assert matrix.shape == (3, 3)
+        assert matrix.dtype == torch.float64
+        assert matrix.device.type == "cpu"
+        assert torch.equal(matrix, matrix.T)
+        assert torch.equal(matrix.diagonal(), torch.ones(3, dtype=torch.float64))
+    for metric, pairwise in (("r2", r2_cca), ("cka-linear", linear_cka)):
+        value = pairwise(features["layer1.0"], features["layer3.0"])
+        assert float(matrices[metric][0, 2]) == pytest.approx(float(value), abs=1e-10)
+        assert 0.0 < float(value) < 0.999

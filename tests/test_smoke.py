@@ -1,0 +1,154 @@
+"""The whole study on its smallest profile, through run_all.sh: it ends well, repeats nothing, and survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pursuhint_lib.paths import NOTEBOOKS, ROOT
+
+STEPS = 9
+# What 05_results and its predecessors must have published.
+FIGURES = (
+    "00_start_here-toy", "01_teacher_and_layers-resnet14-curve", "02_hint_points-resnet14-3-similarity", "02_hint_points-resnet14-3-depth",
+    "03_distillation-resnet14-resnet8x0.25-at-curves", "03_distillation-resnet14-resnet8x0.25-at-differences",
+    "05_results-accuracy-resnet14-resnet8x0.25", "05_results-differences", "05_results-compression", "05_results-claims",
+)  # fmt: skip
+TABLES = ("01_teacher_and_layers-resnet14-sub-blocks", "02_hint_points-resnet14-3-points", "05_results-networks", "05_results-claims")
+
+
+def environment(folder: Path) -> dict:
+    return {**os.environ, "PURSUHINT_RESULTS": str(folder / "results"), "PURSUHINT_WORK": str(folder / "work")}
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [str(ROOT / "run_all.sh"), "smoke", *arguments]
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=300)
+
+
+def records(folder: Path) -> dict[str, int]:
+    """Name → time of writing, which changes when a run is repeated."""
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "results" / "smoke" / "records").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study that was killed in the middle and then run to its end, with what was there at the kill."""
+    folder = tmp_path_factory.mktemp("study")
+    with subprocess.Popen([str(ROOT / "run_all.sh"), "smoke"], env=environment(folder), stdout=subprocess.DEVNULL) as first:
+        deadline = time.monotonic() + 200
+        # Some students are done, others are not.
+        while not any(name.startswith("resnet8") for name in records(folder)):
+            assert first.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+    before = records(folder)
+    begun = time.monotonic()
+    second = run(folder)
+    return folder, before, second, time.monotonic() - begun
+
+
+def test_a_killed_study_goes_on_and_repeats_no_finished_run(finished):
+    folder, before, second, _ = finished
+    assert second.returncode == 0, second.stdout + second.stderr
+    after = records(folder)
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+
+
+def test_every_notebook_is_executed_without_error_and_without_noise(finished):
+    folder, *_ = finished
+    executed = sorted((folder / "results" / "smoke" / "notebooks").glob("*.ipynb"))
+    assert len(executed) == STEPS
+    assert {file.stem.split("-")[0] for file in executed} == {file.stem for file in NOTEBOOKS.glob("*.ipynb")}
+    for file in executed:
+        text = file.read_text()
+        outputs = [output for cell in json.loads(text)["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+        assert outputs
+        assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+        assert "it/s" not in text
+        assert str(folder) not in text
+        assert file.stat().st_size < 1_000_000
+
+
+def test_figures_and_tables_are_there_in_every_form(finished):
+    folder, *_ = finished
+    results = folder / "results" / "smoke"
+    for name in FIGURES:
+        for ending in (".png", ".svg", ".md"):
+            assert (results / "figures" / f"{name}{ending}").stat().st_size > 40, name
+        assert "Smoke profile" in (results / "figures" / f"{name}.svg").read_text(), "the note stands on every figure"
+    for name in TABLES:
+        for ending in (".csv", ".md", ".tex"):
+            assert (results / "tables" / f"{name}{ending}").stat().st_size > 40, name
+    claims = pd.read_csv(results / "tables" / "05_results-claims.csv")
+    assert len(claims) == 5
+    assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "undecided"}
+
+
+def test_the_end_lists_figures_tables_and_verdicts(finished):
+    folder, _, second, _ = finished
+    for name in FIGURES:
+        assert f"{name}.svg" in second.stdout
+    assert "Verdicts" in second.stdout
+    assert second.stdout.count(" seeds\n") == 5
+
+
+def test_a_second_run_trains_nothing_and_says_so(finished):
+    folder, *_ = finished
+    before = records(folder)
+    again = run(folder)
+    assert again.returncode == 0
+    assert f"Nothing to do: all {STEPS} steps are done and every run is on record; nothing is trained." in again.stdout
+    assert records(folder) == before
+
+
+def test_a_deleted_figure_is_made_again_without_training(finished):
+    folder, *_ = finished
+    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.png"
+    content, before = figure.read_bytes(), records(folder)
+    figure.unlink()
+    again = run(folder)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{STEPS - 1} of {STEPS} steps are done; every run is on record, nothing is trained" in again.stdout
+    assert figure.read_bytes() == content, "the same numbers give the same picture"
+    assert records(folder) == before
+
+
+def test_an_edited_record_is_named_before_anything_runs(finished):
+    folder, *_ = finished
+    record = next((folder / "results" / "smoke" / "records").glob("*_kd_*"))
+    content = record.read_text()
+    try:
+        record.write_text(content.replace('"method": "kd"', '"method": "ce"'))
+        edited = run(folder)
+    finally:
+        record.write_text(content)
+    assert edited.returncode == 2
+    assert f"{record.name} was made with other settings (method) than its name says; delete it to run again" in edited.stderr
+
+
+def test_a_failing_notebook_ends_the_run_with_the_reason_and_loses_nothing(finished):
+    folder, *_ = finished
+    weights = next((folder / "work" / "smoke" / "weights").glob("teacher_resnet14*"))
+    before, content = records(folder), weights.read_bytes()
+    removed = next(name for name in before if "_kd_" in name)
+    weights.write_bytes(content[:1000])
+    (folder / "results" / "smoke" / "records" / removed).unlink()
+    failing = run(folder)
+    assert failing.returncode == 1
+    assert "step 03_distillation-resnet14-resnet8x0.25-kd failed: " in failing.stderr
+    assert f"{weights.name} cannot be read as a checkpoint" in failing.stderr
+    assert {name for name in before if name != removed} == set(records(folder))
+    weights.write_bytes(content)
+    mended = run(folder)
+    assert mended.returncode == 0
+    after = records(folder)
+    assert set(after) == set(before)
+    assert all(after[name] == before[name] for name in before if name != removed)

@@ -1,0 +1,347 @@
+"""Effects and p-values against scipy, and verdicts on frames whose truth is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from pursuhint_lib.statistics import (
+    CLAIMS,
+    Effect,
+    arms_of,
+    bootstrap_interval,
+    differences,
+    effects,
+    equivalence_p,
+    holm,
+    judge_claims,
+    mean_with_interval,
+    paired_effect,
+    rank_among_random,
+    text_table,
+    verdict,
+)
+
+NAN = float("nan")
+CLAIM_ALONE, CLAIM_NONE, CLAIM_ENDS, CLAIM_RANDOM, CLAIM_MIDDLES = (claim.text for claim in CLAIMS)
+
+
+def make_frame(accuracies, pairs=("p",), methods=("at",)):
+    """Rows of {arm: accuracy per seed}, the same in every cell."""
+    rows = [
+        {"pair": pair, "method": method, "arm": arm, "seed": seed, "accuracy": float(value)}
+        for pair, method in itertools.product(pairs, methods)
+        for arm, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("n", "shift"), [(2, 0.0), (5, 0.4), (30, -0.2)])
+def test_paired_effect_equals_scipys_t_test(n, shift):
+    values = np.random.default_rng(n).normal(shift, 1, n)
+    expected = stats.ttest_1samp(values, 0)
+    interval = expected.confidence_interval(0.95)
+    effect = paired_effect(values)
+    assert effect.n == n
+    assert (effect.mean, effect.low, effect.high, effect.p) == pytest.approx((values.mean(), interval.low, interval.high, expected.pvalue), rel=1e-10)
+
+
+@pytest.mark.parametrize("values", [[], [1.5], [NAN], [NAN, 1.5]])
+def test_fewer_than_two_differences_leave_everything_open(values):
+    effect = paired_effect(values)
+    present = [v for v in values if not math.isnan(v)]
+    assert (effect.low, effect.high, effect.n, effect.p) == (-math.inf, math.inf, len(present), 1.0)
+    assert effect.mean == 1.5 if present else math.isnan(effect.mean)
+    assert equivalence_p(values, 10.0) == 1.0
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.0, 1.0), (0.5, 0.0), (-0.5, 0.0)])
+def test_identical_differences_have_an_interval_of_one_point(value, p):
+    assert paired_effect([value] * 4) == Effect(value, value, value, 4, p)
+
+
+def test_missing_differences_are_left_out():
+    assert paired_effect([0.5, NAN, 1.0, 0.25, NAN]) == paired_effect([0.5, 1.0, 0.25])
+    assert equivalence_p([0.5, NAN, 1.0, 0.25], 2.0) == equivalence_p([0.5, 1.0, 0.25], 2.0)
+
+
+@pytest.mark.parametrize(("n", "shift", "margin"), [(2, 0.0, 1.0), (6, 0.1, 0.5), (20, -0.3, 0.5), (20, 2.0, 0.5)])
+def test_equivalence_p_is_the_larger_of_two_one_sided_t_tests(n, shift, margin):
+    values = np.random.default_rng(n).normal(shift, 0.5, n)
+    above_lower = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below_upper = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    assert equivalence_p(values, margin) == pytest.approx(max(above_lower, below_upper), rel=1e-10)
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.0, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.5, 1.0), (-0.75, 1.0)])
+def test_identical_differences_are_equivalent_exactly_within_the_margin(value, p):
+    assert equivalence_p([value] * 4, 0.5) == p
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.6, 0.9], [1.0, 1.0]),
+        ([0.02], [0.02]),
+        ([0.01, 0.01, 0.5], [0.03, 0.03, 0.5]),
+        ([0.04, 0.0], [0.04, 0.0]),
+    ],
+)
+def test_holm_equals_the_hand_computed_example(p_values, adjusted):
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni():
+    rng = np.random.default_rng(0)
+    for m in range(1, 12):
+        p = rng.random(m) ** 3
+        adjusted = holm(p)
+        assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
+        assert (adjusted >= p).all()
+        assert (adjusted <= np.minimum(m * p, 1) + 1e-15).all()
+        assert adjusted.min() == pytest.approx(min(m * p.min(), 1))
+
+
+def test_bootstrap_interval_is_close_to_students_for_many_normal_differences():
+    values = np.random.default_rng(1).normal(0.3, 1, 200)
+    effect = paired_effect(values)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == pytest.approx((effect.low, effect.high), abs=0.02)
+    assert low < effect.mean < high
+
+
+def test_bootstrap_interval_follows_its_seed():
+    values = np.random.default_rng(2).normal(0, 1, 10)
+    assert bootstrap_interval(values, resamples=500, seed=1) == bootstrap_interval(values, resamples=500, seed=1)
+    assert bootstrap_interval(values, resamples=500, seed=1) != bootstrap_interval(values, resamples=500, seed=2)
+
+
+def test_bootstrap_interval_refuses_a_single_difference():
+    with pytest.raises(ValueError, match="at least 2 differences, not 1"):
+        bootstrap_interval([0.3])
+
+
+@pytest.mark.parametrize(
+    ("mean", "p_adjusted", "p_equivalent", "expected"),
+    [
+        (1.0, 0.01, 0.9, "reproduced"),
+        (-1.0, 0.01, 0.9, "not reproduced"),
+        (0.1, 0.5, 0.01, "not reproduced"),
+        (1.0, 0.06, 0.5, "undecided"),
+        (0.1, 0.01, 0.01, "reproduced"),
+        (1.0, 0.05, 0.05, "undecided"),
+    ],
+)
+def test_verdict_weighs_direction_chance_and_margin(mean, p_adjusted, p_equivalent, expected):
+    assert verdict(Effect(mean, mean - 1, mean + 1, 5, p_adjusted), p_adjusted, p_equivalent) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "members"),
+    [("random-", ["random-2", "random-1"]), ("random-1", ["random-1"]), ("none", ["none"]), ("pursuhint-", ["pursuhint-r2"]), ("absent-", [])],
+)
+def test_family_is_a_prefix_or_one_name_in_order_of_appearance(family, members):
+    assert arms_of(make_frame({"none": [1], "random-2": [1, 2], "pursuhint-r2": [1], "random-1": [1], "nonesuch": [1]}), family) == members
+
+
+def test_differences_are_taken_within_pair_method_and_seed():
+    frame = pd.DataFrame(
+        [
+            ("p", "at", "none", 0, 70.0), ("p", "at", "pursuhint-r2", 0, 71.5),
+            ("p", "at", "none", 1, 60.0), ("p", "at", "pursuhint-r2", 1, 62.0),
+            ("q", "at", "none", 0, 50.0), ("q", "at", "pursuhint-r2", 0, 49.0),
+            ("p", "sp", "none", 0, 10.0), ("p", "sp", "pursuhint-r2", 0, 14.0), ("p", "sp", "pursuhint-r2", 1, 33.0),
+        ],
+        columns=["pair", "method", "arm", "seed", "accuracy"],
+    )  # fmt: skip
+    table = differences(frame.sample(frac=1, random_state=0), "none").sort_index()
+    assert set(table["arm"]) == {"pursuhint-r2"}
+    assert table["difference"].tolist()[:4] == [1.5, 2.0, -1.0, 4.0]
+    assert math.isnan(table["difference"].tolist()[4])
+    assert list(table.columns) == [*frame.columns, "difference"]
+
+
+def test_differences_from_a_family_are_taken_from_its_mean():
+    frame = make_frame({"random-1": [60, 70], "random-2": [64, 71], "pursuhint-r2": [63, 72], "none": [60, 60]})
+    table = differences(frame, "random-").set_index(["arm", "seed"])["difference"]
+    assert table.to_dict() == {("pursuhint-r2", 0): 1.0, ("pursuhint-r2", 1): 1.5, ("none", 0): -2.0, ("none", 1): -10.5}
+
+
+def test_differences_are_missing_where_a_run_failed_or_the_reference_is_absent():
+    frame = make_frame({"none": [60, NAN, 60], "pursuhint-r2": [61, 61, NAN]})
+    assert differences(frame, "none")["difference"].isna().tolist() == [False, True, True]
+    assert differences(frame, "stage-ends")["difference"].isna().all()
+
+
+def test_effects_average_within_a_seed_and_adjust_over_groups():
+    frame = make_frame({"none": [60, 60, 60], "pursuhint-r2": [61, 61.5, 62.5], "stage-ends": [60, 61, 59.5]}, pairs=("p", "q"))
+    frame.loc[(frame["pair"] == "q") & (frame["arm"] == "pursuhint-r2"), "accuracy"] += [1.0, 0.0, -1.0]
+    table = effects(differences(frame, "none"), ["arm"]).set_index("arm")
+    expected = {"pursuhint-r2": [1.5, 1.5, 2.0], "stage-ends": [0.0, 1.0, -0.5]}
+    for arm, per_seed in expected.items():
+        effect = paired_effect(per_seed)
+        row = table.loc[arm]
+        assert (row["mean"], row["low"], row["high"], row["n"], row["p"]) == pytest.approx((effect.mean, effect.low, effect.high, 3, effect.p))
+    assert table["p_holm"].tolist() == pytest.approx(holm([paired_effect(d).p for d in expected.values()]).tolist())
+
+
+def test_effects_of_several_keys_have_one_row_per_group_in_order():
+    frame = make_frame({"none": [60, 60], "stage-ends": [61, 62], "first": [59, 60]}, pairs=("q", "p"))
+    table = effects(differences(frame, "none"), ["pair", "arm"])
+    assert list(zip(table["pair"], table["arm"], strict=True)) == [("q", "stage-ends"), ("q", "first"), ("p", "stage-ends"), ("p", "first")]
+    assert list(table.columns) == ["pair", "arm", "mean", "low", "high", "n", "p", "p_holm"]
+    assert effects(differences(frame, "none").iloc[:0], ["arm"]).empty
+
+
+BASE = np.array([60.0, 61.0, 59.0, 60.5, 62.0, 58.5])
+NOISE = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        (2 + NOISE, "reproduced"),
+        (-2 + NOISE, "not reproduced"),
+        (NOISE, "not reproduced"),
+        (40 * NOISE + 0.5, "undecided"),
+    ],
+    ids=["gain", "loss", "equivalence", "noise"],
+)
+@pytest.mark.parametrize(
+    ("reference", "claim"), [("alone", CLAIM_ALONE), ("none", CLAIM_NONE), ("stage-ends", CLAIM_ENDS), ("segment-middles", CLAIM_MIDDLES)]
+)
+def test_known_difference_gives_its_verdict(reference, claim, difference, expected):
+    table = judge_claims(make_frame({reference: BASE, "pursuhint-r2": BASE + difference}, pairs=("p", "q")), 0.5)
+    assert table["claim"].tolist() == [claim]
+    row, effect = table.iloc[0], paired_effect(difference)
+    assert row["verdict"] == expected
+    assert (row["mean"], row["low"], row["high"], row["p"]) == pytest.approx((effect.mean, effect.low, effect.high, effect.p))
+    assert row["p_equivalent"] == pytest.approx(equivalence_p(difference, 0.5))
+
+
+def test_random_claim_compares_with_the_mean_of_the_random_arms():
+    frame = make_frame({"random-1": BASE - 4, "random-2": BASE + 2, "pursuhint-r2": BASE + 1 + NOISE})
+    row = judge_claims(frame, 0.5).set_index("claim").loc[CLAIM_RANDOM]
+    assert row["mean"] == pytest.approx(2.0)
+    assert row["verdict"] == "reproduced"
+
+
+def test_pooled_claim_has_seeds_as_its_sample():
+    rng = np.random.default_rng(0)
+    arms = {arm: BASE + rng.normal(size=6) for arm in ("stage-ends", "pursuhint-r2", "pursuhint-cka-linear")}
+    row = judge_claims(make_frame(arms, pairs=("p", "q"), methods=("at", "sp", "vid")), 0.5).iloc[0]
+    pooled = (arms["pursuhint-r2"] + arms["pursuhint-cka-linear"]) / 2 - arms["stage-ends"]
+    assert row["n"] == 6
+    assert row["cells"] == 2 * 3 * 2
+    assert row["p"] == pytest.approx(stats.ttest_1samp(pooled, 0).pvalue)
+
+
+def test_claims_are_adjusted_together_and_keep_their_order():
+    frame = make_frame({"none": BASE, "alone": BASE - 1, "stage-ends": BASE + 5 * NOISE, "pursuhint-r2": BASE + 0.3 + 3 * NOISE[::-1]})
+    table = judge_claims(frame, 0.5)
+    assert table["claim"].tolist() == [CLAIM_ALONE, CLAIM_NONE, CLAIM_ENDS]
+    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
+    assert (table["p_holm"] > table["p"]).any()
+
+
+@pytest.mark.parametrize("arms", [["none", "stage-ends"], ["pursuhint-r2", "first"], []])
+def test_claims_without_their_arms_are_left_out(arms):
+    frame = make_frame(dict.fromkeys(["first", *arms], BASE))
+    assert judge_claims(frame, 0.5).empty
+
+
+@pytest.mark.parametrize(
+    ("claim", "arm"),
+    [(CLAIM_NONE, "pursuhint-r2"), (CLAIM_NONE, "none"), (CLAIM_RANDOM, "pursuhint-r2"), (CLAIM_RANDOM, "random-1")],
+)
+def test_a_failed_run_is_counted_wherever_it_happens(claim, arm):
+    frame = make_frame({"none": BASE, "random-1": BASE - 1, "random-2": BASE + 1, "pursuhint-r2": BASE + 2 + NOISE})
+    assert judge_claims(frame, 0.5)["failed"].tolist() == [0, 0]
+    frame.loc[(frame["arm"] == arm) & (frame["seed"] == 2), "accuracy"] = NAN
+    assert judge_claims(frame, 0.5).set_index("claim").loc[claim, "failed"] == 1
+
+
+def test_seed_whose_every_run_failed_lowers_n():
+    frame = make_frame({"none": BASE, "pursuhint-r2": BASE + 2 + NOISE}, pairs=("p", "q"))
+    frame.loc[(frame["arm"] == "pursuhint-r2") & (frame["seed"] == 2), "accuracy"] = NAN
+    row = judge_claims(frame, 0.5).iloc[0]
+    assert (row["n"], row["failed"], row["cells"]) == (5, 2, 2)
+    assert row["verdict"] == "reproduced"
+
+
+def test_single_seed_decides_nothing():
+    table = judge_claims(make_frame({"none": [60], "pursuhint-r2": [75]}, pairs=("p", "q", "r")), 0.5)
+    assert table["verdict"].tolist() == ["undecided"]
+    assert table["n"].tolist() == [1]
+
+
+def test_false_claims_are_rarely_reproduced_when_cells_share_their_seed():
+    rng = np.random.default_rng(0)
+    cells = list(itertools.product("pq", ("at", "sp"), ("pursuhint-r2", "pursuhint-cka-linear", "alone")))
+    keys = pd.DataFrame([(*cell, seed) for cell in cells for seed in range(5)], columns=["pair", "method", "arm", "seed"])
+    hinted = keys["arm"].ne("alone").to_numpy()
+    reproduced = fooled = 0
+    for _ in range(300):
+        shared = rng.normal(size=5)[keys["seed"]] * hinted
+        frame = keys.assign(accuracy=60 + shared + rng.normal(scale=0.3, size=len(keys)))
+        reproduced += judge_claims(frame, 0.5)["verdict"].tolist() == ["reproduced"]
+        pseudo = paired_effect(differences(frame, "alone")["difference"])
+        fooled += pseudo.p < 0.05 and pseudo.mean > 0
+    assert reproduced <= 0.08 * 300
+    # The same frames mislead a test that takes cells for replicates, so the bound above is not idle.
+    assert fooled > 0.2 * 300
+
+
+def test_mean_with_interval_equals_scipys_t_interval():
+    frame = make_frame({"none": [60, 61, 63.5], "first": [50, NAN, 52]}, pairs=("q", "p"))
+    table = mean_with_interval(frame, ["pair", "arm"])
+    assert list(zip(table["pair"], table["arm"], strict=True)) == [("q", "none"), ("q", "first"), ("p", "none"), ("p", "first")]
+    for row in table.itertuples():
+        values = [60, 61, 63.5] if row.arm == "none" else [50, 52]
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert row.n == len(values)
+        assert (row.mean, row.low, row.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_text_table_keeps_order_and_marks_gaps():
+    means = pd.DataFrame(
+        [("none", "sp", 60.0, 59.5, 60.5), ("none", "at", 61.256, -math.inf, math.inf), ("first", "sp", 9.999, 9.9, 10.1)],
+        columns=["arm", "method", "mean", "low", "high"],
+    )
+    table = text_table(means, "arm", "method")
+    assert list(table.columns) == ["arm", "sp", "at"]
+    assert table.values.tolist() == [["none", "60.00 ± 0.50", "61.26"], ["first", "10.00 ± 0.10", "–"]]
+    assert table.columns.name is None
+
+
+def test_text_table_takes_what_mean_with_interval_returns():
+    table = text_table(mean_with_interval(make_frame({"none": [60, 62], "first": [50, 50]}), ["method", "arm"]), "arm", "method")
+    half = stats.t.ppf(0.975, 1)
+    assert table.values.tolist() == [["none", f"61.00 ± {half:.2f}"], ["first", "50.00 ± 0.00"]]
+
+
+def test_rank_is_the_share_of_random_arms_beaten():
+    frame = make_frame(
+        {"random-1": [60, 62], "random-2": [64, 64], "random-3": [66, 64], "random-4": [70, 70], "pursuhint-r2": [65, 64], "first": [50, 52]}
+    )
+    table = rank_among_random(frame).set_index("arm")
+    assert table.index.tolist() == ["pursuhint-r2", "first"]
+    assert table["better_than"].to_dict() == {"pursuhint-r2": 0.5, "first": 0.0}
+    assert table["mean"].to_dict() == {"pursuhint-r2": 64.5, "first": 51.0}
+    assert table[["random_mean", "random_low", "random_high"]].drop_duplicates().values.tolist() == [[65.0, 61.0, 70.0]]
+
+
+def test_rank_does_not_count_a_tie_as_beaten():
+    frame = make_frame({"random-1": [60], "random-2": [62], "none": [62]})
+    assert rank_among_random(frame)["better_than"].tolist() == [0.5]
+
+
+def test_rank_leaves_out_cells_without_random_arms():
+    frame = pd.concat([make_frame({"random-1": [60], "none": [61]}, pairs=("p",)), make_frame({"none": [61]}, pairs=("q",))])
+    assert rank_among_random(frame)["pair"].tolist() == ["p"]
+    assert rank_among_random(make_frame({"none": [61]})).empty
