@@ -53,7 +53,7 @@ def choose_hint_points(similarity: Tensor | np.ndarray, k: int, algorithm: str =
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"a similarity matrix is square; this one has shape {similarity.shape}")
     if not np.isfinite(similarity).all():
-        row = int(np.argwhere(~np.isfinite(similarity))[0, 0])
+        row = int((~np.isfinite(similarity)).sum(1).argmax())
         raise ValueError(f"the similarity matrix holds NaN or infinity in the row of sub-block {row + 1}")
     if not 1 <= k <= len(similarity):
         raise ValueError(f"k is {k}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and {len(similarity)}")
@@ -131,11 +131,12 @@ ALGORITHMS: dict[str, Callable[[np.ndarray, int, int], tuple[list[int], bool, in
 
 
 def segment_middles(layers: int, k: int) -> tuple[int, ...]:
-    """Middle sub-block of each of k equal depth segments: what the paper's k-means gives when the metric says nothing.
+    """Middle sub-block of each of k equal depth segments: where the paper's k-means ends, or nearly, when the metric tells depth only.
 
-    **Returns:** k ascending 0-based indices; segment j of [0, layers) is [j·layers/k, (j+1)·layers/k).
+    **Returns:** k ascending 0-based indices; segment j of [0, layers) is [j·layers/k, (j+1)·layers/k), and of two middles
+    the earlier one is taken, as the paper's rule does.
     """
-    return tuple((2 * j + 1) * layers // (2 * k) for j in range(k))
+    return tuple(((2 * j + 1) * layers - 1) // (2 * k) for j in range(k))
 
 
 def random_points(layers: int, k: int, draws: int, *, seed: int = 0) -> list[tuple[int, ...]]:

@@ -102,12 +102,13 @@ def _centered(x: Tensor) -> Tensor:
 def _basis(x: Tensor, center: bool) -> Tensor:
     """Orthonormal basis [N, rank] of the column space.
 
-    Columns are brought to unit length first, so that the rank cut judges directions and not scale:
-    a live channel with small activations is kept, a dead one is not.
+    Columns are brought to unit length before the singular values are cut, so that the cut judges directions and not scale.
     """
+    # A constant channel leaves rounding noise of its own size when it is centred, which must not pass for a direction.
+    sizes = x.norm(dim=0)
     x = _centered(x) if center else x
     lengths = x.norm(dim=0)
-    alive = lengths > lengths.max() * x.shape[0] * torch.finfo(x.dtype).eps
+    alive = lengths > torch.maximum(lengths.max(), sizes) * x.shape[0] * torch.finfo(x.dtype).eps
     u, singular, _ = torch.linalg.svd(x[:, alive] / lengths[alive], full_matrices=False)
     return u[:, singular > singular[0] * max(x.shape) * torch.finfo(x.dtype).eps]
 
@@ -152,6 +153,8 @@ def _rbf_matrix(features: Sequence[Tensor], bandwidth: float = 1.0) -> Tensor:
     ⟨HKH, HMH⟩ = ΣKM − (2/N) Σ k m + (ΣK)(ΣM)/N² with k, m the row sums, so raw kernels can be accumulated.
     """
     n = features[0].shape[0]
+    # Distances do not change by this, and a large common offset would cost them their digits.
+    features = [_centered(x) for x in features]
     scales = [2 * bandwidth**2 * _median_squared_distance(x) for x in features]
     products = torch.zeros(len(features), len(features), dtype=torch.float64, device=features[0].device)
     row_sums = []
@@ -171,7 +174,10 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _median_squared_distance(x: Tensor) -> float:
     """Median over the full N×N matrix; over its positive entries if most images coincide."""
-    distances = _squared_distances(x, x).fill_diagonal_(0).cpu().numpy().ravel()
+    distances = _squared_distances(x, x).fill_diagonal_(0)
+    # The distance of equal rows comes out as rounding noise.
+    noise = 4 * sum(x.shape) * torch.finfo(x.dtype).eps * x.square().sum(1).max()
+    distances = distances.masked_fill_(distances <= noise, 0).cpu().numpy().ravel()
     median = float(np.median(distances))
     return median if median > 0 else float(np.median(distances[distances > 0]))
 

@@ -52,6 +52,7 @@ def paired_effect(differences: Sequence[float]) -> Effect:
 def bootstrap_interval(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of paired differences [n], n ≥ 2 (too narrow for n below about 8)."""
     values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
     if len(values) < 2:
         raise ValueError(f"a bootstrap needs at least 2 differences, not {len(values)}")
     result = stats.bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed))
@@ -153,9 +154,12 @@ CLAIMS = (
 def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     """A verdict on every claim whose arms are in the frame, pooled over pairs, methods and the arms of a family.
 
+    Failed runs have no accuracy and are left out of the means, which flatters the arms that fail; ``failed`` says how many.
+
     **Arguments:** ``margin`` in points: a difference that is too small to matter.
 
-    **Returns:** one row per claim: claim, mean, low, high, n (seeds), cells, failed, p, p_holm, p_equivalent, verdict.
+    **Returns:** one row per claim: claim, mean, low, high, n (seeds), cells (pair × method × arm), failed (runs of either side),
+    p, p_holm, p_equivalent, verdict.
     """
     rows = []
     for claim in CLAIMS:
@@ -164,7 +168,7 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
         involved = frame[frame["arm"].isin(arms_of(frame, claim.arms) + arms_of(frame, claim.reference))]
         diffs = differences(involved, claim.reference)
         per_seed = diffs.groupby("seed")["difference"].mean()
-        counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(diffs["difference"].isna().sum())}
+        counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(involved["accuracy"].isna().sum())}
         row = {"claim": claim.text} | asdict(paired_effect(per_seed)) | counts
         rows.append(row | {"p_equivalent": equivalence_p(per_seed, margin)})
     table = pd.DataFrame(rows)
@@ -205,7 +209,7 @@ def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
     **Returns:** pair, method, arm, mean, random_mean, random_low, random_high (range of the random arms' means),
     better_than (share of the random arms that are beaten).
     """
-    means = frame.groupby(["pair", "method", "arm"], sort=False)["accuracy"].mean()
+    means = frame.groupby(["pair", "method", "arm"], sort=False)["accuracy"].mean().dropna()
     rows = []
     for (pair, method), cell in means.groupby(level=[0, 1], sort=False):
         cell = cell.droplevel([0, 1])

@@ -126,10 +126,14 @@ def check_parameters(notebook: Path, given: dict) -> None:
 
 
 def write_plan(profile: Profile, steps: list[Step], gpus: int) -> Path:
-    """Write the plan for the workflow engine and return its file."""
+    """Write the open steps for the workflow engine and return the file.
+
+    Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
+    """
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
-    for step in steps:
+    waiting = {step.name for step in steps if not step.done}
+    for step in (step for step in steps if not step.done):
         files = {
             "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),
             "draft": str(paths.draft(step.name)),
@@ -138,6 +142,6 @@ def write_plan(profile: Profile, steps: list[Step], gpus: int) -> Path:
         }
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        content["steps"].append(asdict(step) | files)
+        content["steps"].append(asdict(step) | files | {"needs": [name for name in step.needs if name in waiting]})
     write_json(paths.plan, content)
     return paths.plan
