@@ -32,6 +32,10 @@ class DataError(SettingsError):
     """A data set that is not there or cannot be read; the message says where it was looked for."""
 
 
+class NotDownloaded(DataError):
+    """A data set that is not there yet, and that a run would download."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """An entry of ``DATASETS``.
@@ -203,7 +207,7 @@ class _Torchvision:
             return f"image tree {data_root() / self.name}, {train} + {test} images"
         if (data_root() / self.folder).is_dir():
             return f"torchvision's files in {data_root() / self.folder}"
-        raise DataError(
+        raise NotDownloaded(
             f"{self.name} is not in {data_root()}: neither an image tree {self.name}/train/<class>/*.png nor torchvision's {self.folder}/; "
             f"the run will try to download it, or set PURSUHINT_DATA to the folder that has it"
         )

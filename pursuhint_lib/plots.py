@@ -4,6 +4,7 @@ One style for all figures, and one colour per method and per kind of arm everywh
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import matplotlib
@@ -13,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 WIDTH = 7.0  # inches: a page of text
 
@@ -87,14 +89,13 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
 def _cluster_bands(axis: Axes, points: Clusters) -> None:
     """A coloured band left of the heatmap for each sub-block's cluster, and a frame for each run of one cluster."""
     layers = len(points.labels)
+    left, width = -0.35 - 0.03 * layers, 0.03 * layers + 0.5
     for layer, label in enumerate(points.labels):
-        band = matplotlib.patches.Rectangle((-0.35 - 0.03 * layers, layer + 0.5), 0.03 * layers + 0.5, 1, color=_SAFE[label % len(_SAFE)], lw=0, clip_on=False)
-        axis.add_patch(band)
+        axis.add_patch(Rectangle((left, layer + 0.5), width, 1, color=_SAFE[label % len(_SAFE)], lw=0, clip_on=False))
     starts = [0, *(i for i in range(1, layers) if points.labels[i] != points.labels[i - 1]), layers]
-    for start, end in zip(starts, starts[1:], strict=False):
-        frame = matplotlib.patches.Rectangle((start + 0.5, start + 0.5), end - start, end - start, fill=False, color="white", lw=1.5)
-        axis.add_patch(frame)
-    axis.set_xlim(-0.35 - 0.03 * layers, layers + 0.5)
+    for start, end in pairwise(starts):
+        axis.add_patch(Rectangle((start + 0.5, start + 0.5), end - start, end - start, fill=False, color="white", lw=1.5))
+    axis.set_xlim(left, layers + 0.5)
 
 
 @styled

@@ -176,8 +176,7 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
         return table
     table["p_holm"] = holm(table["p"])
     verdicts = [
-        verdict(Effect(row["mean"], row["low"], row["high"], row["n"], row["p"]), row["p_holm"], row["p_equivalent"])
-        for _, row in table.iterrows()
+        verdict(Effect(row["mean"], row["low"], row["high"], row["n"], row["p"]), row["p_holm"], row["p_equivalent"]) for _, row in table.iterrows()
     ]
     return table.assign(verdict=verdicts)
 

@@ -115,7 +115,8 @@ class Lane:
         means = {name: float(total) / images for name, total in self.sums.items()}
         self.sums = {}
         self.failed = not math.isfinite(means["total"])
-        row = {"epoch": epoch + 1, "learning_rate": _rounded(learning_rate), "accuracy": accuracy, **{f"loss_{n}": _rounded(v) for n, v in means.items()}}
+        losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
+        row = {"epoch": epoch + 1, "learning_rate": _rounded(learning_rate), "accuracy": accuracy, **losses}
         for column, value in row.items():
             self.history.setdefault(column, []).append(value)
 

@@ -93,7 +93,7 @@ def test_figures_and_tables_are_there_in_every_form(finished):
 
 
 def test_the_end_lists_figures_tables_and_verdicts(finished):
-    folder, _, second, _ = finished
+    _, _, second, _ = finished
     for name in FIGURES:
         assert f"{name}.svg" in second.stdout
     assert "Verdicts" in second.stdout

@@ -20,7 +20,7 @@ from pursuhint_lib.study.runs import fork, networks_frame, results_frame, run_ce
 from pursuhint_lib.training import load_teacher, train_teacher
 
 
-@pytest.fixture()
+@pytest.fixture
 def profile():
     return load_profile("smoke")
 

@@ -97,7 +97,8 @@ def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: 
     if not left:
         print(f"Nothing to do: all {len(steps)} steps are done and every run is on record; nothing is trained.")
         return
-    what = "trainings are still to be counted" if unknown else f"{trainings} trainings to do" if trainings else "every run is on record, nothing is trained"
+    counted = f"{trainings} trainings to do" if trainings else "every run is on record, nothing is trained"
+    what = "trainings are still to be counted" if unknown else counted
     size = f"{expected.bytes / 2**20:.0f} MiB of disk ({free_bytes() / 2**30:.0f} GiB free)"
     print(f"{len(steps) - left} of {len(steps)} steps are done; {what}; about {duration(expected.seconds)} on {cores} cores, {size}.", flush=True)
 
@@ -107,7 +108,8 @@ def _set_aside(profile: str) -> None:
     paths = StudyPaths(profile)
     aside = paths.work / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
     with owned(profile):
-        moved = [folder for folder in (paths.records, paths.hints, paths.work / "steps", paths.work / "weights", paths.work / "checkpoints") if folder.exists()]
+        folders = (paths.records, paths.hints, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
+        moved = [folder for folder in folders if folder.exists()]
         for folder in moved:
             aside.mkdir(parents=True, exist_ok=True)
             shutil.move(folder, aside / folder.name)

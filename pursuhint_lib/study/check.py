@@ -8,8 +8,7 @@ import psutil
 import torch
 
 from .. import records
-from ..data import DataError
-from ..data import DATASETS
+from ..data import DATASETS, DataError, NotDownloaded
 from ..models import load_checkpoint
 from ..paths import ROOT, StudyPaths, results_root, work_root
 from ..settings import Profile, SettingsError
@@ -56,8 +55,10 @@ def _device() -> Finding:
 def _data(profile: Profile) -> Finding:
     try:
         return Finding("data", OK, f"{profile.data.dataset}: {DATASETS[profile.data.dataset].locate(profile.data)}")
+    except NotDownloaded as error:
+        return Finding("data", NOTE, str(error))
     except DataError as error:
-        return Finding("data", NOTE if "download" in str(error) else WRONG, str(error))
+        return Finding("data", WRONG, str(error))
 
 
 def _teacher(profile: Profile, network: str) -> Finding:
@@ -85,8 +86,8 @@ def _folder(name: str, folder: Path) -> Finding:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        variable = f"PURSUHINT_{name.upper()}"
-        return Finding(f"folder {name}", WRONG, f"cannot write to {folder} ({error.strerror}); make it writable or set {variable} to a folder that is")
+        remedy = f"make it writable or set PURSUHINT_{name.upper()} to a folder that is"
+        return Finding(f"folder {name}", WRONG, f"cannot write to {folder} ({error.strerror}); {remedy}")
     return Finding(f"folder {name}", OK, str(folder))
 
 

@@ -69,4 +69,3 @@ def _drawn(figure: Figure, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.06, facecolor="white", **options)
     return buffer.getvalue()
-
