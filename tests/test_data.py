@@ -396,9 +396,8 @@ def test_an_image_tree_is_found_without_reading_it(tree, decoded):
     assert decoded == [0]
 
 
+@pytest.mark.skipif(not TEST_ZIP.is_file(), reason=f"the CIFAR-100 images are missing: {TEST_ZIP}")
 def test_the_real_test_images_are_read_pixel_by_pixel():
-    if not TEST_ZIP.is_file():
-        pytest.skip(f"the CIFAR-100 images are missing: {TEST_ZIP}")
     root = data_root() / "cifar100"
     expected, labels = [], []
     with zipfile.ZipFile(TEST_ZIP) as archive:

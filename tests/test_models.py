@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from pursuhint_lib.models import MODELS, build_model, load_checkpoint, parameter_count, save_weights
@@ -82,6 +83,49 @@ def test_images_become_one_finite_logit_per_class(name, shape):
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
     assert not torch.equal(logits[0], logits[1])
+
+
+def norm(state: dict, name: str, x: torch.Tensor) -> torch.Tensor:
+    mean, variance, weight, bias = (state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias"))
+    return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+
+def resnet_by_hand(state: dict, x: torch.Tensor) -> torch.Tensor:
+    """A residual network from its weights alone."""
+    x = norm(state, "bn1", F.conv2d(x, state["conv1.weight"], padding=1)).relu()
+    blocks = sorted({name.rsplit(".", 2)[0] for name in state if ".conv1." in name})
+    for block in blocks:
+        stride = 2 if block in ("layer2.0", "layer3.0") else 1
+        y = norm(state, f"{block}.bn1", F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1)).relu()
+        y = norm(state, f"{block}.bn2", F.conv2d(y, state[f"{block}.conv2.weight"], padding=1))
+        if f"{block}.downsample.0.weight" in state:
+            x = norm(state, f"{block}.downsample.1", F.conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride))
+        x = (x + y).relu()
+    return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def vgg_by_hand(state: dict, x: torch.Tensor) -> torch.Tensor:
+    """A VGG network from its weights alone."""
+    for block in range(5):
+        for unit in range(0, 12, 3):
+            if f"block{block}.{unit}.weight" in state:
+                x = F.conv2d(x, state[f"block{block}.{unit}.weight"], state[f"block{block}.{unit}.bias"], padding=1)
+                x = norm(state, f"block{block}.{unit + 1}", x).relu()
+        if block < 3:
+            x = F.max_pool2d(x, 2)
+    return x.flatten(2).mean(2) @ state["classifier.weight"].T + state["classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"), [(SMALL, resnet_by_hand), ("resnet14", resnet_by_hand), ("vgg8x0.125", vgg_by_hand), ("vgg11", vgg_by_hand)]
+)
+def test_a_network_computes_what_its_paper_says(name, by_hand):
+    model = seeded(name)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model.train()(images)
+    model.double().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images.double()), by_hand(model.state_dict(), images.double()))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -22,6 +22,8 @@ POINTS = HintPoints((1, 4, 7), (0, 0, 0, 1, 1, 1, 2, 2, 2), "kmeans-index", 1.0,
 OTHER_POINTS = HintPoints((0, 8), (0,) * 5 + (1,) * 4, "kmeans-index", 1.0, True, 2)
 ARMS = ("none", "stage-ends", "pursuhint-r2", "random-1")
 INFINITY = float("inf")
+# Other than the study's own style, so that a leak of the latter shows.
+NOTEBOOK_STYLE = {"font.size": 30, "axes.spines.top": True, "legend.frameon": True, "svg.hashsalt": "mine", "figure.dpi": 77}
 
 
 def histories(seeds: int = 2) -> dict:
@@ -125,22 +127,24 @@ def test_a_single_seed_without_an_interval_is_drawn(name):
 def test_a_figure_leaves_no_global_state(name):
     from matplotlib import pyplot
 
-    before = dict(matplotlib.rcParams)
     pyplot.close("all")
-    FIGURES[name]()
-    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context(NOTEBOOK_STYLE):
+        before = dict(matplotlib.rcParams)
+        FIGURES[name]()
+        assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
 
 def test_a_figure_that_fails_leaves_no_global_state():
-    before = dict(matplotlib.rcParams)
-    with pytest.raises(KeyError):
-        plots.channel_statistics(channels().drop(columns="dead"))
-    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context(NOTEBOOK_STYLE):
+        before = dict(matplotlib.rcParams)
+        with pytest.raises(KeyError):
+            plots.channel_statistics(channels().drop(columns="dead"))
+        assert dict(matplotlib.rcParams) == before
 
 
 def test_the_notebooks_own_style_does_not_show():
-    with matplotlib.rc_context({"font.size": 30, "axes.spines.top": True}):
+    with matplotlib.rc_context(NOTEBOOK_STYLE):
         figure = FIGURES["forest"]()
     assert figure.axes[0].title.get_fontsize() == 10
     assert not figure.axes[0].spines["top"].get_visible()
@@ -283,7 +287,8 @@ def test_claims_are_shown_with_their_verdicts():
 
 # ---- colours
 
-MAIN = ("none", "stage-ends", "pursuhint-r2", "pursuhint-cka-linear", "pursuhint-cka-rbf", "segment-middles", "kmedoids-cka-linear", "random-1", "last")
+MAIN = ("none", "stage-ends", "pursuhint-r2", "pursuhint-cka-linear", "pursuhint-cka-rbf")
+MAIN += ("segment-middles", "kmedoids-cka-linear", "random-1", "last")
 
 
 def test_the_main_arms_have_colours_of_their_own():

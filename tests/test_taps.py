@@ -124,6 +124,8 @@ def test_a_block_within_a_block_is_not_a_candidate_of_its_own():
         ("vgg8", 32, ("block0.2", "block1.2", "block2.2", "block4.2")),
         ("vgg13", 32, ("block0.5", "block1.5", "block2.5", "block4.5")),
         ("torchvision/resnet18", 64, ("layer1.1", "layer2.1", "layer3.1", "layer4.1")),
+        # features.11 and features.17 change the channels, but not the size.
+        ("torchvision/mobilenet_v2", 64, tuple(f"features.{number}" for number in (1, 3, 6, 13, 17))),
     ],
 )
 def test_stages_end_before_the_size_changes(name, side, expected):
@@ -250,7 +252,11 @@ def test_a_tap_can_be_opened_again():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("twice", "sub-block twice is called more than once"), ("never", "sub-block never was not called"), ("pair", "sub-block pair returns tuple, not one")],
+    [
+        ("twice", "sub-block twice is called more than once"),
+        ("never", "sub-block never was not called"),
+        ("pair", "sub-block pair returns tuple, not one"),
+    ],
 )
 def test_a_sub_block_without_one_output_is_named(name, words):
     model = Odd()
