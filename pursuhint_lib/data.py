@@ -178,8 +178,10 @@ def _stratified(labels: Tensor, count: int | None, seed: int, what: str) -> Tens
     if count is None or count == len(labels):
         return torch.from_numpy(everything)
     classes = len(labels.unique())
-    if not classes <= count < len(labels):
-        raise DataError(f"{what} has {len(labels)} images of {classes} classes; a subset of {count} cannot be taken from it")
+    # The images left out must show every class too, or the shares could not be kept.
+    if not classes <= count <= len(labels) - classes:
+        limits = f"give {classes} to {len(labels) - classes}, or none for all"
+        raise DataError(f"{what} has {len(labels)} images of {classes} classes; a subset of {count} cannot keep their shares; {limits}")
     keep, _ = train_test_split(everything, train_size=count, stratify=labels.numpy(), random_state=seed)
     return torch.from_numpy(np.sort(keep))
 
@@ -195,16 +197,17 @@ def _digits(settings: Data) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class _Torchvision:
     """A small torchvision set: from an image tree <data>/<name>/{train,test}/<class>/, from torchvision's own files in
-    <data>/<folder>, or downloaded there (torchvision checks the published MD5 before it reads them)."""
+    <data>/<folder>, or downloaded there by torchvision, which checks the published MD5."""
 
     name: str
     folder: str
     reader: type
 
     def locate(self, settings: Data) -> str:
-        if (data_root() / self.name / "train").is_dir():
-            train, test = (len(_listing(folder)) for folder in _split_folders(data_root() / self.name))
-            return f"image tree {data_root() / self.name}, {train} + {test} images"
+        tree = data_root() / self.name
+        if (tree / "train").is_dir():
+            train, test = _check_whole(tree, DATASETS[self.name])
+            return f"image tree {tree}, {train} + {test} images"
         if (data_root() / self.folder).is_dir():
             return f"torchvision's files in {data_root() / self.folder}"
         raise NotDownloaded(
@@ -215,11 +218,12 @@ class _Torchvision:
     def load(self, settings: Data) -> dict[str, Tensor]:
         root, entry = data_root(), DATASETS[self.name]
         if (root / self.name / "train").is_dir():
+            _check_whole(root / self.name, entry)
             return _cached(self.name, root / self.name, entry.image_size, entry.channels)
         download = not (root / self.folder).is_dir()
         try:
             splits = {split: self.reader(root, train=split == "train", download=download) for split in ("train", "test")}
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             tried = f"cannot be downloaded to {root}" if download else f"is damaged in {root / self.folder}"
             raise DataError(f"{self.name} {tried} ({reason}); remove what is there, or set PURSUHINT_DATA to a folder that has it") from None
@@ -247,6 +251,20 @@ def _split_folders(root: Path) -> tuple[Path, Path]:
     return root / "train", next((root / s for s in ("test", "val") if (root / s).is_dir()), root / "test")
 
 
+def _check_whole(root: Path, entry: Dataset) -> tuple[int, int]:
+    """Training and test images of a tree that must be a known data set.
+
+    **Raises:** ``DataError`` when classes or images are missing, as after unpacking only some of its archives.
+    """
+    folders = _split_folders(root)
+    found = tuple(len(_listing(folder)) for folder in folders)
+    classes = len(_class_names(folders[0]))
+    if classes != entry.classes or found != entry.counts:
+        wanted = f"{entry.classes} classes and {entry.counts[0]} + {entry.counts[1]} images"
+        raise DataError(f"{root} has {classes} classes and {found[0]} + {found[1]} images, not {wanted}; unpack all of it")
+    return found
+
+
 def _class_names(split: Path) -> list[str]:
     """Sorted class folders of a split.
 
@@ -264,7 +282,8 @@ def _cached(name: str, root: Path, side: int, channels: int) -> dict[str, Tensor
     files = {"train": _listing(train), "test": _listing(test)}
     if _class_names(train) != _class_names(test):
         raise DataError(f"{train} and {test} have different class folders; they must be the same")
-    listing = "\n".join(f"{path} {path.stat().st_size}" for split in files.values() for path, _ in split)
+    stats = ((path, path.stat()) for split in files.values() for path, _ in split)
+    listing = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
     key = hashlib.sha256(f"{side} {channels}\n{listing}".encode()).hexdigest()
     cache = array_cache(name)
     arrays = _read_cache(cache, key)
@@ -296,6 +315,7 @@ def _read_cache(cache: Path, key: str) -> dict[str, Tensor] | None:
 def _checksum(arrays: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {tuple(arrays[name].shape)}".encode())
         digest.update(arrays[name].numpy().tobytes())
     return digest.hexdigest()
 

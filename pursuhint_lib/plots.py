@@ -242,9 +242,9 @@ def neighbour_similarity(matrices: Mapping[str, np.ndarray], stage_ends: Sequenc
     **Arguments:** metric → [L, L]; 0-based indices of the stage ends.
     """
     figure, axis = _figure(2.6)
-    for metric, matrix in matrices.items():
-        neighbours = np.diagonal(matrix, 1)
-        axis.plot(range(1, len(matrix)), neighbours, marker="o", markersize=3.5, color=arm_colour(f"pursuhint-{metric}"), label=metric)
+    for number, (metric, matrix) in enumerate(matrices.items()):
+        colour = _SAFE[(0, 9, 2, 4, 7, 1)[number % 6]]
+        axis.plot(range(1, len(matrix)), np.diagonal(matrix, 1), marker="o", markersize=3.5, color=colour, label=metric)
     for end in stage_ends[:-1]:
         axis.axvline(end + 1, color="#999999", lw=0.8, ls=":", zorder=0)
     axis.set(xlabel="sub-block, compared with the next one (dotted: last of a stage)", ylabel="similarity", ylim=(None, 1.02))

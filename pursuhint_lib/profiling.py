@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Images
+from .settings import SettingsError
 from .similarity import similarity_matrix
 from .taps import LayerTap
 
@@ -18,6 +19,8 @@ def profile_layers(teacher: nn.Module, images: Images, points: Sequence[str]) ->
     **Arguments:** ``teacher`` on the device of ``images``; ``points`` module names.
 
     **Returns:** name → float32 [N, C], each map averaged over space; row i is image i in every layer.
+
+    **Raises:** ``SettingsError`` for a sub-block whose output is not a map.
     """
     teacher.eval()
     collected: dict[str, list[Tensor]] = {name: [] for name in points}
@@ -25,6 +28,8 @@ def profile_layers(teacher: nn.Module, images: Images, points: Sequence[str]) ->
         for batch, _ in images.ordered_batches(BATCH):
             teacher(batch)
             for name, features in tap.features.items():
+                if features.ndim != 4:
+                    raise SettingsError(f"sub-block {name} gives shape {tuple(features.shape)}; only maps [N, C, H, W] can be profiled")
                 collected[name].append(features.float().mean((2, 3)))
     return {name: torch.cat(parts) for name, parts in collected.items()}
 

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from .files import replacing
 
+SECONDS_BETWEEN = 2.0
+
 
 class Progress:
     """Counts ``total`` units of one piece of work.
@@ -38,10 +40,19 @@ class Progress:
             self._bar.update()
         self._write(figures)
 
+    def within(self, share: float) -> None:
+        """So much of the present unit is done, 0 to 1; told at most every two seconds, so it costs nothing to call often."""
+        if time.monotonic() - self._told < SECONDS_BETWEEN:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{share:.0%} of this {self.unit}")
+        self._write(f"{share:.0%} of the next")
+
     def _write(self, figures: str = "") -> None:
+        self._told = time.monotonic()
         if self._file is None:
             return
-        state = {"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures, "time": time.time()}
+        state = {"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures}
         with replacing(self._file) as draft:
             draft.write_text(json.dumps(state))
 

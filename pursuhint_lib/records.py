@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,8 @@ from .files import write_json
 from .paths import ROOT, StudyPaths
 from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 
+# Beyond so many characters the hint points are counted in a record's name, not listed: file names have a limit.
+MAX_POINTS_TEXT = 80
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "numpy")
 
 
@@ -49,6 +51,7 @@ def record_name(settings: TeacherSettings | StudentSettings) -> str:
         parts = ["teacher", settings.network, f"seed{settings.seed}", digest]
     else:
         points = "+".join(settings.teacher_points) or "no-hints"
+        points = points if len(points) <= MAX_POINTS_TEXT else f"{len(settings.teacher_points)}-points"
         parts = [settings.student, "from", settings.teacher.network, settings.method, points, f"seed{settings.seed}", digest]
     return "_".join(parts).replace("/", "-")
 
@@ -85,9 +88,13 @@ def read(path: Path) -> Record:
     **Raises:** ``SettingsError`` naming the file if it is not a record.
     """
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        wrong = [f.name for f in fields(Record) if not isinstance(getattr(record, f.name), f.type)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is of the wrong kind")
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise SettingsError(f"{path} is not a record ({' '.join(str(error).split())}); delete it to run again") from None
+    return record
 
 
 def save(profile: str, record: Record) -> None:

@@ -25,7 +25,7 @@ def _positive(settings, *names: str) -> None:
     """Refuse values of 0 or less; ``None`` stands for 'not given'."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # so that NaN is refused too
             raise SettingsError(f"{name} is {value}; give a number above 0")
 
 
@@ -243,12 +243,15 @@ class Profile:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise SettingsError(f"name {self.name!r} cannot be a folder; use letters, digits, '.', '_' and '-'")
         for key in ("pairs", "methods", "arms", "seeds", "metrics"):
-            values = getattr(self, key)
+            # Results are kept by the pair's name, so two pairs must not share one.
+            values = [pair.name for pair in self.pairs] if key == "pairs" else getattr(self, key)
             if not values:
                 raise SettingsError(f"{key} is empty; give at least one")
             repeated = sorted({str(v) for v in values if values.count(v) > 1})
             if repeated:
                 raise SettingsError(f"{key} names {', '.join(repeated)} more than once")
+        if min(*self.seeds, self.teacher_seed) < 0:
+            raise SettingsError(f"seeds are {list(self.seeds)} and teacher_seed is {self.teacher_seed}; give numbers of 0 or more")
         choose("precision", self.precision, PRECISIONS)
         _positive(self, "profile_images", "margin")
 
@@ -334,7 +337,7 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     return build(Profile, content, path.name)
 

@@ -64,8 +64,8 @@ class LayerTap:
 def candidate_points(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
     """Sub-blocks that can give hints, in forward order.
 
-    These are the residual, inverted-residual and transformer blocks; where there are none, every
-    convolution with the normalisation and activation that follow it, tapped after the last of them.
+    These are the residual, inverted-residual and transformer blocks; where there are none, every convolution
+    with the normalisation that follows it, up to and including the activation.
 
     **Arguments:** ``example_input`` [1, C, H, W], any values.
 
@@ -91,10 +91,14 @@ def point_shapes(model: nn.Module, example_input: Tensor, names: Iterable[str]) 
 
 def _dry_run(model: nn.Module, example_input: Tensor) -> None:
     """One forward pass that leaves no trace: no gradient, no change of BatchNorm statistics or of the mode."""
-    training = model.training
-    with torch.no_grad():
-        model.eval()(example_input)
-    model.train(training)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(example_input)
+    finally:
+        # Module by module: a frozen BatchNorm inside a training network stays frozen.
+        for module, training in modes.items():
+            module.training = training
 
 
 def _sub_blocks(model: nn.Module, example_input: Tensor) -> list[tuple[str, torch.Size]]:

@@ -156,7 +156,8 @@ def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: F
     with Progress(label, schedule.epochs, done=start) as progress:
         for epoch in range(start, schedule.epochs):
             running = [lane for lane in lanes if not lane.failed]
-            _run_epoch(running, splits.train, schedule, epoch, teacher=teacher, seed=seed, precision=precision, accelerator=accelerator)
+            _run_epoch(running, splits.train, schedule, epoch, teacher=teacher, seed=seed, precision=precision, accelerator=accelerator,
+                       progress=progress)  # fmt: skip
             measured = (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs
             for lane in running:
                 accuracy = round(evaluate(lane.learner.network, splits.test, precision), 3) if measured else None
@@ -173,14 +174,15 @@ def _summary(lanes: Sequence[Lane]) -> str:
 
 
 def _run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: int, *, teacher: FrozenTeacher | None, seed: int,
-               precision: str, accelerator: Accelerator) -> None:  # fmt: skip
+               precision: str, accelerator: Accelerator, progress: Progress) -> None:  # fmt: skip
     """One pass over the training images: teacher once a batch, then every lane."""
     for lane in lanes:
         lane.wrapped.train()
         for group in lane.optimizer.param_groups:
             group["lr"] = schedule.learning_rate_at(epoch)
     batches = images.train_batches(schedule.batch_size, seed, epoch, accelerator.process_index, accelerator.num_processes)
-    for batch, labels in batches:
+    for number, (batch, labels) in enumerate(batches):
+        progress.within(number * schedule.batch_size / len(images))
         with _autocast(accelerator.device, precision):
             output = teacher(batch) if teacher else None
         for lane in lanes:

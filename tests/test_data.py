@@ -282,9 +282,22 @@ def cifar_tree(root: Path, per_class: int = 2) -> dict[tuple[str, str, int], np.
 
 
 @pytest.fixture
-def tree():
+def small_trees(monkeypatch):
+    """CIFAR-100 may have any number of classes and images."""
+    monkeypatch.setattr(data, "_check_whole", lambda root, entry: tuple(len(data._listing(root / split)) for split in ("train", "test")))
+
+
+@pytest.fixture
+def tree(small_trees):
     """An image tree in the place of CIFAR-100."""
     return cifar_tree(data_root() / "cifar100")
+
+
+def test_a_tree_that_was_unpacked_in_part_is_refused():
+    cifar_tree(data_root() / "cifar100")
+    for use in (load, lambda name: DATASETS[name].locate(Data(name))):
+        with pytest.raises(DataError, match=r"has 3 classes and 6 \+ 6 images, not 100 classes and 50000 \+ 10000 images; unpack all of it"):
+            use("cifar100")
 
 
 @pytest.fixture
@@ -397,7 +410,7 @@ def test_an_image_tree_is_found_without_reading_it(tree, decoded):
 
 
 @pytest.mark.skipif(not TEST_ZIP.is_file(), reason=f"the CIFAR-100 images are missing: {TEST_ZIP}")
-def test_the_real_test_images_are_read_pixel_by_pixel():
+def test_the_real_test_images_are_read_pixel_by_pixel(small_trees):
     root = data_root() / "cifar100"
     expected, labels = [], []
     with zipfile.ZipFile(TEST_ZIP) as archive:

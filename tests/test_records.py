@@ -318,7 +318,16 @@ def test_the_status_file_counts(status):
     third = json.loads(status.read_text())
     assert [state["done"] for state in (first, second, third)] == [1, 2, 3]
     assert [state["figures"] for state in (first, second, third)] == ["", "loss 0.5", ""]
-    assert first["time"] <= second["time"] <= third["time"]
+
+
+def test_a_share_of_a_unit_is_told_now_and_then(status, monkeypatch):
+    with Progress("training", 3) as progress:
+        progress.within(0.1)
+        assert json.loads(status.read_text())["figures"] == "", "too soon after the last word"
+        monkeypatch.setattr("pursuhint_lib.progress.SECONDS_BETWEEN", 0.0)
+        progress.within(0.4)
+        told = json.loads(status.read_text())
+    assert (told["done"], told["figures"]) == (0, "40% of the next")
     assert list(status.parent.iterdir()) == [status]
 
 

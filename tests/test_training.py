@@ -236,9 +236,9 @@ def test_hint_loss_falls_on_a_fixed_batch(method):
     teacher = training.FrozenTeacher(training.load_teacher(TEACHER), ENDS)
     learner = training.build_learner(settings(method, hint_weight=1.0, kd_weight=0.0, ce_weight=0.0).run(Arm("a", ENDS)), teacher.model)
     images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
-    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-2)
     values = []
-    for _ in range(20):
+    for _ in range(40):
         losses = learner(images, labels, teacher(images))
         optimizer.zero_grad()
         losses["total"].backward()

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..files import replacing
 from ..settings import SettingsError, choose
@@ -23,6 +23,9 @@ from .vgg import VGGS
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {**RESNETS, **VGGS}
 
 TORCHVISION = "torchvision/"
+
+# Prefixes that data-parallel and compiled wrappers leave in a state dict.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
@@ -71,14 +74,22 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise SettingsError(f"{path} is damaged or holds more than tensors, and pickled code is not run; save its state_dict alone") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    state = state.get("model", state)
-    state = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
-    difference = _first_difference(model.state_dict(), state)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
+        raise SettingsError(f"{path} is no state dict (names and tensors), alone or under the key 'model'; save the network's state_dict()")
+    difference = _first_difference(model.state_dict(), state := {_without_wrappers(name): tensor for name, tensor in state.items()})
     if difference:
         raise SettingsError(f"{path} is a checkpoint of another network: {difference}")
     model.load_state_dict(state)
+
+
+def _without_wrappers(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _first_difference(expected: dict, found: dict) -> str | None:

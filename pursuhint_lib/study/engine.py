@@ -24,7 +24,7 @@ from .plan import Step
 MARK = "PURSUHINT_RUN"
 # Seconds between two looks at the steps, and between two lines about one step.
 POLL = 0.5
-REPORT = 10.0
+REPORT = 15.0
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def _interrupt(_number, _frame) -> None:
 def _follow(engine: subprocess.Popen, paths: StudyPaths, steps: Sequence[Step], expected: Estimate) -> None:
     """Print a line when a step ends, and now and then what the running ones do, until the engine ends."""
     waiting = {step.name: step for step in steps if not step.done}
-    begun = reported = time.monotonic()
+    clock, reported = _Clock(expected), time.monotonic()
     for step in waiting.values():
         paths.progress(step.name).unlink(missing_ok=True)
     while True:
@@ -111,27 +111,37 @@ def _follow(engine: subprocess.Popen, paths: StudyPaths, steps: Sequence[Step], 
         for name, step in list(waiting.items()):
             if Path(step.stamp).is_file():
                 del waiting[name]
+                clock.step_over(waiting)
                 seconds = json.loads(Path(step.stamp).read_text())["seconds"]
-                print(f"[{len(steps) - len(waiting):2d}/{len(steps)}] {name}: done in {seconds:.0f} s{_left(waiting, expected, begun)}", flush=True)
+                print(f"[{len(steps) - len(waiting):2d}/{len(steps)}] {name}: done in {seconds:.0f} s{clock.left() if waiting else ''}", flush=True)
                 reported = time.monotonic()
         if over:
             return
         if time.monotonic() - reported > REPORT:
             for line in _running(paths, waiting):
-                print(f"        … {line}{_left(waiting, expected, begun)}", flush=True)
+                print(f"        … {line}{clock.left()}", flush=True)
             reported = time.monotonic()
         time.sleep(POLL)
 
 
-def _left(waiting: dict[str, Step], expected: Estimate, begun: float) -> str:
-    """Time left, from the estimate corrected by how fast the finished steps went."""
-    if not waiting:
-        return ""
-    rest = expected.wall(waiting)
-    behind = expected.seconds - rest
-    # The first steps are short, so they say little of the speed.
-    pace = (time.monotonic() - begun) / behind if behind > 0.1 * expected.seconds else 1.0
-    return f"; about {duration(pace * rest)} left"
+class _Clock:
+    """Time left: the estimate, corrected by how fast the finished steps went."""
+
+    def __init__(self, expected: Estimate):
+        self._expected, self._begun = expected, time.monotonic()
+        self._over = self._begun + expected.seconds
+
+    def step_over(self, waiting: dict[str, Step]) -> None:
+        """Correct the end when a step is over and these are still to be done."""
+        rest, now = self._expected.wall(waiting), time.monotonic()
+        behind = self._expected.seconds - rest
+        # The first steps are short, so they say little of the speed.
+        pace = (now - self._begun) / behind if behind > 0.1 * self._expected.seconds else 1.0
+        self._over = now + pace * rest
+
+    def left(self) -> str:
+        """Time from now to the end, in words."""
+        return f"; about {duration(max(1.0, self._over - time.monotonic()))} left"
 
 
 def _running(paths: StudyPaths, waiting: dict[str, Step]) -> Iterator[str]:
