@@ -36,5 +36,6 @@ def profile_layers(teacher: nn.Module, images: Images, points: Sequence[str]) ->
 
 def similarity_matrices(features: dict[str, Tensor], metrics: Sequence[str]) -> dict[str, Tensor]:
     """Metric → similarity of all sub-blocks, float64 [L, L] on the CPU."""
-    layers = list(features.values())
+    # Apple's GPUs have no float64.
+    layers = [layer.cpu() if layer.device.type == "mps" else layer for layer in features.values()]
     return {metric: similarity_matrix(layers, metric).cpu() for metric in metrics}

@@ -49,8 +49,12 @@ def _run(options: argparse.Namespace) -> int:
     profile = load_profile(options.profile)
     if options.check:
         return _print_check(profile)
-    if options.force and not options.plan:
-        _set_aside(profile.name)
+    if not options.plan:
+        wrong = [finding for finding in check(profile) if finding.state == WRONG and finding.what != "data"]
+        if wrong:
+            raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
+        if options.force:
+            _set_aside(profile.name)
     # Notebooks run in their own folder, so a file is named by its full path.
     source = str(profile_path(options.profile).resolve()) if options.profile.endswith((".yaml", ".yml")) else options.profile
     steps = make_plan(profile, source)
@@ -59,9 +63,6 @@ def _run(options: argparse.Namespace) -> int:
     _print_plan(profile, steps, expected, options.cores, whole=options.plan)
     if options.plan:
         return 0
-    wrong = [finding for finding in check(profile) if finding.state == WRONG and finding.what != "data"]
-    if wrong:
-        raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
     begun = time.monotonic()
     if not all(step.done for step in steps):
         if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
@@ -70,7 +71,10 @@ def _run(options: argparse.Namespace) -> int:
         status = execute(profile.name, write_plan(profile, steps, gpus), steps, expected, options.cores, gpus, options.engine)
         if status:
             return _print_failure(profile.name, steps, status)
-    _print_results(profile, make_plan(profile, source), time.monotonic() - begun)
+        steps = make_plan(profile, source)
+        if not all(step.done for step in steps):
+            return _print_failure(profile.name, steps, 1)
+    _print_results(profile, steps, time.monotonic() - begun)
     return 0
 
 
