@@ -28,7 +28,7 @@ class Clusters(Protocol):
 
 _STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 160, "figure.dpi": 90,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "svg.hashsalt": "pursuhint", "svg.fonttype": "none", "figure.constrained_layout.use": True,
 }  # fmt: skip
 
@@ -214,7 +214,7 @@ def compression(networks: pd.DataFrame) -> Figure:
         axis.scatter([x], [row.accuracy], marker=markers[row.role], s=110 if best else 45, color=colour, zorder=3)
         if not best:
             axis.annotate(row.network, (x, row.accuracy), xytext=(7, -3), textcoords="offset points", fontsize=8, color=colour)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, % (bars: 95 % interval over seeds)")
+    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
     axis.margins(x=0.25, y=0.15)
     handles = [Line2D([], [], marker=m, color="#555555", ls="", markersize=9 if m == "*" else 6, label=role) for role, m in markers.items()]
     axis.legend(handles=handles, loc="lower right")
@@ -231,6 +231,7 @@ def channel_statistics(table: pd.DataFrame) -> Figure:
     axis.bar(table["sub-block"], table["channels"], color="#c9d7e3", label="channels")
     axis.bar(table["sub-block"], table["dead"], color=_SAFE[1], label="dead (the same for every image)")
     axis.set(xlabel="sub-block", ylabel="channels")
+    axis.locator_params(axis="x", nbins=18, integer=True)
     axis.legend(loc="upper left")
     return figure
 
