@@ -47,9 +47,14 @@ def arm_colour(arm: str) -> str:
     return next((colour for prefix, colour in _ARM_COLOURS.items() if arm.startswith(prefix)), _SAFE[7])
 
 
+def style():
+    """Context in which figures are drawn and saved."""
+    return matplotlib.rc_context(_STYLE)
+
+
 def _figure(height: float, width: float = WIDTH, **subplots) -> tuple[Figure, np.ndarray | Axes]:
     """A figure in the study's style, without pyplot's global state."""
-    with matplotlib.rc_context(_STYLE):
+    with style():
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(**subplots)
 
@@ -58,7 +63,7 @@ def styled(function):
     """Draw in the study's style, whatever the notebook's own settings are."""
 
     def draw(*arguments, **keywords) -> Figure:
-        with matplotlib.rc_context(_STYLE):
+        with style():
             return function(*arguments, **keywords)
 
     draw.__doc__, draw.__name__ = function.__doc__, function.__name__

@@ -111,7 +111,7 @@ def test_a_second_run_trains_nothing_and_says_so(finished):
 
 def test_a_deleted_figure_is_made_again_without_training(finished):
     folder, *_ = finished
-    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.png"
+    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.svg"
     content, before = figure.read_bytes(), records(folder)
     figure.unlink()
     again = run(folder)

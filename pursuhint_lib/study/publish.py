@@ -9,6 +9,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from ..paths import StudyPaths, file_name
+from ..plots import style
 from ..settings import Profile
 
 # Dots per inch of a PNG file, and of a figure inside a notebook.
@@ -70,7 +71,9 @@ def _with_ending(stem: Path, ending: str) -> Path:
 def _svg(figure: Figure) -> bytes:
     """Vector image without date and creator: the same numbers give the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.06, facecolor="white", metadata={"Date": None, "Creator": None})
+    # The style also says how text and ids are written.
+    with style():
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.06, facecolor="white", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
