@@ -102,7 +102,7 @@ class Lane:
 
     def step(self, images: Tensor, labels: Tensor, teacher: TeacherOutput | None, accelerator: Accelerator, precision: str) -> None:
         """One optimiser step; losses are added up on the device, so that nothing waits for it."""
-        with _autocast(accelerator.device, precision):
+        with autocast(accelerator.device, precision):
             parts = self.wrapped(images, labels, teacher)
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["total"])
@@ -125,7 +125,8 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which networks run: ``fp32`` as they are, ``bf16`` in mixed precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -138,7 +139,7 @@ def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> float
     """Top-1 accuracy in %, model left in the mode it was in."""
     training = model.training
     model.eval()
-    with torch.no_grad(), _autocast(images.device, precision):
+    with torch.no_grad(), autocast(images.device, precision):
         correct = sum((model(batch).argmax(1) == labels).sum() for batch, labels in images.ordered_batches())
     model.train(training)
     return 100 * int(correct) / len(images)
@@ -183,7 +184,7 @@ def _run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch:
     batches = images.train_batches(schedule.batch_size, seed, epoch, accelerator.process_index, accelerator.num_processes)
     for number, (batch, labels) in enumerate(batches):
         progress.within(number * schedule.batch_size / len(images))
-        with _autocast(accelerator.device, precision):
+        with autocast(accelerator.device, precision):
             output = teacher(batch) if teacher else None
         for lane in lanes:
             lane.step(batch, labels, output, accelerator, precision)

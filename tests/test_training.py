@@ -221,7 +221,7 @@ def test_bf16_runs_and_losses_stay_float32():
     teacher = training.FrozenTeacher(build_model("resnet14", 10, 1), ENDS)
     learner = training.build_learner(settings("vid").run(Arm("a", ENDS)), teacher.model)
     images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
-    with training._autocast(torch.device("cpu"), "bf16"):
+    with training.autocast(torch.device("cpu"), "bf16"):
         output = teacher(images)
         losses = learner(images, labels, output)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}

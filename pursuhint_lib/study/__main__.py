@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
             # Decoded, or downloaded, once and before any job: a missing data set is found here.
             data.load_splits(profile.data, torch.device("cpu"))
-        status = execute(profile.name, write_plan(profile, steps, gpus), steps, expected, options.cores, gpus, options.engine)
+        status = execute(profile.name, write_plan(profile, steps, options.cores, gpus), steps, expected, options.cores, gpus, options.engine)
         if status:
             return _print_failure(profile.name, steps, status)
         steps = make_plan(profile, source)

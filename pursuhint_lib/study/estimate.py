@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from ..data import describe, example_input, image_counts
 from ..models import parameter_count
 from ..paths import results_root, work_root
-from ..settings import Data, Profile
-from ..training import seeded_model
+from ..settings import Profile
+from ..training import autocast, seeded_model
 from .plan import Step
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
 NOTEBOOK_SECONDS = 7.0
 # Loss and bookkeeping of a hint method beside the student's own step, relative to it (measured: 1.2 to 1.9).
 HINT_FACTOR = 1.5
-# Pixels of a measured batch: 64 images of 32×32.
-PIXELS = 64 * 32 * 32
+# Pixels of a measured batch: 16 images of 32×32.
+PIXELS = 16 * 32 * 32
+# Seconds of measuring for all networks of a profile, if their single steps are not slower.
+BUDGET = 3.0
 
 
 @dataclass(frozen=True)
@@ -32,32 +34,35 @@ class Speed:
     parameters: int
 
 
-def measure(network: str, data: Data) -> Speed:
-    """Time one network on random images, on one CPU core or on the GPU, for about a second."""
+def measure(network: str, profile: Profile, seconds: float) -> Speed:
+    """Time one network on blank images, on one CPU core or on the GPU, for about so many seconds."""
+    data, precision = profile.data, profile.precision
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entry = describe(data)
-    batch = max(2, min(64, PIXELS // entry.image_size**2))
+    batch = max(2, min(profile.student.batch_size, PIXELS // entry.image_size**2))
     images = example_input(data).expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     model = seeded_model(network, data, 0).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        with autocast(device, precision):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
         optimizer.step()
 
     def forward() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), autocast(device, precision):
             model(images)
 
-    return Speed(_seconds(step, device) / batch, _seconds(forward, device) / batch, parameter_count(model))
+    train, infer = (_seconds(work, device, seconds / 2) / batch for work in (step, forward))
+    return Speed(train, infer, parameter_count(model))
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call: the fastest of up to five after a warm-up, within half a second."""
+def _seconds(work: Callable[[], None], device: torch.device, budget: float) -> float:
+    """Seconds of one call: the fastest within the budget; a slow one is called once only."""
     best, begun = float("inf"), time.perf_counter()
-    work()
-    while time.perf_counter() - begun < 0.5 or best == float("inf"):
+    while time.perf_counter() - begun < budget or best == float("inf"):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -92,7 +97,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     networks = {network for pair in profile.pairs for network in (pair.teacher, pair.student)} if any(s.trains for s in open_steps) else set()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    speeds = {network: measure(network, profile.data) for network in sorted(networks)}
+    speeds = {network: measure(network, profile, BUDGET / len(networks)) for network in sorted(networks)}
     torch.set_num_threads(threads)
     seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds) for step in open_steps}
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.

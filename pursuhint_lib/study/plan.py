@@ -125,10 +125,11 @@ def check_parameters(notebook: Path, given: dict) -> None:
         choose(f"parameter of {notebook.name}", name, declared)
 
 
-def write_plan(profile: Profile, steps: list[Step], gpus: int) -> Path:
+def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Path:
     """Write the open steps for the workflow engine and return the file.
 
     Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
+    A teacher is trained on all cores, since nothing else can run yet; students on one core each, many at once.
     """
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
@@ -142,6 +143,8 @@ def write_plan(profile: Profile, steps: list[Step], gpus: int) -> Path:
         }
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        content["steps"].append(asdict(step) | files | {"needs": [name for name in step.needs if name in waiting]})
+        needs = [name for name in step.needs if name in waiting]
+        threads = cores if step.notebook == "01_teacher_and_layers" else 1
+        content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads})
     write_json(paths.plan, content)
     return paths.plan
