@@ -50,8 +50,9 @@ if ! find_python; then
         echo "error: no Python 3.11 or later found; install one, or activate an environment made from environment.yml" >&2
         exit 2
     fi
-    log="$root/work/setup.log"
-    mkdir -p "$root/work" || { echo "error: cannot write to $root; make it writable" >&2; exit 2; }
+    folder="$root/work"
+    log="$folder/setup.log"
+    mkdir -p "$folder" || { echo "error: cannot write to $root; make it writable" >&2; exit 2; }
     echo "Setting up .venv from requirements.lock (once; some 6 GB, mostly PyTorch; a few minutes) …"
     if ! { "$base" -m venv "$root/.venv" &&
         "$root/.venv/bin/python" -m pip install --disable-pip-version-check -r "$root/requirements.lock" &&
