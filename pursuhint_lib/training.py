@@ -110,9 +110,9 @@ class Lane:
         for name, loss in parts.items():
             self.sums[name] = self.sums.get(name, 0) + loss.detach() * len(labels)
 
-    def close_epoch(self, epoch: int, learning_rate: float, images: int, accuracy: float | None) -> None:
+    def close_epoch(self, epoch: int, learning_rate: float, images: int, accuracy: float | None, accelerator: Accelerator) -> None:
         """Write the epoch into the history; a loss that is not finite ends the run as failed."""
-        means = {name: float(total) / images for name, total in self.sums.items()}
+        means = {name: float(accelerator.reduce(total)) / images for name, total in self.sums.items()}
         self.sums = {}
         self.failed = not math.isfinite(means["total"])
         losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
@@ -162,7 +162,7 @@ def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: F
             measured = (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs
             for lane in running:
                 accuracy = round(evaluate(lane.learner.network, splits.test, precision), 3) if measured else None
-                lane.close_epoch(epoch, schedule.learning_rate_at(epoch), len(splits.train), accuracy)
+                lane.close_epoch(epoch, schedule.learning_rate_at(epoch), len(splits.train), accuracy, accelerator)
             progress.advance(_summary(running))
             if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < schedule.epochs:
                 _save_state(lanes, epoch + 1, checkpoint, accelerator)
@@ -344,4 +344,6 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
         records.save(profile, record)
+    # Whoever needs the weights next must find them.
+    accelerator.wait_for_everyone()
     return record
