@@ -8,14 +8,18 @@ Revisited" (2019), sections 3 and 4; debiased HSIC from Song et al. (2012). PURS
 2021) uses R²-CCA, linear CKA and RBF CKA.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Rows of the Gram matrices that are held at once: 54 layers × 64 rows × 10 000 images × 8 bytes = 276 MB.
-GRAM_ROWS = 64
+# Side of the tiles in which Gram matrices are made: 54 layers × 512² × 8 bytes = 113 MB at once.
+TILE = 512
+# Rows of a strip of distances: 128 × 10 000 × 8 bytes = 10 MB.
+STRIP = 128
+# Pairs of images drawn to find out where the median distance lies.
+SAMPLE = 200_000
 
 
 def r2_cca(x: Tensor, y: Tensor, *, center: bool = True) -> Tensor:
@@ -148,38 +152,92 @@ def _linear_cka_matrix(features: Sequence[Tensor], debiased: bool = False) -> Te
 
 
 def _rbf_matrix(features: Sequence[Tensor], bandwidth: float = 1.0) -> Tensor:
-    """RBF CKA of all pairs in blocks of rows; no two N×N matrices are held at once.
+    """RBF CKA of all pairs of layers, tile by tile over the upper triangle; no N×N matrix is ever held.
 
     ⟨HKH, HMH⟩ = ΣKM − (2/N) Σ k m + (ΣK)(ΣM)/N² with k, m the row sums, so raw kernels can be accumulated.
     """
-    n = features[0].shape[0]
+    n, layers = features[0].shape[0], len(features)
     # Distances do not change by this, and a large common offset would cost them their digits.
     features = [_centered(x) for x in features]
     scales = [2 * bandwidth**2 * _median_squared_distance(x) for x in features]
-    products = torch.zeros(len(features), len(features), dtype=torch.float64, device=features[0].device)
-    row_sums = []
-    for start in range(0, n, GRAM_ROWS):
-        kernels = [torch.exp(-_squared_distances(x[start : start + GRAM_ROWS], x) / s) for x, s in zip(features, scales, strict=True)]
-        stacked = torch.stack([kernel.flatten() for kernel in kernels])
-        products += stacked @ stacked.T
-        row_sums.append(torch.stack([kernel.sum(1) for kernel in kernels]))
-    sums = torch.cat(row_sums, dim=1)
+    products = torch.zeros(layers, layers, dtype=torch.float64, device=features[0].device)
+    sums = torch.zeros(layers, n, dtype=torch.float64, device=features[0].device)
+    blocks = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
+    # One buffer for all tiles: fresh memory would cost as much as the arithmetic.
+    buffer = torch.empty(layers * min(TILE, n) ** 2, dtype=torch.float64, device=features[0].device)
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            kernels = buffer[: layers * height * width].view(layers, height, width)
+            for kernel, x, scale in zip(kernels, features, scales, strict=True):
+                _squared_distances(x[rows], x[columns], out=kernel).div_(-scale).exp_()
+            flat = kernels.flatten(1)
+            # A tile off the diagonal stands for its mirror image too.
+            products += (1 if rows is columns else 2) * (flat @ flat.T)
+            sums[:, rows] += kernels.sum(2)
+            if rows is not columns:
+                sums[:, columns] += kernels.sum(1)
     totals = sums.sum(1)
     return _normalised(products - 2 / n * sums @ sums.T + torch.outer(totals, totals) / n**2)
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T).clamp_min_(0)
+def _squared_distances(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    norms = torch.add(a.square().sum(1)[:, None], b.square().sum(1)[None, :], out=out)
+    return norms.addmm_(a, b.T, alpha=-2).clamp_min_(0)
 
 
 def _median_squared_distance(x: Tensor) -> float:
-    """Median over the full N×N matrix; over its positive entries if most images coincide."""
-    distances = _squared_distances(x, x).fill_diagonal_(0)
+    """Median over the full N×N matrix, zero diagonal included; over its positive entries if most images coincide.
+
+    That matrix holds N zeros and each of the N(N−1)/2 pairs twice, so order statistics of the pairs are enough.
+    """
+    n = x.shape[0]
+    middle = ((n**2 - 1) // 2, n**2 // 2)
+    # With two images one of the two middle values lies on the diagonal.
+    ranks = [(rank - n) // 2 for rank in middle if rank >= n]
+    median = _pair_order_statistics(x, ranks) * len(ranks) / 2
+    if median > 0:
+        return median
+    positive = torch.cat([d[d > 0] for d in _pair_distances(x)])
+    return float(np.median(positive.cpu().numpy()))
+
+
+def _pair_distances(x: Tensor) -> Iterator[Tensor]:
+    """Squared distances of all pairs i < j, a strip [STRIP, N] at a time; NaN where a strip has no pair to give."""
     # The distance of equal rows comes out as rounding noise.
     noise = 4 * sum(x.shape) * torch.finfo(x.dtype).eps * x.square().sum(1).max()
-    distances = distances.masked_fill_(distances <= noise, 0).cpu().numpy().ravel()
-    median = float(np.median(distances))
-    return median if median > 0 else float(np.median(distances[distances > 0]))
+    for start in range(0, x.shape[0], STRIP):
+        distances = _squared_distances(x[start : start + STRIP], x[start:])
+        distances.masked_fill_(distances <= noise, 0)
+        rows = len(distances)
+        distances[:, :rows].masked_fill_(torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril(), torch.nan)
+        yield distances
+
+
+def _pair_order_statistics(x: Tensor, ranks: Sequence[int]) -> float:
+    """Mean of the pair distances at one or two neighbouring 0-based ranks, exactly, without sorting all pairs.
+
+    A sample says where they lie; one pass counts what is below and keeps what is there. A misleading
+    sample costs a second pass, never exactness.
+    """
+    pairs = x.shape[0] * (x.shape[0] - 1) // 2
+    generator = torch.Generator().manual_seed(0)
+    i = torch.randint(x.shape[0], (SAMPLE,), generator=generator).to(x.device)
+    j = (i + torch.randint(1, x.shape[0], (SAMPLE,), generator=generator).to(x.device)) % x.shape[0]
+    sample = (x[i] - x[j]).square().sum(1).sort().values
+    # Five standard errors of a sample quantile on either side.
+    slack = 2.5 / len(sample) ** 0.5
+    low, high = (sample[int(min(max(r / pairs + s, 0), 1) * (len(sample) - 1))] for r, s in ((ranks[0], -slack), (ranks[-1], slack)))
+    while True:
+        below, inside = 0, []
+        for distances in _pair_distances(x):
+            under, upto = distances < low, distances <= high
+            below += int(under.count_nonzero())
+            inside.append(distances[upto.logical_xor_(under)])
+        found = torch.cat(inside).sort().values
+        if below <= ranks[0] and ranks[-1] < below + len(found):
+            return float(found[[rank - below for rank in ranks]].mean())
+        low, high = low.new_zeros(()), low.new_full((), torch.inf)
 
 
 def _normalised(products: Tensor) -> Tensor:

@@ -160,12 +160,27 @@ def test_float32_features_are_computed_in_float64():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 30, 64])
-def test_rbf_blocks_of_any_height_give_the_naive_value(monkeypatch, rows):
-    monkeypatch.setattr(similarity, "GRAM_ROWS", rows)
+def test_rbf_tiles_and_strips_of_any_size_give_the_naive_value(monkeypatch, rows):
+    monkeypatch.setattr(similarity, "TILE", rows)
+    monkeypatch.setattr(similarity, "STRIP", rows + 1)
     layers = make_layers()
     matrix = similarity_matrix(layers, "cka-rbf")
     for i, j in ((0, 1), (1, 4), (2, 3)):
         assert float(matrix[i, j]) == pytest.approx(naive_rbf_cka(layers[i].numpy(), layers[j].numpy()), abs=1e-9)
+
+
+@pytest.mark.parametrize("images", [2, 3, 4, 9, 50, 51, 300])
+@pytest.mark.parametrize("sample", [2, 40, 200_000])
+def test_median_distance_is_exact_for_even_and_odd_numbers_and_whatever_the_sample_says(monkeypatch, images, sample):
+    monkeypatch.setattr(similarity, "SAMPLE", sample)
+    monkeypatch.setattr(similarity, "STRIP", 7)
+    x = torch.randn(images, 3, generator=torch.Generator().manual_seed(images), dtype=torch.float64)
+    x[: images // 4] = x[0]
+    distances = cdist(x.numpy(), x.numpy(), "sqeuclidean")
+    np.fill_diagonal(distances, 0)
+    median = np.median(distances)
+    expected = median if median > 0 else np.median(distances[distances > 0])
+    assert similarity._median_squared_distance(x) == pytest.approx(expected, rel=1e-12)
 
 
 def transformed(x, kind):
