@@ -171,9 +171,8 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
         counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(involved["accuracy"].isna().sum())}
         row = {"claim": claim.text} | asdict(paired_effect(per_seed)) | counts
         rows.append(row | {"p_equivalent": equivalence_p(per_seed, margin)})
-    table = pd.DataFrame(rows)
-    if not rows:
-        return table
+    columns = ["claim", "mean", "low", "high", "n", "p", "cells", "failed", "p_equivalent"]
+    table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = holm(table["p"])
     verdicts = [
         verdict(Effect(row["mean"], row["low"], row["high"], row["n"], row["p"]), row["p_holm"], row["p_equivalent"]) for _, row in table.iterrows()
@@ -217,4 +216,4 @@ def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         shared = {"pair": pair, "method": method, "random_mean": null.mean(), "random_low": null.min(), "random_high": null.max()}
         rows += [{**shared, "arm": arm, "mean": cell[arm], "better_than": float((null < cell[arm]).mean())} for arm in cell.index.drop(null.index)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["pair", "method", "arm", "mean", "random_mean", "random_low", "random_high", "better_than"])

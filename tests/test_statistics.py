@@ -345,3 +345,12 @@ def test_rank_leaves_out_cells_without_random_arms():
     frame = pd.concat([make_frame({"random-1": [60], "none": [61]}, pairs=("p",)), make_frame({"none": [61]}, pairs=("q",))])
     assert rank_among_random(frame)["pair"].tolist() == ["p"]
     assert rank_among_random(make_frame({"none": [61]})).empty
+
+
+def test_a_study_without_the_reference_arms_has_no_claims_and_no_ranks():
+    frame = pd.DataFrame({"pair": "a-b", "method": "at", "arm": ["last", "last"], "seed": [0, 1], "accuracy": [90.0, 91.0]})
+    claims, ranks = judge_claims(frame, 0.5), rank_among_random(frame)
+    assert claims.empty
+    assert {"claim", "mean", "low", "high", "n", "cells", "failed", "p_holm", "p_equivalent", "verdict"} <= set(claims.columns)
+    assert ranks.empty
+    assert "better_than" in ranks.columns
