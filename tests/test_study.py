@@ -79,6 +79,7 @@ BAD_PROFILES = {
     "stage ends that don't fit": (
         {"pairs": [{"teacher": "vgg13", "student": "resnet8"}], "data": {"dataset": "cifar10"}}, "stage-ends has 4 points.*but k is 3",
     ),
+    "more random arms than sets": ({"arms": ["none", "random-21"]}, "there are 20 different sets of 3 sub-blocks of resnet14, so random-21 cannot"),
     "checkpoint of no teacher": ({"checkpoints": {"resnet56": "x.pth"}}, "unknown teacher in checkpoints 'resnet56'"),
     "image folder without a root": ({"data": {"dataset": "imagefolder"}}, "needs root"),
     "unknown setting": ({"epochs": 3}, "unknown setting in mine.yaml 'epochs'"),

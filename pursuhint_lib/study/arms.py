@@ -107,6 +107,11 @@ def check_arm(arm: str, metrics: Sequence[str]) -> None:
         choose(f"arm {arm}: metric", rest, metrics)
 
 
+def max_random_arm(arms: Sequence[str]) -> int:
+    """Highest number of a random arm; 0 without any."""
+    return max((int(_entry(arm)[1]) for arm in arms if _entry(arm)[0] == "random-"), default=0)
+
+
 def choose_points(arm: str, layer_map: LayerMap, k: int) -> Choice:
     """Hint points of an arm.
 

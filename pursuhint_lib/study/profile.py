@@ -1,5 +1,6 @@
 """Reading a profile and checking it against what exists: networks, methods, arms, metrics, data sets."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..paths import CONFIG
 from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
 from ..similarity import METRICS
 from ..taps import candidate_points, point_shapes, stage_ends
-from .arms import check_arm
+from .arms import check_arm, max_random_arm
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: the arm stage-ends has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
             f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
         )
+    sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(profile.arms)
+    if wanted > sets:
+        raise SettingsError(f"{where}: there are {sets} different sets of {k} sub-blocks of {pair.teacher}, so random-{wanted} cannot be drawn")
     return replace(pair, student_points=points, k=k)
