@@ -173,14 +173,20 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms)
-    # The seeds set the scale: with two of them an interval can be wider than all accuracies there are.
-    low, high = frame["accuracy"].min(), frame["accuracy"].max()
-    room = max(1.0, 0.5 * (high - low))
-    if np.isfinite(room):
-        axes[0, 0].set_xlim(max(-1.0, low - room), min(101.0, high + room))
+    axes[0, 0].set_xlim(*_accuracy_limits(frame))
     figure.supxlabel("test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _accuracy_limits(frame: pd.DataFrame) -> tuple[float | None, float | None]:
+    """Limits that show every seed, and intervals up to a point: with two seeds they can be wider than all accuracies there are."""
+    low, high = frame["accuracy"].min(), frame["accuracy"].max()
+    if not np.isfinite(low):
+        return None, None
+    room = max(1.0, 0.5 * (high - low))
+    left, right = max(low - room, min(low, frame["low"].min())), min(high + room, max(high, frame["high"].max()))
+    return left - 0.1 * room, right + 0.1 * room
 
 
 @styled
