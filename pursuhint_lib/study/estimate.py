@@ -22,7 +22,7 @@ HINT_FACTOR = 1.5
 # Pixels of a measured batch: 16 images of 32×32.
 PIXELS = 16 * 32 * 32
 # Seconds of measuring for all networks of a profile, if their single steps are not slower.
-BUDGET = 3.0
+BUDGET = 2.0
 
 
 @dataclass(frozen=True)
