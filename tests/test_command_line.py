@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,7 +16,10 @@ from pursuhint_lib.paths import CONFIG, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study import engine
+from pursuhint_lib.study.estimate import Estimate
 from pursuhint_lib.study.finish import quiet
+from pursuhint_lib.study.plan import make_plan, write_plan
+from pursuhint_lib.study.profile import load_profile
 
 REFUSED = {
     "unknown profile": (["qick"], "did you mean 'quick'"),
@@ -86,6 +90,35 @@ def test_an_unusable_folder_is_named_before_anything_runs(make, message, tmp_pat
     monkeypatch.setattr(engine.subprocess, "Popen", lambda *a, **k: pytest.fail("the engine was started"))
     assert command_line.main([file]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_force_without_images_sets_nothing_aside(tmp_path, capsys):
+    (tmp_path / "data" / "pets" / "train" / "cat").mkdir(parents=True)
+    record = StudyPaths("mine").records / "days_of_work.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    file = profile_file(tmp_path, data={"dataset": "imagefolder", "root": "pets", "image_size": 32})
+    assert command_line.main([file, "--force"]) == 2
+    assert "train has class folders but no images" in capsys.readouterr().err
+    assert record.is_file()
+
+
+def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
+    profile = load_profile("smoke")
+    steps = make_plan(profile, "smoke")
+    logs = [StudyPaths("smoke").step_log(step.name) for step in steps]
+    logs[0].parent.mkdir(parents=True)
+    for log in logs:
+        log.write_text("ValueError: of last week")
+
+    def ends_after_one_step(*_arguments, **_keywords):
+        logs[3].write_text("ValueError: of today")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    plan = write_plan(profile, steps, 1, 0)
+    monkeypatch.setattr(engine, "subprocess", SimpleNamespace(Popen=ends_after_one_step, STDOUT=subprocess.STDOUT))
+    assert engine.execute("smoke", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0), 1, 0, []) == 1
+    assert engine.failed_steps("smoke", steps) == [(steps[3].name, "ValueError: of today")]
 
 
 def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):

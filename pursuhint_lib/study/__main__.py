@@ -54,6 +54,8 @@ def _run(options: argparse.Namespace) -> int:
         if wrong:
             raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
         if options.force:
+            # Without images nothing could take the place of what is set aside.
+            data.load_splits(profile.data, torch.device("cpu"))
             _set_aside(profile.name)
     # Notebooks run in their own folder, so a file is named by its full path.
     source = str(profile_path(options.profile).resolve()) if options.profile.endswith((".yaml", ".yml")) else options.profile

@@ -78,6 +78,10 @@ def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate,
     **Returns:** snakemake's exit status.
     """
     paths = StudyPaths(profile)
+    for step in steps:
+        if not step.done:
+            # A log of an earlier run would make a step that never began look failed.
+            paths.step_log(step.name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(paths.work), "--config", f"plan={plan}"]
     # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
     command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
@@ -104,8 +108,9 @@ def _follow(engine: subprocess.Popen, paths: StudyPaths, steps: Sequence[Step], 
     """Print a line when a step ends, and now and then what the running ones do, until the engine ends."""
     waiting = {step.name: step for step in steps if not step.done}
     clock, reported = _Clock(expected), time.monotonic()
-    for step in waiting.values():
-        paths.progress(step.name).unlink(missing_ok=True)
+    for name in waiting:
+        # What an earlier run left would be told as if it were of this one.
+        paths.progress(name).unlink(missing_ok=True)
     while True:
         over = engine.poll() is not None
         for name, step in list(waiting.items()):
