@@ -5,28 +5,18 @@ Names of methods, networks and so on are checked where their registries live
 """
 
 import dataclasses
-import difflib
-import hashlib
-import json
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from .forms import SettingsError, build, choose, positive, resolved, settings_hash
 
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message names it and what would be right."""
-
-
-def _positive(settings, *names: str) -> None:
-    """Refuse values of 0 or less; ``None`` stands for 'not given'."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:  # so that NaN is refused too
-            raise SettingsError(f"{name} is {value}; give a number above 0")
+__all__ = [
+    "PRECISIONS", "Arm", "Data", "DistillSettings", "Pair", "Profile", "Schedule", "SettingsError", "Stability", "StudentSettings",
+    "TeacherSettings", "Weights", "build", "choose", "read_profile", "resolved", "settings_hash",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class Data:
     image_size: int | None = None
 
     def __post_init__(self):
-        _positive(self, "train_images", "test_images", "image_size")
+        positive(self, "train_images", "test_images", "image_size")
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Schedule:
     evaluate_every: int = 1
 
     def __post_init__(self):
-        _positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every")
+        positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every")
         late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
         if late:
             raise SettingsError(f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and {self.epochs - 1}")
@@ -105,10 +95,14 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class Arm:
-    """One choice of teacher hint points (module names, in depth order); empty for no hints."""
+    """One choice of teacher hint points (module names); empty for no hints.
+
+    ``student_points`` is the point that learns from each of them; the cell's own points, one each, when not given.
+    """
 
     name: str
     teacher_points: tuple[str, ...] = ()
+    student_points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,11 +150,14 @@ class DistillSettings:
         """The run behind one arm.
 
         An arm without points has no hint loss, so the method is of no account: it is the ``kd``
-        run of the same weights (``ce`` when the KD weight is 0), shared by all methods.
+        run of the same weights (``ce`` when the KD weight is 0), shared by all methods. An arm with
+        more teacher points than the student has points shares the weight out among them.
         """
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
         if arm.teacher_points:
-            return StudentSettings(**shared, teacher_points=arm.teacher_points)
+            students = arm.student_points or self.student_points
+            weight = self.hint_weight * len(self.student_points) / len(arm.teacher_points)
+            return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
         plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": ()}
         return StudentSettings(**{**shared, **plain})
 
@@ -182,7 +179,7 @@ class Pair:
     k: int | None = None
 
     def __post_init__(self):
-        _positive(self, "k")
+        positive(self, "k")
 
     @property
     def name(self) -> str:
@@ -199,7 +196,28 @@ class Weights:
     hint: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        _positive(self, "temperature")
+        positive(self, "temperature")
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What is varied to see how far the hint points depend on chance.
+
+    **Arguments:**
+
+    - ``draws``: bootstrap samples of the images.
+    - ``images``: numbers of images to try, besides all of them; those that the data set does not have are left out.
+    - ``teacher_seeds``: further teachers, trained for this from other seeds.
+    """
+
+    draws: int = 50
+    images: tuple[int, ...] = (1_000, 3_000, 10_000)
+    teacher_seeds: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        positive(self, "draws")
+        if min(self.images, default=1) < 1:
+            raise SettingsError(f"images are {list(self.images)}; give numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -217,6 +235,7 @@ class Profile:
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
     - ``margin``: accuracy difference, in points, that is too small to matter.
+    - ``stability``: what is varied to see how far the hint points depend on chance.
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
     """
 
@@ -238,6 +257,7 @@ class Profile:
     margin: float = 0.2
     note: str = ""
     example_pair: Pair | None = None
+    stability: Stability = Stability()
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -250,84 +270,26 @@ class Profile:
             repeated = sorted({str(v) for v in values if values.count(v) > 1})
             if repeated:
                 raise SettingsError(f"{key} names {', '.join(repeated)} more than once")
-        if min(*self.seeds, self.teacher_seed) < 0:
+        if min(*self.seeds, self.teacher_seed, *self.stability.teacher_seeds) < 0:
             raise SettingsError(f"seeds are {list(self.seeds)} and teacher_seed is {self.teacher_seed}; give numbers of 0 or more")
         choose("precision", self.precision, PRECISIONS)
-        _positive(self, "profile_images", "margin")
+        positive(self, "profile_images", "margin")
 
     def pair(self, name: str) -> Pair:
         """The pair of that name, ``<teacher>-<student>``."""
         return {pair.name: pair for pair in self.pairs}[choose("pair", name, [pair.name for pair in self.pairs])]
 
-    def teacher_settings(self, network: str) -> TeacherSettings:
-        """Settings of one of the profile's teachers."""
+    def teacher_settings(self, network: str, seed: int | None = None) -> TeacherSettings:
+        """Settings of one of the profile's teachers, or of the same network trained from another seed."""
         return TeacherSettings(
             network=network,
             data=self.data,
             schedule=self.teacher,
-            seed=self.teacher_seed,
+            seed=self.teacher_seed if seed is None else seed,
             precision=self.precision,
-            checkpoint=self.checkpoints.get(network),
+            checkpoint=self.checkpoints.get(network) if seed is None else None,
             profile=self.name,
         )
-
-
-def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
-    """Return ``value`` if it is valid; otherwise say which values are.
-
-    **Raises:** ``SettingsError`` that names the value, the nearest valid one and all valid ones.
-    """
-    valid = list(valid)
-    if value in valid:
-        return value
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise SettingsError(f"unknown {what} {value!r}{hint}; valid: {', '.join(valid)}")
-
-
-def build(cls, value, where: str):
-    """Turn plain YAML values into the dataclass ``cls``, naming whatever does not fit.
-
-    **Arguments:** ``value`` a mapping; ``where`` how the message calls it.
-
-    **Raises:** ``SettingsError``.
-    """
-    if not isinstance(value, dict):
-        raise SettingsError(f"{where} must be a mapping of settings, not {value!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in value:
-        choose(f"setting in {where}", key, fields)
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise SettingsError(f"{where} lacks {', '.join(missing)}")
-    try:
-        return cls(**{key: _convert(hints[key], entry, f"{where}.{key}") for key, entry in value.items()})
-    except SettingsError as error:
-        raise SettingsError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-
-
-def _convert(hint, value, where: str):
-    """Check ``value`` against a type hint; lists become tuples, ints pass for floats."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise SettingsError(f"{where} must be a list, not {value!r}")
-        return tuple(_convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise SettingsError(f"{where} must be a mapping, not {value!r}")
-        return {str(key): _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
-        raise SettingsError(f"{where} must be {hint.__name__}, not {value!r}")
-    return value
 
 
 def read_profile(path: Path) -> Profile:
@@ -340,35 +302,3 @@ def read_profile(path: Path) -> Profile:
     except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     return build(Profile, content, path.name)
-
-
-def resolved(settings):
-    """Settings as plain values for JSON: defaults written out, fields that do not count for the run left out."""
-    return _plain(settings, defaults=True)
-
-
-def _plain(value, defaults: bool):
-    """Dataclasses as dicts of the hashed fields, with or without those that stand at their default."""
-    if dataclasses.is_dataclass(value):
-        kept = {}
-        for f in dataclasses.fields(value):
-            entry = getattr(value, f.name)
-            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            if f.metadata.get("hashed", True) and (defaults or default is dataclasses.MISSING or entry != default):
-                kept[f.name] = _plain(entry, defaults)
-        return kept
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry, defaults) for entry in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # 1 and 1.0 are the same setting
-    return value
-
-
-def settings_hash(settings) -> str:
-    """Twelve hex digits that name the settings.
-
-    Fields at their default are left out, so that a field added later, whose default means what was
-    always done, keeps the hash of every record there is.
-    """
-    text = json.dumps(_plain(settings, defaults=False), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
