@@ -1,20 +1,33 @@
 """From a similarity matrix to hint points, and the controls that a clever choice has to beat.
 
-A similarity matrix is float [L, L]; hint points are 0-based sub-block indices in depth order.
+A similarity matrix is float [L, L], symmetric, with 1 on its diagonal; hint points are 0-based sub-block
+indices in depth order. The distance of two sub-blocks is 1 − their similarity.
 """
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+from sklearn.cluster import AgglomerativeClustering, SpectralClustering
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 # The paper's k-means stops after so many rounds if its centres never settle.
 MAX_ROUNDS = 80
 # Up to so many sets of medoids are simply all tried (54 sub-blocks: K ≤ 4).
 MAX_SETS = 500_000
+# HiGHS calls a set optimal that is within 1e-6 of the optimum; in these units that is 1e-12.
+UNITS = 1e6
+# Sums closer than this are ties, since rounding must not decide; either layer of a pair, for one, is its medoid.
+TIE = 1e-9
+# Within-cluster sums below this count as this, for the logarithm of a perfect clustering is −∞.
+FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,8 @@ class HintPoints:
     - ``labels``: for each of the L sub-blocks, which hint point (0 … K−1) it belongs to.
     - ``algorithm``: name in ``ALGORITHMS``.
     - ``objective``: sum over sub-blocks of 1 − similarity to their hint point; smaller is tighter.
-    - ``converged``, ``iterations``: whether and after how many rounds the algorithm settled.
+    - ``converged``, ``iterations``: whether the algorithm settled, and after how many rounds it did or gave up.
+    - ``cycle``: the ascending sets of centres that a k-means was seen to go round in, from the first repeated one on.
     """
 
     indices: tuple[int, ...]
@@ -36,97 +50,324 @@ class HintPoints:
     objective: float
     converged: bool
     iterations: int
+    cycle: tuple[tuple[int, ...], ...] = ()
 
 
-def choose_hint_points(similarity: Tensor | np.ndarray, k: int, algorithm: str = "kmeans-index", *, seed: int = 0) -> HintPoints:
+class Clustering(NamedTuple):
+    """What an algorithm returns; fields as in ``HintPoints``, whose ``indices`` are the ``centres``."""
+
+    centres: tuple[int, ...]
+    labels: tuple[int, ...]
+    converged: bool = True
+    iterations: int = 1
+    cycle: tuple[tuple[int, ...], ...] = ()
+
+
+class Round(NamedTuple):
+    """One round of the paper's k-means: K centres in cluster order, and for each of the L sub-blocks its cluster."""
+
+    centres: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KCurve:
+    """How well each number of points does.
+
+    **Arguments:** ``criterion`` a name in ``CRITERIA``; ``algorithm`` a name in ``ALGORITHMS``; ``ks`` the numbers tried;
+    ``values`` of the criterion and their standard ``errors``, one per k; ``best`` the k that the criterion's rule takes.
+    """
+
+    criterion: str
+    algorithm: str
+    ks: tuple[int, ...]
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    best: int
+
+
+def choose_hint_points(similarity: Tensor | np.ndarray, k: int | str, algorithm: str = "kmeans-index", *, seed: int = 0) -> HintPoints:
     """Cluster the sub-blocks and return the cluster centres.
 
-    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L; ``algorithm`` a name in
-    ``ALGORITHMS``; ``seed`` of the starts, for algorithms that have random ones.
+    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L, or the name in ``CRITERIA`` of the way to find it;
+    ``algorithm`` a name in ``ALGORITHMS``; ``seed`` for what is random in algorithm and criterion.
 
-    **Returns:** ``HintPoints``.
-
-    **Raises:** ``ValueError`` for a matrix that is not square or not finite, or k out of range; ``KeyError``
-    for an unknown algorithm.
+    **Raises:** ``ValueError`` for a matrix that is not square, finite and symmetric with diagonal 1, k out of range, two centres
+    on one sub-block, or fewer clusters than k; ``KeyError`` for an unknown algorithm or criterion; ``RuntimeError`` if the
+    solver behind k-medoids fails.
     """
+    if isinstance(k, str):
+        k = k_curve(similarity, k, algorithm, seed=seed).best
+    similarity = _checked(similarity, k)
+    points = _cluster(similarity, k, algorithm, seed)
+    for earlier, later in itertools.pairwise(points.indices):
+        if earlier == later:
+            raise ValueError(f"{algorithm} puts two centres on sub-block {later + 1}, as others are exactly like it; take a smaller k or kmedoids")
+    return points
+
+
+def k_curve(
+    similarity: Tensor | np.ndarray, criterion: str, algorithm: str = "kmeans-index", *, largest: int | None = None, draws: int = 50, seed: int = 0
+) -> KCurve:
+    """Try numbers of points and say which is best.
+
+    - ``silhouette`` (Rousseeuw 1987), k ≥ 2: mean over sub-blocks of how much nearer their own cluster is than the next one;
+      best is the largest value. It is NaN where there is only one non-empty cluster.
+    - ``gap`` (Tibshirani, Walther & Hastie 2001), k ≥ 1: how much smaller the log objective is than in ``draws`` matrices in
+      which similarity fades with depth but has no borders; best is the first k within a standard error of the peak. (The
+      authors stop at the first k that the next does not beat, which equal blocks defeat: two clusters cut three blocks badly.)
+
+    **Arguments:** ``similarity`` [L, L]; ``largest`` k to try, at most L−1, by default at most 10; ``seed`` of the draws and the algorithm.
+
+    **Raises:** ``KeyError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3 sub-blocks, ``largest``
+    below 2, no draws, sub-blocks too much alike for a silhouette, or a matrix that ``choose_hint_points`` refuses.
+    """
+    similarity = _checked(similarity, 1)
+    measure = _entry(CRITERIA, "criterion", criterion)
+    layers, largest = len(similarity), 10 if largest is None else largest
+    if layers < 3 or largest < 2 or draws < 1:
+        raise ValueError(f"finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are {layers}, {largest} and {draws}")
+    return measure(similarity, algorithm, min(largest, layers - 1), draws, seed)
+
+
+def kmeans_rounds(similarity: Tensor | np.ndarray, k: int) -> list[Round]:
+    """The paper's k-means, round by round (rule of the public capsule's k_means.py).
+
+    Centres start evenly in depth. Each round assigns every sub-block to its most similar centre and moves each centre to the
+    member whose index is nearest to the members' mean index, rounded down; an empty cluster keeps its centre. The metric draws
+    the borders, the index picks the sub-block.
+
+    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L.
+
+    **Returns:** rounds up to the fixed point or to the first whose centres were there before; at most ``MAX_ROUNDS`` + 1.
+
+    **Raises:** ``ValueError`` as ``choose_hint_points`` does for the matrix and k.
+    """
+    similarity = _checked(similarity, k)
+    centres = tuple(j * (len(similarity) - 1) // max(1, k - 1) for j in range(k))
+    rounds, visited = [], set()
+    while len(rounds) <= MAX_ROUNDS:
+        labels = _assign(similarity, centres)
+        rounds.append(Round(centres, tuple(labels.tolist())))
+        moved = _move(centres, labels)
+        if moved == centres or centres in visited:
+            break
+        visited.add(centres)
+        centres = moved
+    return rounds
+
+
+def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
+    """The matrix in float64, if it is a similarity matrix of at least k layers."""
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"a similarity matrix is square; this one has shape {similarity.shape}")
     if not np.isfinite(similarity).all():
         row = int((~np.isfinite(similarity)).sum(1).argmax())
         raise ValueError(f"the similarity matrix holds NaN or infinity in the row of sub-block {row + 1}")
+    skew = np.abs(similarity - similarity.T)
+    if (skew > 1e-8).any():
+        row, column = np.unravel_index(skew.argmax(), skew.shape)
+        raise ValueError(f"the similarity matrix is not symmetric in sub-blocks {row + 1} and {column + 1}; average it with its transpose")
+    error = np.abs(similarity.diagonal() - 1)
+    if (error > 1e-6).any():
+        worst = int(error.argmax())
+        raise ValueError(f"sub-block {worst + 1} is {similarity[worst, worst]:g} like itself, not 1; give similarities scaled to 1, not distances")
     if not 1 <= k <= len(similarity):
         raise ValueError(f"k is {k}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and {len(similarity)}")
-    centres, converged, iterations = ALGORITHMS[algorithm](similarity, k, seed)
-    centres = sorted(centres)
-    labels = _assign(similarity, centres)
-    objective = float(sum(1 - similarity[layer, centres[label]] for layer, label in enumerate(labels)))
-    return HintPoints(tuple(centres), tuple(labels), algorithm, objective, converged, iterations)
+    return similarity
 
 
-def _assign(similarity: np.ndarray, centres: Sequence[int]) -> list[int]:
+def _entry(registry: dict[str, Callable], what: str, name: str) -> Callable:
+    if name not in registry:
+        raise KeyError(f"unknown {what} {name!r}; valid: {', '.join(registry)}")
+    return registry[name]
+
+
+def _cluster(similarity: np.ndarray, k: int, algorithm: str, seed: int) -> HintPoints:
+    """Run an algorithm; two centres may fall on one layer."""
+    found = _entry(ALGORITHMS, "algorithm", algorithm)(similarity, k, seed)
+    objective = float(sum(1 - similarity[layer, found.centres[label]] for layer, label in enumerate(found.labels)))
+    return HintPoints(found.centres, found.labels, algorithm, objective, *found[2:])
+
+
+def _assign(similarity: np.ndarray, centres: Sequence[int]) -> np.ndarray:
     """Most similar centre of each layer [L]; ties go to the earlier one."""
-    return [int(label) for label in np.argmin(1 - similarity[:, list(centres)], axis=1)]
+    return np.argmin(1 - similarity[:, list(centres)], axis=1)
 
 
-def _kmeans_index(similarity: np.ndarray, k: int, _seed: int) -> tuple[list[int], bool, int]:
-    """The paper's k-means (rule of the public capsule's k_means.py).
+def _move(centres: tuple[int, ...], labels: np.ndarray) -> tuple[int, ...]:
+    """Each cluster's member that is nearest to the mean index, rounded down; the earlier of two."""
+    moved = list(centres)
+    for label in set(labels.tolist()):
+        members = np.flatnonzero(labels == label)
+        moved[label] = int(members[np.abs(members - int(members.mean())).argmin()])
+    return tuple(moved)
 
-    Centres start evenly in depth. Each round assigns every layer to its most similar centre and moves
-    each centre to the member whose index is nearest to the members' mean index, rounded down; an
-    empty cluster keeps its centre. The metric draws the borders, the index picks the layer.
+
+def _least(costs: np.ndarray) -> np.ndarray:
+    """Index of the first of the smallest along the first axis."""
+    return (costs <= costs.min(axis=0) + TIE).argmax(axis=0)
+
+
+def _around_centres(similarity: np.ndarray, centres: Sequence[int], *course) -> Clustering:
+    """Clusters of given centres: every layer belongs to its most similar one. ``course``: further fields of ``Clustering``."""
+    centres = tuple(sorted(centres))
+    return Clustering(centres, tuple(_assign(similarity, centres).tolist()), *course)
+
+
+def _around_medoids(similarity: np.ndarray, labels: np.ndarray) -> Clustering:
+    """Given clusters [L], numbered by their medoids; of two equally central members the earlier is the medoid."""
+    owner = np.empty(len(labels), dtype=int)
+    for label in set(labels.tolist()):
+        members = np.flatnonzero(labels == label)
+        spread = (1 - similarity[np.ix_(members, members)]).sum(axis=0)
+        owner[members] = members[_least(spread)]
+    centres, labels = np.unique(owner, return_inverse=True)
+    return Clustering(tuple(centres.tolist()), tuple(labels.tolist()))
+
+
+def _kmeans_index(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
+    """The paper's k-means: its fixed point, or where it is after ``MAX_ROUNDS``."""
+    visited = [centres for centres, _ in kmeans_rounds(similarity, k)]
+    cycle = tuple(tuple(sorted(centres)) for centres in visited[visited.index(visited[-1]) : -1])
+    if cycle:
+        # The last round is back at cycle[0]; the paper's walk goes round until its rounds are used up.
+        return _around_centres(similarity, cycle[(MAX_ROUNDS + 1 - len(visited)) % len(cycle)], False, MAX_ROUNDS, cycle)
+    return _around_centres(similarity, visited[-1], len(visited) <= MAX_ROUNDS, min(len(visited), MAX_ROUNDS))
+
+
+def _kmeans_settled(similarity: np.ndarray, k: int, seed: int) -> Clustering:
+    """The paper's k-means, but a cycle ends at the tightest of its sets, the lexicographically first of equals."""
+    found = _kmeans_index(similarity, k, seed)
+    if not found.cycle:
+        return found
+    sets = sorted(found.cycle)
+    costs = (1 - similarity[:, sets]).min(axis=2).sum(axis=0)
+    return _around_centres(similarity, sets[_least(costs)], *found[2:])
+
+
+def _kmedoids(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
+    """Centres that minimise the sum of 1 − similarity, exactly: all sets are tried, or an integer programme is solved."""
+    if math.comb(len(similarity), k) > MAX_SETS:
+        return _around_centres(similarity, _p_median(similarity, k))
+    sets = np.array(list(itertools.combinations(range(len(similarity)), k)))
+    costs = np.zeros(len(sets))
+    for row in 1 - similarity:
+        costs += row[sets].min(axis=1)
+    return _around_centres(similarity, sets[_least(costs)].tolist())
+
+
+def _p_median(similarity: np.ndarray, k: int) -> tuple[int, ...]:
+    """The k medoids of least total distance, by HiGHS; where several partitions are best, those of one of them.
+
+    Unknowns: open[j] ∈ {0, 1}, then share[i, j] ∈ [0, 1] of layer i that belongs to j. k are open; the shares of a layer, only
+    in open ones, add up to 1. Once the open ones are known, whole shares are best, so shares need not be declared integer.
     """
     layers = len(similarity)
-    centres = [j * (layers - 1) // (k - 1) for j in range(k)] if k > 1 else [0]
-    for iteration in range(1, MAX_ROUNDS + 1):
-        labels = np.array(_assign(similarity, centres))
-        moved = []
-        for label, centre in enumerate(centres):
-            members = np.flatnonzero(labels == label)
-            target = int(members.mean()) if len(members) else centre
-            moved.append(int(min(members, key=lambda m: (abs(m - target), m))) if len(members) else centre)
-        if moved == centres:
-            return centres, True, iteration
-        centres = moved
-    return centres, False, MAX_ROUNDS
+    each, column = sparse.eye_array(layers), np.ones((layers, 1))
+    whole = sparse.block_array([[column.T, None], [None, sparse.kron(each, column.T)]])
+    only_open = sparse.hstack([sparse.kron(column, each), -sparse.eye_array(layers**2)])
+    totals = np.append(k, np.ones(layers))
+    result = milp(
+        UNITS * np.append(np.zeros(layers), 1 - similarity),
+        integrality=np.repeat([1, 0], [layers, layers**2]),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(whole, totals, totals), LinearConstraint(only_open, lb=0)],
+        options={"mip_rel_gap": 0},
+    )
+    if result.status != 0:
+        raise RuntimeError(f"no exact k-medoids: {result.message}")
+    centres = np.flatnonzero(result.x[:layers] > 0.5)
+    # Of two equal medoids take the earlier, as enumeration does; a centre stays with itself even if another is exactly like it.
+    labels = _assign(similarity, centres)
+    labels[centres] = np.arange(k)
+    return _around_medoids(similarity, labels).centres
 
 
-def _kmedoids(similarity: np.ndarray, k: int, seed: int) -> tuple[list[int], bool, int]:
-    """Centres that minimise the sum of 1 − similarity: exact where all sets can be tried, else the best of 20 descents."""
-    distance = 1 - similarity
-    if math.comb(len(distance), k) <= MAX_SETS:
-        sets = np.array(list(itertools.combinations(range(len(distance)), k)))
-        costs = np.zeros(len(sets))
-        for row in distance:
-            costs += row[sets].min(axis=1)
-        return [int(i) for i in sets[np.argmin(costs)]], True, 1
-    generator = np.random.default_rng(seed)
-    starts = [generator.choice(len(distance), size=k, replace=False).tolist() for _ in range(20)]
-    descents = [_swap_descent(distance, start) for start in starts]
-    _, centres, iterations = min(descents, key=lambda d: (d[0], sorted(d[1])))
-    return centres, True, iterations
+def _segments(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
+    """The k contiguous segments of depth that are tightest around their medoids (dynamic programming over borders)."""
+    layers = len(similarity)
+    tightness = np.full((layers, layers), np.inf)  # [first layer of a segment, last layer]
+    for first in range(layers):
+        sums = (1 - similarity[first:, first:]).cumsum(axis=0)  # [last layer, medoid]
+        tightness[first, first:] = np.where(np.tri(len(sums), dtype=bool), sums, np.inf).min(axis=1)
+    totals, firsts = tightness[0], []  # of the best segments so far, by their last layer
+    for _ in range(k - 1):
+        options = totals[:-1, None] + tightness[1:]
+        firsts.append(_least(options) + 1)
+        totals = options.min(axis=0)
+    borders = [layers]
+    for first in reversed(firsts):
+        borders.append(int(first[borders[-1] - 1]))
+    return _around_medoids(similarity, np.searchsorted(sorted(borders), np.arange(layers), side="right"))
 
 
-def _swap_descent(distance: np.ndarray, centres: list[int]) -> tuple[float, list[int], int]:
-    """Swap one medoid for one other layer, best swap first, until none helps (PAM's second phase)."""
-    cost = distance[:, centres].min(axis=1).sum()
-    for iteration in itertools.count(1):
-        best = (cost, centres)
-        for position in range(len(centres)):
-            rest = distance[:, centres[:position] + centres[position + 1 :]].min(axis=1, initial=np.inf)
-            costs = np.minimum(rest[:, None], distance).sum(axis=0)
-            candidate = int(costs.argmin())
-            if costs[candidate] < best[0] - 1e-12:
-                best = (costs[candidate], [*centres[:position], candidate, *centres[position + 1 :]])
-        if best[1] is centres:
-            return float(cost), centres, iteration
-        cost, centres = best
+def _agglomerative(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
+    """Average linkage: the two clusters with the smallest mean distance are joined until k are left."""
+    if k == len(similarity):
+        return _around_medoids(similarity, np.arange(k))  # scikit-learn refuses a single sample
+    labels = AgglomerativeClustering(k, metric="precomputed", linkage="average").fit_predict(1 - similarity)
+    return _around_medoids(similarity, labels)
 
 
-# Name → function (similarity, k, seed) → (centres, converged, iterations). A new selector is one entry.
-ALGORITHMS: dict[str, Callable[[np.ndarray, int, int], tuple[list[int], bool, int]]] = {
+def _spectral(similarity: np.ndarray, k: int, seed: int) -> Clustering:
+    """Spectral clustering of the graph whose edge weights are the similarities, negative ones as 0."""
+    if k == len(similarity):
+        return _around_medoids(similarity, np.arange(k))  # the eigenvector solver needs k < L
+    with warnings.catch_warnings():
+        # Blocks that share nothing are just what is looked for.
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")
+        labels = SpectralClustering(k, affinity="precomputed", random_state=seed).fit_predict(similarity.clip(min=0))
+    if len(set(labels.tolist())) < k:
+        raise ValueError(f"spectral clustering does not find {k} clusters, as sub-blocks are exactly alike; take a smaller k")
+    return _around_medoids(similarity, labels)
+
+
+# Name → function (similarity, k, seed) → Clustering. A new selector is one entry.
+ALGORITHMS: dict[str, Callable[[np.ndarray, int, int], Clustering]] = {
     "kmeans-index": _kmeans_index,
+    "kmeans-settled": _kmeans_settled,
     "kmedoids": _kmedoids,
+    "segments": _segments,
+    "agglomerative": _agglomerative,
+    "spectral": _spectral,
+}
+
+
+def _silhouette_curve(similarity: np.ndarray, algorithm: str, largest: int, _draws: int, seed: int) -> KCurve:
+    distance = (1 - similarity).clip(min=0)  # rounding may make similarities a little larger than 1
+    np.fill_diagonal(distance, 0)
+    ks = range(2, largest + 1)
+    labels = [_cluster(similarity, k, algorithm, seed).labels for k in ks]
+    values = [float(silhouette_score(distance, found, metric="precomputed")) if len(set(found)) > 1 else math.nan for found in labels]
+    if np.isnan(values).all():
+        raise ValueError(f"{algorithm} leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as a number")
+    return KCurve("silhouette", algorithm, tuple(ks), tuple(values), (0.0,) * len(ks), ks[_least(-np.nan_to_num(values, nan=-math.inf))])
+
+
+def _gap_curve(similarity: np.ndarray, algorithm: str, largest: int, draws: int, seed: int) -> KCurve:
+    ks = range(1, largest + 1)
+    generator = np.random.default_rng(seed)
+    matrices = [similarity, *(_borderless(similarity, generator) for _ in range(draws))]
+    logs = np.log([[max(_cluster(matrix, k, algorithm, seed).objective, FLOOR) for k in ks] for matrix in matrices])
+    gaps = logs[1:] - logs[0]  # before averaging, so that gaps are exactly 0 where the references equal the matrix
+    values, errors = gaps.mean(axis=0), gaps.std(axis=0) * math.sqrt(1 + 1 / draws)
+    peak = int(values.argmax())
+    best = next(k for k in ks if values[k - 1] >= values[peak] - errors[peak] - TIE)
+    return KCurve("gap", algorithm, tuple(ks), tuple(values.tolist()), tuple(errors.tolist()), best)
+
+
+def _borderless(similarity: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random matrix with the same similarities at each distance in depth, whichever sub-blocks they belonged to."""
+    upper = sum(np.diag(generator.permutation(similarity.diagonal(lag)), lag) for lag in range(1, len(similarity)))
+    return upper + upper.T + np.eye(len(similarity))
+
+
+# Name → function (similarity, algorithm, largest k, draws, seed) → KCurve. A new criterion is one entry.
+CRITERIA: dict[str, Callable[[np.ndarray, str, int, int, int], KCurve]] = {
+    "silhouette": _silhouette_curve,
+    "gap": _gap_curve,
 }
 
 

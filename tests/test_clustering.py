@@ -1,4 +1,4 @@
-"""Hint points: the paper's k-means against a literal transcription, k-medoids against all subsets, and the controls."""
+"""Hint points: each algorithm against an exhaustive version of itself, what is refused, and the controls."""
 
 import itertools
 import math
@@ -6,78 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from matrices import planted, random_similarity
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from pursuhint_lib import clustering
-from pursuhint_lib.clustering import ALGORITHMS, choose_hint_points, random_points, segment_middles
+from pursuhint_lib.clustering import ALGORITHMS, choose_hint_points, k_curve, kmeans_rounds, random_points, segment_middles
+
+KMEANS = ("kmeans-index", "kmeans-settled")
+NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
+PARTITIONS = ("segments", "agglomerative", "spectral")  # every centre is the medoid of its sub-blocks
 
 
-def random_similarity(rng, layers, kind="uniform"):
-    """Symmetric [L, L], unit diagonal, other entries below 1."""
-    half = rng.random((layers, layers))
-    matrix = (half + half.T) / 2
-    if kind == "banded":
-        depth = np.arange(layers)
-        matrix = 0.2 * matrix + 0.8 * np.exp(-np.abs(depth[:, None] - depth[None, :]) / 3)
-    if kind == "tied":
-        matrix = np.minimum(np.round(matrix, 1), 0.9)
-    if kind == "partly negative":
-        matrix = 1.2 * matrix - 0.3
-    np.fill_diagonal(matrix, 1.0)
-    return matrix
-
-
-def paper_k_means(similarity, k):
-    """numbers.md 4.4 word for word: (sorted centres, settled, rounds)."""
-    layers = len(similarity)
-    centres = {j: math.floor(j * (layers - 1) / (k - 1)) if k > 1 else 0 for j in range(k)}
-    for rounds in range(1, 81):
-        members = {j: [] for j in range(k)}
-        for layer in range(layers):
-            distances = [1 - similarity[layer][centres[j]] for j in range(k)]
-            members[distances.index(min(distances))].append(layer)
-        updated = {}
-        for j in range(k):
-            if not members[j]:
-                updated[j] = centres[j]
-                continue
-            middle = int(sum(members[j]) / len(members[j]))
-            gaps = [abs(member - middle) for member in members[j]]
-            updated[j] = members[j][gaps.index(min(gaps))]
-        if updated == centres:
-            return tuple(sorted(centres.values())), True, rounds
-        centres = updated
-    return tuple(sorted(centres.values())), False, 80
-
-
-@pytest.mark.parametrize("kind", ["uniform", "banded", "tied", "partly negative"])
-def test_kmeans_index_equals_the_papers_rule(kind):
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        layers = int(rng.integers(2, 20))
-        k = int(rng.integers(1, layers + 1))
-        matrix = random_similarity(rng, layers, kind)
-        found = choose_hint_points(matrix, k, "kmeans-index")
-        assert (found.indices, found.converged, found.iterations) == paper_k_means(matrix.tolist(), k), f"seed {seed}"
-
-
-@pytest.mark.parametrize(("seed", "layers", "k"), [(5, 6, 2), (0, 8, 2), (0, 9, 4), (0, 14, 6)])
-def test_kmeans_index_that_cycles_stops_at_80_rounds_and_says_so(seed, layers, k):
-    matrix = random_similarity(np.random.default_rng(seed), layers)
-    found = choose_hint_points(matrix, k)
-    assert not found.converged
-    assert found.iterations == 80
-    assert found.indices == paper_k_means(matrix.tolist(), k)[0]
-
-
-@pytest.mark.parametrize(
-    ("layers", "k", "seeds"), [(18, 3, (0, 8, 17)), (54, 3, (0, 26, 53)), (27, 3, (0, 13, 26)), (15, 3, (0, 7, 14)), (16, 4, (0, 5, 10, 15))]
-)
-def test_kmeans_index_starts_at_the_published_seeds(monkeypatch, layers, k, seeds):
-    used = []
-    assign = clustering._assign
-    monkeypatch.setattr(clustering, "_assign", lambda similarity, centres: used.append(tuple(centres)) or assign(similarity, centres))
-    choose_hint_points(random_similarity(np.random.default_rng(0), layers), k)
-    assert used[0] == seeds
+def cost(matrix, centres):
+    return sum(min(1 - matrix[layer][centre] for centre in centres) for layer in range(len(matrix)))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -96,8 +38,22 @@ def test_hint_points_describe_one_consistent_clustering(algorithm, kind):
         assert len(found.labels) == layers
         assert set(found.labels) == set(range(k))
         assert [found.labels[centre] for centre in found.indices] == list(range(k))
-        assert all(matrix[layer, found.indices[label]] == matrix[layer, list(found.indices)].max() for layer, label in enumerate(found.labels))
-        assert found.objective == pytest.approx(sum(1 - matrix[layer, list(found.indices)].max() for layer in range(layers)))
+        assert found.objective == pytest.approx(sum(1 - matrix[layer, found.indices[label]] for layer, label in enumerate(found.labels)))
+        assert found.iterations == 1 or algorithm in KMEANS
+        if algorithm in NEAREST:
+            assert all(matrix[layer, found.indices[label]] == matrix[layer, list(found.indices)].max() for layer, label in enumerate(found.labels))
+        if algorithm not in KMEANS:
+            for centre, members in zip(found.indices, clusters_of(found), strict=True):
+                assert matrix[centre, members].sum() == pytest.approx(max(matrix[member, members].sum() for member in members), abs=1e-12)
+
+
+def clusters_of(found):
+    """Members of each cluster."""
+    return [[layer for layer, label in enumerate(found.labels) if label == wanted] for wanted in range(len(found.indices))]
+
+
+def test_every_algorithm_is_in_one_family():
+    assert set(ALGORITHMS) == {*NEAREST, *PARTITIONS}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -108,32 +64,195 @@ def test_as_many_points_as_layers_takes_every_layer(algorithm):
     assert found.objective == 0
 
 
-@pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "swap-descent"])
-@pytest.mark.parametrize("seed", range(30))
-def test_kmedoids_finds_the_best_of_all_subsets(monkeypatch, seed, max_sets):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_point_is_the_medoid_of_all_or_for_kmeans_the_middle(algorithm):
+    matrix = random_similarity(np.random.default_rng(1), 8)
+    medoid = int(matrix.sum(axis=0).argmax())
+    assert medoid != 3
+    found = choose_hint_points(matrix, 1, algorithm)
+    assert found.indices == ((3,) if algorithm in KMEANS else (medoid,))
+    assert found.labels == (0,) * 8
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_teacher_of_one_sub_block(algorithm):
+    found = choose_hint_points(np.ones((1, 1)), 1, algorithm)
+    assert (found.indices, found.labels, found.objective, found.converged) == ((0,), (0,), 0, True)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("between", [0.3, 0.0, -0.1], ids=["related", "unrelated", "opposed"])
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (3, 7, 5), (5, 3, 5, 3)])
+def test_planted_blocks_give_their_middles(algorithm, between, sizes):
+    ends = np.cumsum(sizes)
+    found = choose_hint_points(planted(sizes, between=between), len(sizes), algorithm)
+    assert found.indices == tuple(int(end) - 1 - size // 2 for end, size in zip(ends, sizes, strict=True))
+    assert found.labels == tuple(np.repeat(np.arange(len(sizes)), sizes).tolist())
+
+
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {*KMEANS, "segments"}))
+def test_blocks_that_are_not_contiguous_are_found(algorithm):
+    matrix = planted((5, 5, 5))
+    order = np.random.default_rng(3).permutation(15)
+    found = choose_hint_points(matrix[np.ix_(order, order)], 3, algorithm)
+    assert sorted(order[list(found.indices)].tolist()) == [2, 7, 12]
+    assert len({(label, order[layer] // 5) for layer, label in enumerate(found.labels)}) == 3
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "programme"])
+def test_tiny_noise_changes_nothing(monkeypatch, algorithm, max_sets):
     monkeypatch.setattr(clustering, "MAX_SETS", max_sets)
-    rng = np.random.default_rng(seed)
-    k = 1 + seed % 8
-    matrix = random_similarity(rng, 8, "uniform" if seed % 2 else "partly negative")
-    costs = {subset: sum(min(1 - matrix[layer, centre] for centre in subset) for layer in range(8)) for subset in itertools.combinations(range(8), k)}
-    found = choose_hint_points(matrix, k, "kmedoids", seed=seed)
-    assert found.indices == min(costs, key=costs.get)
-    assert found.objective == pytest.approx(min(costs.values()), abs=1e-12)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        matrix = random_similarity(rng, 14, "banded" if seed % 2 else "uniform")
+        noise = 1e-12 * rng.standard_normal((14, 14))
+        plain, noisy = (choose_hint_points(m, 4, algorithm) for m in (matrix, matrix + noise + noise.T))
+        assert noisy.objective == pytest.approx(plain.objective, abs=1e-9)
+        assert (noisy.indices, noisy.labels, noisy.cycle) == (plain.indices, plain.labels, plain.cycle)
 
 
-def test_swap_descent_depends_on_the_seed_only(monkeypatch):
-    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_result_is_the_same_every_time(algorithm):
     matrix = random_similarity(np.random.default_rng(4), 25)
-    assert choose_hint_points(matrix, 5, "kmedoids", seed=3) == choose_hint_points(matrix, 5, "kmedoids", seed=3)
+    assert choose_hint_points(matrix, 5, algorithm, seed=3) == choose_hint_points(matrix.copy(), 5, algorithm, seed=3)
 
 
-def test_swap_descent_ends_where_no_single_swap_helps(monkeypatch):
+@pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "programme"])
+@pytest.mark.parametrize("kind", ["uniform", "partly negative", "banded"])
+@pytest.mark.parametrize("k", range(1, 9))
+def test_kmedoids_finds_the_best_of_all_subsets(monkeypatch, kind, k, max_sets):
+    """In pairs either layer is the medoid: the first of the best subsets is taken."""
+    monkeypatch.setattr(clustering, "MAX_SETS", max_sets)
+    for seed in range(4):
+        matrix = random_similarity(np.random.default_rng(seed), 8, kind)
+        costs = {subset: round(cost(matrix, subset), 9) for subset in itertools.combinations(range(8), k)}
+        found = choose_hint_points(matrix, k, "kmedoids")
+        assert found.indices == min(costs, key=costs.get)
+        assert found.objective == pytest.approx(min(costs.values()), abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-7])
+def test_integer_programme_is_exact_even_where_sets_hardly_differ(monkeypatch, scale):
+    """HiGHS stops within 1e-6 of the optimum unless care is taken."""
     monkeypatch.setattr(clustering, "MAX_SETS", 0)
-    matrix = random_similarity(np.random.default_rng(9), 25)
-    found = choose_hint_points(matrix, 4, "kmedoids")
-    for position, candidate in itertools.product(range(4), range(25)):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        layers, k = int(rng.integers(8, 11)), int(rng.integers(2, 6))
+        matrix = 0.5 + scale * (random_similarity(rng, layers) - 0.5) / 2
+        np.fill_diagonal(matrix, 1.0)
+        least = min(cost(matrix, subset) for subset in itertools.combinations(range(layers), k))
+        assert choose_hint_points(matrix, k, "kmedoids").objective <= least + 2e-9
+
+
+def test_integer_programme_keeps_all_centres_where_layers_are_exactly_alike(monkeypatch):
+    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    found = choose_hint_points(np.kron(np.eye(3), np.ones((4, 4))), 5, "kmedoids")
+    assert len(set(found.indices)) == 5
+    assert {centre // 4 for centre in found.indices} == {0, 1, 2}
+    assert found.objective == 0
+
+
+def test_integer_programme_leaves_no_gap_where_layers_have_no_order(monkeypatch):
+    """Here the best whole solution is worse than the best with fractions, so that the solver has to branch."""
+    matrix = random_similarity(np.random.default_rng(0), 22)
+    tried = choose_hint_points(matrix, 5, "kmedoids")
+    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    assert choose_hint_points(matrix, 5, "kmedoids") == tried
+
+
+def test_sets_are_tried_up_to_max_sets_and_the_programme_is_solved_beyond(monkeypatch):
+    matrix, solve, solved = planted((3, 3)), clustering.milp, []
+    monkeypatch.setattr(clustering, "milp", lambda *args, **kwargs: solved.append(args) or solve(*args, **kwargs))
+    for most, programmes in [(math.comb(6, 2), 0), (math.comb(6, 2) - 1, 1)]:
+        monkeypatch.setattr(clustering, "MAX_SETS", most)
+        assert choose_hint_points(matrix, 2, "kmedoids").indices == (1, 4)
+        assert len(solved) == programmes
+
+
+@pytest.mark.parametrize("k", [6, 10])
+def test_kmedoids_of_a_large_teacher_is_at_least_as_tight_as_any_other_choice(k):
+    """54 choose 6 sets are 26 million: the integer programme decides, and no swap of one medoid helps."""
+    assert math.comb(54, k) > clustering.MAX_SETS
+    matrix = random_similarity(np.random.default_rng(9), 54, "banded")
+    found = choose_hint_points(matrix, k, "kmedoids")
+    assert all(found.objective <= choose_hint_points(matrix, k, algorithm).objective + 1e-9 for algorithm in ALGORITHMS)
+    for position, candidate in itertools.product(range(k), range(54)):
         swapped = [*found.indices[:position], candidate, *found.indices[position + 1 :]]
         assert (1 - matrix[:, swapped]).min(axis=1).sum() >= found.objective - 1e-9
+
+
+def test_solver_that_gives_up_is_an_error_with_its_message(monkeypatch):
+    solve = clustering.milp
+    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    monkeypatch.setattr(clustering, "milp", lambda *args, **kwargs: solve(*args, **(kwargs | {"options": {"time_limit": 0.0}})))
+    with pytest.raises(RuntimeError, match="no exact k-medoids: Time limit reached"):
+        choose_hint_points(random_similarity(np.random.default_rng(0), 20), 4, "kmedoids")
+
+
+@pytest.mark.parametrize("kind", ["uniform", "partly negative", "banded"])
+@pytest.mark.parametrize("k", range(1, 9))
+def test_segments_are_the_best_of_all_splits_and_medoids(kind, k):
+    for seed in range(4):
+        matrix = random_similarity(np.random.default_rng(seed), 8, kind)
+        best = min(
+            (round(sum(1 - matrix[layer, centres[part]] for part, run in enumerate(runs) for layer in run), 9), centres, runs)
+            for borders in itertools.combinations(range(1, 8), k - 1)
+            for runs in [[range(first, end) for first, end in itertools.pairwise((0, *borders, 8))]]
+            for centres in itertools.product(*runs)
+        )[:2]
+        found = choose_hint_points(matrix, k, "segments")
+        assert found.objective == pytest.approx(best[0], abs=1e-8)
+        assert list(found.labels) == sorted(found.labels)
+        assert found.indices == best[1]
+
+
+def test_segments_stay_contiguous_where_the_most_similar_centre_is_elsewhere():
+    matrix = planted((5, 5))
+    matrix[1, [0, 2, 3, 4]] = matrix[[0, 2, 3, 4], 1] = 0.3
+    matrix[1, 5:] = matrix[5:, 1] = 0.6
+    found = choose_hint_points(matrix, 2, "segments")
+    assert found.labels == (0,) * 5 + (1,) * 5
+    assert matrix[1, found.indices[1]] > matrix[1, found.indices[0]]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "partly negative", "banded"])
+def test_agglomerative_is_average_linkage(kind):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        layers = int(rng.integers(3, 20))
+        matrix = random_similarity(rng, layers, kind)
+        tree = hierarchy.linkage(squareform(1 - matrix, checks=False), method="average")
+        for k in range(1, layers + 1):
+            expected = hierarchy.fcluster(tree, k, criterion="maxclust").tolist()
+            found = choose_hint_points(matrix, k, "agglomerative").labels
+            assert len(set(zip(found, expected, strict=True))) == len(set(found)) == len(set(expected)) == k
+
+
+@pytest.mark.parametrize("algorithm", PARTITIONS)
+def test_of_equally_central_members_the_earlier_is_the_centre(algorithm):
+    """Blocks of equal similarities; in nine layers sums depend on their order in the last digit."""
+    matrix = np.kron(np.eye(2), np.full((9, 9), 0.7)) + 0.1
+    np.fill_diagonal(matrix, 1.0)
+    assert choose_hint_points(matrix, 2, algorithm).indices == (0, 9)
+
+
+def test_spectral_ignores_negative_similarities():
+    matrix = random_similarity(np.random.default_rng(2), 12, "partly negative")
+    assert (matrix < 0).any()
+    plain, clipped = (choose_hint_points(m, 3, "spectral") for m in (matrix, matrix.clip(min=0)))
+    assert plain.labels == clipped.labels
+
+
+def test_spectral_follows_its_seed():
+    matrix = random_similarity(np.random.default_rng(1), 30)
+    assert len({choose_hint_points(matrix, 5, "spectral", seed=seed).labels for seed in range(4)}) > 1
+
+
+def test_spectral_with_too_few_clusters_is_refused(monkeypatch):
+    monkeypatch.setattr(clustering.SpectralClustering, "fit_predict", lambda self, matrix: np.arange(len(matrix)) % 2)
+    with pytest.raises(ValueError, match="spectral clustering does not find 3 clusters, as sub-blocks are exactly alike; take a smaller k"):
+        choose_hint_points(planted((3, 3)), 3, "spectral")
 
 
 @pytest.mark.parametrize("k", [0, -1, 7])
@@ -156,9 +275,39 @@ def test_matrix_that_is_not_finite_is_refused_by_sub_block_number(value):
         choose_hint_points(matrix, 2)
 
 
+@pytest.mark.parametrize("function", [choose_hint_points, kmeans_rounds, lambda matrix, _: k_curve(matrix, "gap")], ids=["choose", "rounds", "curve"])
+def test_matrix_that_is_no_similarity_matrix_is_refused(function):
+    skewed, distances = planted((3, 3)), 1 - planted((3, 3))
+    skewed[4, 1] += 1e-7
+    with pytest.raises(ValueError, match="not symmetric in sub-blocks 2 and 5; average it with its transpose"):
+        function(skewed, 2)
+    with pytest.raises(ValueError, match="sub-block 1 is 0 like itself, not 1; give similarities scaled to 1, not distances"):
+        function(distances, 2)
+
+
+def test_rounding_errors_in_a_similarity_matrix_are_accepted():
+    matrix = planted((3, 3))
+    matrix[4, 1] += 1e-9
+    matrix[2, 2] -= 1e-7
+    assert choose_hint_points(matrix, 2).indices == choose_hint_points(planted((3, 3)), 2).indices
+
+
+@pytest.mark.parametrize("algorithm", KMEANS)
+def test_two_centres_on_one_sub_block_are_refused(algorithm):
+    with pytest.raises(ValueError, match=f"{algorithm} puts two centres on sub-block 4, as others are exactly like it; take a smaller k or kmedoids"):
+        choose_hint_points(np.ones((8, 8)), 3, algorithm)
+
+
 def test_unknown_algorithm_is_a_key_error():
-    with pytest.raises(KeyError, match="oracle"):
+    with pytest.raises(KeyError, match="unknown algorithm 'oracle'; valid: kmeans-index, kmeans-settled, kmedoids"):
         choose_hint_points(np.eye(4), 2, "oracle")
+    with pytest.raises(KeyError, match="unknown algorithm 'oracle'"):
+        k_curve(np.eye(4), "gap", "oracle")
+
+
+def test_unknown_criterion_is_a_key_error():
+    with pytest.raises(KeyError, match="unknown criterion 'elbow'; valid: silhouette, gap"):
+        choose_hint_points(np.eye(4), "elbow")
 
 
 @pytest.mark.parametrize(
