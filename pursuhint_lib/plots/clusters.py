@@ -1,0 +1,188 @@
+"""Figures of how hint points come about: rounds of the k-means, margins, numbers of points, selectors, stability."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .layers import Clusters, cluster_colour, metric_colour, number_ticks
+from .style import SAFE, WIDTH, new_figure, styled
+
+
+class Curve(Protocol):
+    """A criterion for the number of hint points: its value and standard error for each k, and the k it prefers."""
+
+    ks: Sequence[int]
+    values: Sequence[float]
+    errors: Sequence[float]
+    best: int
+
+
+def _strip(axis: Axes, row: float, labels: Sequence[int], indices: Sequence[int], height: float = 0.8) -> None:
+    """One row of sub-blocks, coloured by cluster, with the hint points as dots."""
+    for layer, label in enumerate(labels):
+        axis.barh(row, 1, height, layer + 0.5, color=cluster_colour(label), alpha=0.55, lw=0)
+    axis.plot([i + 1 for i in indices], [row] * len(indices), "o", color="white", markeredgecolor="black", markersize=4)
+
+
+def _strip_axis(axis: Axes, layers: int, rows: Sequence[str], title: str) -> None:
+    axis.set(title=title, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6), xlim=(0.5, layers + 0.5))
+    axis.set_xticks(number_ticks(layers, 6))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(left=False)
+
+
+@styled
+def kmeans_rounds(rounds: Mapping[str, Sequence[tuple[Sequence[int], Sequence[int]]]], shown: int = 8) -> Figure:
+    """The paper's k-means step by step: a row per round, sub-blocks coloured by cluster, centres as dots.
+
+    **Arguments:** metric → (centres, labels) of each round, 0-based; rounds after the first ``shown`` are left out.
+    """
+    height = min(shown, max(len(steps) for steps in rounds.values()))
+    figure, axes = new_figure(1.0 + 0.3 * height, ncols=len(rounds), sharey=True, squeeze=False)
+    for axis, (metric, steps) in zip(axes[0], rounds.items(), strict=True):
+        for number, (centres, labels) in enumerate(steps[:height]):
+            _strip(axis, number, labels, centres)
+        _strip_axis(axis, len(steps[0][1]), [f"round {number + 1}" for number in range(height)], metric)
+        axis.set_xlabel("sub-block")
+    return figure
+
+
+@styled
+def clusters_by_k(points: Mapping[str, Mapping[int, Clusters]]) -> Figure:
+    """How the clusters move with the number of points: a panel per metric, a row per k.
+
+    **Arguments:** metric → k → hint points.
+    """
+    rows = max(len(by_k) for by_k in points.values())
+    figure, axes = new_figure(0.9 + 0.26 * rows, ncols=len(points), squeeze=False)
+    for axis, (metric, by_k) in zip(axes[0], points.items(), strict=True):
+        for row, chosen in enumerate(by_k.values()):
+            _strip(axis, row, chosen.labels, chosen.indices)
+        _strip_axis(axis, len(chosen.labels), [f"k = {k}" for k in by_k], metric)
+        axis.set_xlabel("sub-block")
+    return figure
+
+
+@styled
+def cluster_margins(points: Mapping[str, Clusters], margins: Mapping[str, Sequence[float]], notes: Mapping[str, Sequence[str]]) -> Figure:
+    """By how much each sub-block is more like its own hint point than like the next best one; a panel per metric.
+
+    **Arguments:** metric → hint points; metric → margin of each sub-block [L]; metric → a word per cluster for the legend.
+    """
+    figure, axes = new_figure(1.6 * len(points) + 0.3, nrows=len(points), sharex=True, squeeze=False)
+    for axis, (metric, chosen) in zip(axes[:, 0], points.items(), strict=True):
+        values, layers = margins[metric], len(chosen.labels)
+        for label, note in enumerate(notes[metric]):
+            members = [i for i in range(layers) if chosen.labels[i] == label]
+            axis.bar([i + 1 for i in members], [values[i] for i in members], color=cluster_colour(label), alpha=0.75, label=note)
+        axis.plot([i + 1 for i in chosen.indices], [values[i] for i in chosen.indices], "o", color="white", markeredgecolor="black", markersize=5)
+        axis.axhline(0, color="#777777", lw=0.8)
+        axis.set(ylabel="margin", xticks=number_ticks(layers, 18))
+        axis.set_title(metric, loc="left")
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[-1, 0].set_xlabel("sub-block")
+    return figure
+
+
+@styled
+def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Criteria for the number of hint points: a panel per criterion, a line per metric, the preferred k marked.
+
+    **Arguments:** criterion → metric → curve.
+    """
+    figure, axes = new_figure(2.6, ncols=len(curves), squeeze=False)
+    for axis, (criterion, by_metric) in zip(axes[0], curves.items(), strict=True):
+        for number, (metric, curve) in enumerate(by_metric.items()):
+            colour = metric_colour(number)
+            axis.errorbar(curve.ks, curve.values, curve.errors, color=colour, marker=".", lw=1.2, elinewidth=0.8, label=f"{metric}: {curve.best}")
+            best = list(curve.ks).index(curve.best)
+            axis.plot(curve.best, curve.values[best], "o", markersize=9, markerfacecolor="none", color=colour)
+        axis.set(title=criterion, xlabel="number of hint points k")
+        axis.locator_params(axis="x", integer=True)
+        axis.legend(title="preferred k", title_fontsize=8)
+    return figure
+
+
+@styled
+def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, Clusters]]) -> Figure:
+    """Metric × algorithm × k: a panel per metric and algorithm, a row per k, clusters in colour and points as dots.
+
+    **Arguments:** (metric, algorithm) → k → hint points; an algorithm that found none for some k has no row there.
+    """
+    metrics, algorithms = ([*dict.fromkeys(key[place] for key in grid)] for place in (0, 1))
+    ks = sorted({k for by_k in grid.values() for k in by_k})
+    height = 0.5 + len(metrics) * (0.3 + 0.13 * len(ks))
+    figure, axes = new_figure(height, WIDTH + 1, nrows=len(metrics), ncols=len(algorithms), sharex=True, squeeze=False)
+    for (metric, algorithm), by_k in grid.items():
+        axis = axes[metrics.index(metric), algorithms.index(algorithm)]
+        for k, chosen in by_k.items():
+            _strip(axis, ks.index(k), chosen.labels, chosen.indices)
+            axis.lines[-1].set_markersize(2.5)
+        layers = max((len(chosen.labels) for chosen in by_k.values()), default=1)
+        _strip_axis(axis, layers, [str(k) for k in ks], algorithm if metric == metrics[0] else "")
+        axis.set_xticks(number_ticks(layers, 3))
+        axis.tick_params(labelsize=6, labelleft=algorithm == algorithms[0])
+        axis.title.set_fontsize(8)
+        if algorithm == algorithms[0]:
+            axis.set_ylabel(f"{metric}\nk", fontsize=6.5)
+    figure.supxlabel("sub-block", fontsize=9)
+    return figure
+
+
+@styled
+def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str, int]) -> Figure:
+    """Square tables of agreement, each value written in its field.
+
+    **Arguments:** title → square frame with the same names on both sides; title → decimals shown.
+    """
+    names = max(len(table) for table in tables.values())
+    figure, axes = new_figure(0.33 * names + 1.5, WIDTH + 0.5, ncols=len(tables), squeeze=False)
+    for place, (axis, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
+        values = table.to_numpy(dtype=float)
+        axis.imshow(values, cmap="Blues", vmin=np.nanmin(values), vmax=np.nanmax(values) + 1e-9)
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for row, column in np.ndindex(values.shape):
+            colour = "white" if values[row, column] > middle else "black"
+            axis.annotate(f"{values[row, column]:.{decimals[title]}f}", (column, row), ha="center", va="center", fontsize=6.5, color=colour)
+        axis.set(title=title, xticks=range(len(table)), yticks=range(len(table)), yticklabels=[] if place else list(table.index))
+        axis.set_xticklabels(list(table.columns), rotation=45, ha="right", rotation_mode="anchor")
+        axis.spines[:].set_visible(False)
+        axis.tick_params(left=False, bottom=False)
+    return figure
+
+
+@styled
+def stability(frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]], changes: pd.DataFrame) -> Figure:
+    """Left: how often each sub-block is a hint point over bootstrap samples; right: agreement of the clusters after each change.
+
+    **Arguments:** metric → share of samples [L]; metric → 0-based hint points on all images; columns kind, metric, ari, one row per
+    repetition.
+    """
+    metrics, kinds = list(frequency), list(dict.fromkeys(changes["kind"]))
+    height = max(0.34 * len(metrics), 0.42 * len(kinds)) + 1.2
+    figure, axes = new_figure(height, WIDTH + 0.5, ncols=2, width_ratios=[1.25, 1])
+    left, right = axes
+    layers = len(next(iter(frequency.values())))
+    extent = (0.5, layers + 0.5, len(metrics) - 0.5, -0.5)
+    image = left.imshow([frequency[metric] for metric in metrics], cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent)
+    for row, metric in enumerate(metrics):
+        left.plot([i + 1 for i in chosen[metric]], [row] * len(chosen[metric]), "o", markersize=5, markerfacecolor="none", color=SAFE[1])
+    left.set(title="hint points in the bootstrap", xlabel="sub-block", yticks=range(len(metrics)), yticklabels=metrics)
+    left.set_xticks(number_ticks(layers, 12))
+    figure.colorbar(image, ax=left, location="bottom", shrink=0.6, label="share of samples (circles: on all images)", pad=0.02)
+    for number, metric in enumerate(metrics):
+        shift = (number - (len(metrics) - 1) / 2) * 0.7 / len(metrics)
+        for row, kind in enumerate(kinds):
+            values = changes.loc[(changes["kind"] == kind) & (changes["metric"] == metric), "ari"].dropna().to_numpy(dtype=float)
+            right.scatter(values, np.full(len(values), row + shift), s=9, alpha=0.35, color=metric_colour(number), lw=0)
+            if len(values):
+                right.plot(values.mean(), row + shift, "|", markersize=7, color=metric_colour(number), label=metric if row == 0 else None)
+    right.set(title="clusters after each change", xlabel="adjusted Rand index (line: mean)", yticks=range(len(kinds)), yticklabels=kinds)
+    right.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(None, 1.04))
+    right.grid(axis="x", color="#eeeeee", lw=0.8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper")
+    return figure
