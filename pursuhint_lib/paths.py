@@ -105,6 +105,10 @@ class StudyPaths:
         """Hint points of every arm for one teacher and one number of points."""
         return self.hints / f"{file_name(teacher)}-k{k}.json"
 
+    def stability(self, teacher: str, k: int) -> Path:
+        """Hint points of one teacher under changes that should not matter."""
+        return self.hints / f"{file_name(teacher)}-k{k}-stability.json"
+
     def weights(self, record_name: str) -> Path:
         """Final weights of one trained network."""
         return self.work / "weights" / f"{record_name}.safetensors"

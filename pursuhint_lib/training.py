@@ -74,7 +74,7 @@ class Learner(nn.Module):
         # The tap is open during training steps only, so that evaluation pays nothing for it.
         with self.tap:
             logits = self.network(images).float()
-            maps = [features.float() for features in self.tap.features.values()]
+            features = {name: maps.float() for name, maps in self.tap.features.items()}
         parts = {"ce": F.cross_entropy(logits, labels)}
         if self.run is None:
             return {"total": parts["ce"], **parts}
@@ -84,6 +84,7 @@ class Learner(nn.Module):
             if self.run.kd_weight:
                 parts["kd"] = kd(logits, teacher.logits, self.run.temperature)
             if self.method is not None:
+                maps = [features[name] for name in self.run.student_points]
                 parts["hint"] = self.method(maps, [teacher.features[name] for name in self.run.teacher_points])
         return {"total": sum(weights[name] * loss for name, loss in parts.items()), **parts}
 

@@ -1,6 +1,5 @@
 """Figures: they draw from small inputs and show the numbers they were given."""
 
-import inspect
 import io
 
 import matplotlib
@@ -12,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
 from pursuhint_lib import plots
-from pursuhint_lib.clustering import HintPoints
+from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
 from pursuhint_lib.similarity import METRICS
 from pursuhint_lib.statistics import judge_claims
 
@@ -58,7 +57,24 @@ def claims(seeds: int = 3) -> pd.DataFrame:
     return judge_claims(pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "accuracy"]), margin=0.5)
 
 
-DEPTHS = {"none": (), "stage-ends": (2, 5, 8), "pursuhint-r2": (1, 4, 7)}
+BY_K = {k: choose_hint_points(MATRIX, k, "kmedoids") for k in (2, 3, 4)}
+CURVE = KCurve("silhouette", "kmedoids", (2, 3, 4), (0.1, 0.4, 0.2), (0.0, 0.05, 0.1), 3)
+AGREEMENT = pd.DataFrame([[0.0, 1.25], [1.25, 0.0]], index=["first", "second"], columns=["first", "second"])
+FREQUENCY = np.linspace(0, 1, LAYERS)
+
+
+def changes() -> pd.DataFrame:
+    """Agreement after changes: two kinds, two metrics, one value missing."""
+    rows = [("bootstrap", "r2", 0.4), ("bootstrap", "r2", 0.8), ("bootstrap", "cka", 1.0), ("test images", "r2", np.nan), ("test images", "cka", 0.3)]
+    return pd.DataFrame(rows, columns=["kind", "metric", "ari"])
+
+
+def qualities() -> pd.DataFrame:
+    numbers = np.arange(1, LAYERS + 1)
+    return pd.DataFrame({"number": numbers, "quality": numbers / 9, "separation": numbers / 18, "information": 0.1, "efficiency": 0.4})
+
+
+DEPTHS = {"none": (), "stage-ends": ((2, 0), (5, 1), (8, 2)), "pursuhint-r2": ((1, 0), (4, 1), (7, 2))}
 
 FIGURES = {
     "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX, "cka": MATRIX}, {"r2": POINTS, "cka": OTHER_POINTS}),
@@ -70,12 +86,20 @@ FIGURES = {
     "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
     "claim_effects": lambda: plots.claim_effects(claims(), margin=0.5),
+    "kmeans_rounds": lambda: plots.kmeans_rounds({"r2": kmeans_rounds(MATRIX, 3), "cka": [(POINTS.indices, POINTS.labels)] * 9}),
+    "clusters_by_k": lambda: plots.clusters_by_k({"r2": BY_K, "cka": BY_K}),
+    "cluster_margins": lambda: plots.cluster_margins({"r2": POINTS}, {"r2": list(range(LAYERS))}, {"r2": ["1–3", "4–6", "7–9"]}),
+    "k_curves": lambda: plots.k_curves({"silhouette": {"r2": CURVE, "cka": CURVE}, "gap": {"r2": CURVE}}),
+    "ablation_grid": lambda: plots.ablation_grid({("r2", "kmedoids"): BY_K, ("r2", "spectral"): {}, ("cka", "kmedoids"): BY_K}),
+    "agreement_heatmaps": lambda: plots.agreement_heatmaps({"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}),
+    "stability": lambda: plots.stability({"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()),
+    "layer_quality": lambda: plots.layer_quality(qualities(), [7, 9]),
 }
 
 # One seed only: no interval, no mean of several.
 SINGLE = {
     "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX[:1, :1]}, {"r2": HintPoints((0,), (0,), "kmedoids", 0.0, True, 1)}),
-    "depth_strip": lambda: plots.depth_strip({"last": (0,)}, 1, (0,)),
+    "depth_strip": lambda: plots.depth_strip({"last": ((0, 0),)}, 1, (0,)),
     "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
     "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}, margin=0.2),
@@ -100,8 +124,7 @@ def spans(axis) -> list[tuple[float, float, float]]:
 
 
 def test_the_table_of_figures_is_complete():
-    public = {name for name, value in vars(plots).items() if inspect.isfunction(value) and value.__module__ == plots.__name__ and name[0] != "_"}
-    assert set(FIGURES) == public - {"arm_colour", "style", "styled"}
+    assert set(FIGURES) == set(plots.__all__) - {"arm_colour", "style"}
 
 
 @pytest.mark.parametrize("file_format", ["svg", "png"])
@@ -193,7 +216,7 @@ def test_a_heatmap_frames_each_run_of_one_cluster():
 def test_the_depth_strip_has_a_row_per_arm_with_dots_at_their_numbers():
     axis = FIGURES["depth_strip"]().axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == list(DEPTHS)
-    expected = [(index + 1, row, plots.arm_colour(arm)) for row, (arm, indices) in enumerate(DEPTHS.items()) for index in indices]
+    expected = [(index + 1, row, plots.arm_colour(arm)) for row, (arm, matched) in enumerate(DEPTHS.items()) for index, _ in matched]
     assert dots(axis) == expected
     borders = [line.get_xdata()[0] for line in axis.lines]
     assert borders == [3.5, 6.5]
@@ -303,3 +326,69 @@ def test_all_random_arms_have_one_colour():
 def test_every_arm_has_a_colour(arm):
     assert to_rgba(plots.arm_colour(arm))[3] == 1
     assert plots.arm_colour(arm) == plots.arm_colour(arm)
+
+
+def strips(axis) -> dict[float, list[str]]:
+    """Row → colours of its sub-blocks from left to right."""
+    bars = sorted((patch.get_y() + patch.get_height() / 2, patch.get_x(), to_hex(patch.get_facecolor())) for patch in axis.patches)
+    return {row: [colour for r, _, colour in bars if r == row] for row in sorted({bar[0] for bar in bars})}
+
+
+def test_rounds_show_the_clusters_and_centres_of_every_step():
+    rounds = kmeans_rounds(MATRIX, 3)
+    axes = plots.kmeans_rounds({"r2": rounds, "cka": [(POINTS.indices, POINTS.labels)] * 12}, shown=5).axes
+    assert len(strips(axes[0])) == min(5, len(rounds))
+    assert len(strips(axes[1])) == 5
+    for (centres, labels), colours, line in zip(rounds, strips(axes[0]).values(), axes[0].lines, strict=False):
+        assert [colours.index(colour) for colour in colours] == [list(labels).index(label) for label in labels]
+        assert list(line.get_xdata()) == [centre + 1 for centre in centres]
+
+
+def test_clusters_by_k_has_a_row_per_number():
+    axis = plots.clusters_by_k({"r2": BY_K}).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["k = 2", "k = 3", "k = 4"]
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 3, 4]
+
+
+def test_margins_stand_at_their_sub_blocks_in_the_colour_of_their_cluster():
+    axis = FIGURES["cluster_margins"]().axes[0]
+    bars = sorted((patch.get_x() + patch.get_width() / 2, patch.get_height(), to_hex(patch.get_facecolor())) for patch in axis.patches)
+    assert [(round(x), height) for x, height, _ in bars] == [(number + 1, number) for number in range(LAYERS)]
+    assert len({colour for *_, colour in bars}) == 3
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["1–3", "4–6", "7–9"]
+
+
+def test_a_curve_marks_the_number_it_prefers():
+    axis = FIGURES["k_curves"]().axes[0]
+    rings = [line for line in axis.lines if line.get_markersize() == 9]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3, 0.4), (3, 0.4)]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["r2: 3", "cka: 3"]
+
+
+def test_the_ablation_leaves_a_row_empty_where_there_is_no_answer():
+    figure = FIGURES["ablation_grid"]()
+    shown = [len(strips(axis)) for axis in figure.axes]
+    assert shown == [3, 0, 3, 0]
+    assert figure.axes[0].get_title() == "kmedoids"
+    assert figure.axes[2].get_ylabel().startswith("cka")
+
+
+def test_agreement_is_written_in_its_field():
+    figure = FIGURES["agreement_heatmaps"]()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.0", "1.2", "1.2", "0.0"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0.00", "1.25", "1.25", "0.00"]
+
+
+def test_stability_shows_shares_circles_and_every_repetition():
+    figure = FIGURES["stability"]()
+    left, right = figure.axes[:2]
+    assert left.images[0].get_array().tolist() == [FREQUENCY.tolist()] * 2
+    assert [list(line.get_xdata()) for line in left.lines] == [[2, 5, 8], [1, 5, 9]]
+    assert sorted(x for x, *_ in dots(right)) == [0.3, 0.4, 0.8, 1.0]
+    assert sorted(float(line.get_xdata()[0]) for line in right.lines) == pytest.approx([0.3, 0.6, 1.0])
+
+
+def test_the_best_layers_are_ringed():
+    axis = FIGURES["layer_quality"]().axes[0]
+    rings = [tuple(offset) for collection in axis.collections for offset in collection.get_offsets().tolist()]
+    assert rings == [(7, pytest.approx(7 / 9)), (9, pytest.approx(1.0))]

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from pursuhint_lib import profiling
 from pursuhint_lib.data import Images, load_splits
 from pursuhint_lib.models import build_model
-from pursuhint_lib.profiling import profile_layers, similarity_matrices
+from pursuhint_lib.paths import work_root
+from pursuhint_lib.profiling import profile_layers
 from pursuhint_lib.settings import Data
-from pursuhint_lib.similarity import METRICS, linear_cka, r2_cca
+from pursuhint_lib.similarity import METRICS, linear_cka, r2_cca, similarity_matrices
 from pursuhint_lib.taps import candidate_points
 
 POINTS = ("layer1.0", "layer2.0", "layer3.0")
@@ -56,6 +57,19 @@ def test_features_are_those_of_a_pass_by_hand_in_stored_order(teacher, images, m
 
 def test_features_are_listed_in_the_order_asked_for(teacher, images):
     assert list(profile_layers(teacher, images, ("layer3.0", "layer1.0"))) == ["layer3.0", "layer1.0"]
+
+
+@pytest.mark.parametrize("batch", [7, 500])
+def test_too_many_features_for_memory_go_to_a_file_that_leaves_no_trace(teacher, images, monkeypatch, batch):
+    kept = profile_layers(teacher, images, POINTS)
+    monkeypatch.setattr(profiling, "MEMORY_BYTES", 4 * 40 * (4 + 8 + 16) - 1)
+    monkeypatch.setattr(profiling, "BATCH", batch)
+    mapped = profile_layers(teacher, images, POINTS)
+    assert all(str(work_root()) in features.untyped_storage().filename for features in mapped.values())
+    assert list(work_root().iterdir()) == []
+    for name in POINTS:
+        torch.testing.assert_close(mapped[name], kept[name], rtol=1e-5, atol=1e-6)
+    assert similarity_matrices(mapped, METRICS)["cka-rbf"].shape == (3, 3)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,70 +1,83 @@
-"""Every similarity metric against an independent route, its invariances, and what it refuses."""
+"""Every similarity metric against an independent route, what it does not depend on, and what it refuses.
 
+The routes work on N×N matrices or on vectors over images, in numpy and scipy; the package works on C×C second moments.
+"""
+
+import itertools
 from functools import partial
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
-from scipy.spatial.distance import cdist
 
-from pursuhint_lib import similarity
-from pursuhint_lib.similarity import METRICS, linear_cka, r2_cca, rbf_cka, similarity_matrix
+from pursuhint_lib.clustering import choose_hint_points
+from pursuhint_lib.similarity import METRICS, kernels, linear_cka, moments, procrustes, pwcca, r2_cca, rank, rbf_cka, similarity_matrices, svcca
+from pursuhint_lib.similarity import similarity_matrix as one_matrix
 
 IMAGES = 48
 PAIRWISE = {
     "r2": r2_cca,
     "r2-raw": partial(r2_cca, center=False),
+    "svcca": svcca,
+    "pwcca": pwcca,
+    "procrustes": procrustes,
     "cka-linear": linear_cka,
     "cka-linear-debiased": partial(linear_cka, debiased=True),
     "cka-rbf": rbf_cka,
 }
+CCA = ("r2", "r2-raw", "svcca", "pwcca")
+OTHERS = tuple(metric for metric in METRICS if metric not in CCA)
 
 
 def make_features(kind, latent, width, rng):
-    """Features [N, at least width] and the number of leading columns that span them."""
+    """Features [N, at least width]; the leading width columns span them."""
     x = rng.normal(size=(len(latent), width))
     if kind == "random":
-        return x + 0.5, width
+        return x + 0.5
     x = latent @ rng.normal(size=(latent.shape[1], width)) + 0.3 * x
     if kind == "correlated":
-        return x - 2.0, width
+        return x - 2.0
     if kind == "post-relu":
-        return np.maximum(x - 0.2, 0), width
-    dead = np.zeros((len(x), 2))
-    return np.hstack([x, 3 * x[:, :2], x[:, 2:3] - x[:, 3:4], dead]), width
+        return np.maximum(x - 0.2, 0)
+    return np.hstack([x, 3 * x[:, :2], x[:, 2:3] - x[:, 3:4], np.zeros((len(x), 2))])
 
 
-@pytest.fixture(params=["random", "correlated", "rank-deficient", "post-relu"])
+@pytest.fixture(params=itertools.product(["random", "correlated", "rank-deficient", "post-relu"], [(11, 18), (18, 11), (12, 12)]), ids=str)
 def pair(request):
-    """Two layers of different width as arrays, and each one's spanning columns."""
+    """Two layers as arrays, and the columns that span each."""
+    kind, widths = request.param
     rng = np.random.default_rng(7)
     latent = rng.normal(size=(IMAGES, 5))
-    (x, rank_x), (y, rank_y) = (make_features(request.param, latent, width, rng) for width in (11, 18))
-    for features, rank in ((x, rank_x), (y, rank_y)):
-        assert np.linalg.matrix_rank(features) == np.linalg.matrix_rank(features[:, :rank]) == rank
-    return x, y, x[:, :rank_x], y[:, :rank_y]
+    x, y = (make_features(kind, latent, width, rng) for width in widths)
+    spans = [features[:, :width] for features, width in zip((x, y), widths, strict=True)]
+    assert [np.linalg.matrix_rank(z) for z in (x, y, *spans)] == [*widths, *widths]
+    return x, y, *spans
 
 
-def make_layers(count=5, images=30, seed=3):
-    """Related layers of different widths, the last wider than there are images."""
+def make_layers(images=60, widths=(3, 8, 5, 12, 8), seed=3):
+    """Related layers; two are equally wide."""
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(images, 4))
-    widths = [3, 8, 5, 12, 40][:count]
-    return [torch.from_numpy(make_features("post-relu", latent, width, rng)[0]) for width in widths]
+    return [torch.from_numpy(make_features("post-relu", latent, width, rng)) for width in widths]
 
 
-def tensors(*arrays):
-    return [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
+def make_network(seed=3, images=80):
+    """Ten layers that drift apart with depth in three stages, float32 and named out of alphabetical order."""
+    rng = np.random.default_rng(seed)
+    latent, layers = rng.normal(size=(images, 6)), {}
+    for depth in range(10):
+        latent = latent + (1.2 if depth in (3, 7) else 0.25) * rng.normal(size=latent.shape)
+        layers[f"stage{9 - depth}"] = torch.from_numpy(make_features("post-relu", latent, 6 + depth, rng)).float()
+    return layers
 
 
-def centred_gram(gram):
-    h = np.eye(len(gram)) - 1 / len(gram)
-    return h @ gram @ h
+def value(metric, x, y):
+    return float(PAIRWISE[metric](torch.as_tensor(x), torch.as_tensor(y)))
 
 
-def cka_of_grams(k, m):
-    k, m = centred_gram(k), centred_gram(m)
-    return np.sum(k * m) / (np.linalg.norm(k) * np.linalg.norm(m))
+def shifted(x):
+    return x - x.mean(0)
 
 
 def unbiased_hsic(k, m):
@@ -76,219 +89,310 @@ def unbiased_hsic(k, m):
     return total / (n * (n - 3))
 
 
-def naive_rbf_cka(x, y, bandwidth=1.0):
-    grams = []
-    for z in (x, y):
-        squared = cdist(z, z, "sqeuclidean")
-        median = np.median(squared) or np.median(squared[squared > 0])
-        grams.append(np.exp(-squared / (2 * bandwidth**2 * median)))
-    return cka_of_grams(*grams)
+def leading_part(x):
+    """Projection [N, C] of centred features onto the fewest principal directions with 99 % of their variance."""
+    x = shifted(x)
+    _, sizes, directions = np.linalg.svd(x, full_matrices=False)
+    kept = next(k for k in range(1, len(sizes) + 1) if np.sum(sizes[:k] ** 2) >= 0.99 * np.sum(sizes**2))
+    return x @ directions[:kept].T
 
 
-def mean_squared_correlation_by_qr(x, y):
-    qx, qy = np.linalg.qr(x)[0], np.linalg.qr(y)[0]
-    return np.linalg.norm(qx.T @ qy) ** 2 / min(x.shape[1], y.shape[1])
+def weighted_correlations(variates, correlations, x):
+    """Morcos et al. (2018), section 3: Σ α ρ / Σ α with α_k = Σ_c |⟨h_k, x_c⟩|, one vector over images at a time."""
+    weights = [sum(abs(float(h @ channel)) for channel in shifted(x).T) for h in variates.T]
+    return sum(w * c for w, c in zip(weights, correlations, strict=True)) / sum(weights)
 
 
-def test_linear_cka_equals_the_form_with_explicit_centred_grams(pair):
+def variates_by_svd(x, y):
+    """Canonical variates of x as unit vectors over images, H = Q_x U, and the correlations."""
+    qx, qy = (np.linalg.qr(shifted(z))[0] for z in (x, y))
+    left, correlations, _ = np.linalg.svd(qx.T @ qy, full_matrices=False)
+    return qx @ left, correlations
+
+
+def variates_by_eigenproblem(x, y):
+    """The same by Hotelling's generalised eigenproblem, Sxy Syy⁻¹ Syx w = ρ² Sxx w."""
+    x, y = shifted(x), shifted(y)
+    squares, maps = scipy.linalg.eigh(x.T @ y @ np.linalg.solve(y.T @ y, y.T @ x), x.T @ x)
+    return x @ maps / np.linalg.norm(x @ maps, axis=0), np.sqrt(squares.clip(0))
+
+
+def test_r2_equals_the_angles_between_the_spanned_spaces_the_qr_route_and_the_trace_of_second_moments(pair):
+    x, y, *spans = pair
+    for metric, move in (("r2", shifted), ("r2-raw", lambda z: z)):
+        a, b = map(move, spans)
+        angles = scipy.linalg.subspace_angles(a, b)
+        assert value(metric, x, y) == pytest.approx(np.mean(np.cos(angles) ** 2), abs=1e-10)
+        qa, qb = np.linalg.qr(a)[0], np.linalg.qr(b)[0]
+        assert value(metric, x, y) == pytest.approx(np.linalg.norm(qa.T @ qb) ** 2 / len(angles), abs=1e-10)
+        trace = np.trace(np.linalg.solve(a.T @ a, a.T @ b) @ np.linalg.solve(b.T @ b, b.T @ a))
+        assert value(metric, x, y) == pytest.approx(trace / len(angles), abs=1e-9)
+
+
+def test_svcca_equals_the_mean_cosine_between_the_leading_principal_directions(pair):
     x, y, *_ = pair
-    assert float(linear_cka(*tensors(x, y))) == pytest.approx(cka_of_grams(x @ x.T, y @ y.T), abs=1e-10)
+    parts = leading_part(x), leading_part(y)
+    assert value("svcca", x, y) == pytest.approx(np.mean(np.cos(scipy.linalg.subspace_angles(*parts))), abs=1e-10)
 
 
-def test_debiased_cka_equals_the_ratio_of_unbiased_hsic(pair):
-    x, y, *_ = pair
-    k, m = x @ x.T, y @ y.T
+def test_pwcca_weighs_by_the_channels_of_the_side_with_fewer_directions(pair):
+    x, y, span_x, span_y = pair
+    directions = (x, span_x, span_y), (y, span_y, span_x)
+    for variates in (variates_by_svd, variates_by_eigenproblem):
+        sides = [weighted_correlations(*variates(a, b), z) for z, a, b in directions if a.shape[1] <= b.shape[1]]
+        assert value("pwcca", x, y) == pytest.approx(np.mean(sides), abs=1e-10)
+    assert len(sides) == 1 or abs(sides[0] - sides[1]) > 1e-4, "the mean of both sides is no formality"
+
+
+def test_procrustes_equals_the_distance_after_the_best_rotation(pair):
+    x, y = (shifted(z) / np.linalg.norm(shifted(z)) for z in pair[:2])
+    wide = max(x.shape[1], y.shape[1])
+    x, y = (np.pad(z, ((0, 0), (0, wide - z.shape[1]))) for z in (x, y))
+    rotation, nuclear_norm = scipy.linalg.orthogonal_procrustes(y, x)
+    assert value("procrustes", *pair[:2]) == pytest.approx(nuclear_norm, abs=1e-10)
+    assert value("procrustes", *pair[:2]) == pytest.approx(1 - np.linalg.norm(x - y @ rotation) ** 2 / 2, abs=1e-10)
+
+
+def test_linear_cka_equals_the_forms_with_explicit_grams(pair):
+    k, m = (z @ z.T for z in pair[:2])
     expected = unbiased_hsic(k, m) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(m, m))
-    assert float(linear_cka(*tensors(x, y), debiased=True)) == pytest.approx(expected, abs=1e-10)
+    assert value("cka-linear-debiased", *pair[:2]) == pytest.approx(expected, abs=1e-10)
+    centre = np.eye(IMAGES) - 1 / IMAGES
+    k, m = (centre @ gram @ centre for gram in (k, m))
+    expected = np.sum(k * m) / (np.linalg.norm(k) * np.linalg.norm(m))
+    assert value("cka-linear", *pair[:2]) == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.parametrize("center", [True, False])
-def test_r2_equals_the_qr_route_on_spanning_columns(pair, center):
-    x, y, full_x, full_y = pair
-    shift = (lambda z: z - z.mean(0)) if center else (lambda z: z)
-    expected = mean_squared_correlation_by_qr(shift(full_x), shift(full_y))
-    assert float(r2_cca(*tensors(x, y), center=center)) == pytest.approx(expected, abs=1e-10)
+def test_all_matrices_at_once_equal_the_pairwise_functions_in_the_order_of_the_layers():
+    layers = dict(zip(["c", "e", "a", "d", "b"], make_layers(), strict=True))
+    found = similarity_matrices(layers, METRICS)
+    assert list(found) == list(METRICS) == list(PAIRWISE)
+    for metric, matrix in found.items():
+        expected = torch.tensor([[value(metric, a, b) for b in layers.values()] for a in layers.values()], dtype=torch.float64)
+        torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-10)
+        assert torch.equal(matrix, matrix.T)
+        assert torch.equal(matrix.diagonal(), torch.ones(5, dtype=torch.float64))
+        assert (matrix[0, 1:] - matrix[0, 1]).abs()[1:].min() > 1e-4
+        torch.testing.assert_close(one_matrix(list(layers.values()), metric), matrix, rtol=0, atol=1e-12)
+        backwards = similarity_matrices(dict(reversed(layers.items())), [metric])[metric]
+        torch.testing.assert_close(backwards.flip(0, 1), matrix, rtol=0, atol=1e-12)
 
 
-def test_r2_equals_the_trace_of_the_covariance_products(pair):
-    x, y, full_x, full_y = pair
-    width = full_x.shape[1]
-    joint = np.cov(np.hstack([full_x, full_y]), rowvar=False)
-    xx, xy, yy = joint[:width, :width], joint[:width, width:], joint[width:, width:]
-    expected = np.trace(np.linalg.solve(xx, xy) @ np.linalg.solve(yy, xy.T)) / min(len(xx), len(yy))
-    assert float(r2_cca(*tensors(x, y))) == pytest.approx(expected, abs=1e-9)
+@pytest.mark.parametrize("panel", [1, 13, 10**6])
+@pytest.mark.parametrize("rows", [1, 7, 59, 60, 10**6])
+def test_no_value_depends_on_the_sizes_of_panels_and_blocks(monkeypatch, panel, rows):
+    layers = {str(i): layer for i, layer in enumerate(make_layers())}
+    expected = similarity_matrices(layers, METRICS)
+    for module, name, size in ((moments, "PANEL", panel), (moments, "ROWS", rows), (kernels, "TILE", rows), (kernels, "SIDE", rows + 1)):
+        monkeypatch.setattr(module, name, size)
+    for metric, matrix in similarity_matrices(layers, METRICS).items():
+        torch.testing.assert_close(matrix, expected[metric], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("bandwidth", [0.3, 1.0, 2.0])
-def test_rbf_cka_equals_the_naive_kernel_matrices(pair, bandwidth):
-    x, y, *_ = pair
-    assert float(rbf_cka(*tensors(x, y), bandwidth=bandwidth)) == pytest.approx(naive_rbf_cka(x, y, bandwidth), abs=1e-9)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_features_are_computed_in_float64_and_left_as_they_were(dtype):
+    layers = [layer.to(dtype) for layer in make_layers()]
+    doubles = [layer.double().clone() for layer in layers]
+    for metric in (*METRICS, *METRICS):
+        assert torch.equal(one_matrix(layers, metric), one_matrix(doubles, metric))
+        assert value(metric, *layers[:2]) == pytest.approx(float(one_matrix(doubles, metric)[0, 1]), abs=1e-12)
+    assert [rank(layer) for layer in layers] == [3, 8, 5, 12, 8]
+    assert all(torch.equal(layer, original.to(dtype)) for layer, original in zip(layers, make_layers(), strict=True))
 
 
-@pytest.mark.parametrize("rest", [0.0, 1.3], ids=["silent", "not-zero"])
-@pytest.mark.parametrize("seed", range(5))
-def test_rbf_cka_takes_the_median_of_positive_distances_when_most_images_coincide(rest, seed):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(40, 19)), rng.normal(size=(40, 6))
-    x[:36] = rest * rng.random(19)
-    assert float(rbf_cka(*tensors(x, y))) == pytest.approx(naive_rbf_cka(x, y), abs=1e-9)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_matrix_equals_the_pairwise_function_everywhere(metric):
-    layers = make_layers()
-    matrix = similarity_matrix(layers, metric)
-    expected = torch.tensor([[float(PAIRWISE[metric](a, b)) for b in layers] for a in layers], dtype=torch.float64)
-    assert matrix.dtype == torch.float64
-    torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-10)
-    assert torch.equal(matrix, matrix.T)
-    assert torch.equal(matrix.diagonal(), torch.ones(5, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_matrix_leaves_its_features_as_they_were(metric):
-    layers = make_layers()
-    before = [layer.clone() for layer in layers]
-    similarity_matrix(layers, metric)
-    assert all(torch.equal(a, b) for a, b in zip(layers, before, strict=True))
-
-
-def test_float32_features_are_computed_in_float64():
-    layers = [layer.float() for layer in make_layers()]
-    for metric in METRICS:
-        assert torch.equal(similarity_matrix(layers, metric), similarity_matrix([layer.double() for layer in layers], metric))
-
-
-@pytest.mark.parametrize("rows", [1, 7, 30, 64])
-def test_rbf_tiles_and_strips_of_any_size_give_the_naive_value(monkeypatch, rows):
-    monkeypatch.setattr(similarity, "TILE", rows)
-    monkeypatch.setattr(similarity, "STRIP", rows + 1)
-    layers = make_layers()
-    matrix = similarity_matrix(layers, "cka-rbf")
-    for i, j in ((0, 1), (1, 4), (2, 3)):
-        assert float(matrix[i, j]) == pytest.approx(naive_rbf_cka(layers[i].numpy(), layers[j].numpy()), abs=1e-9)
-
-
-@pytest.mark.parametrize("images", [2, 3, 4, 9, 50, 51, 300])
-@pytest.mark.parametrize("sample", [2, 40, 200_000])
-def test_median_distance_is_exact_for_even_and_odd_numbers_and_whatever_the_sample_says(monkeypatch, images, sample):
-    monkeypatch.setattr(similarity, "SAMPLE", sample)
-    monkeypatch.setattr(similarity, "STRIP", 7)
-    x = torch.randn(images, 3, generator=torch.Generator().manual_seed(images), dtype=torch.float64)
-    x[: images // 4] = x[0]
-    distances = cdist(x.numpy(), x.numpy(), "sqeuclidean")
-    np.fill_diagonal(distances, 0)
-    median = np.median(distances)
-    expected = median if median > 0 else np.median(distances[distances > 0])
-    assert similarity._median_squared_distance(x) == pytest.approx(expected, rel=1e-12)
+def test_memory_mapped_and_strided_features_give_the_same_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(moments, "ROWS", 16)
+    layers, mapped = make_network(), {}
+    for name, layer in layers.items():
+        layer.numpy().tofile(tmp_path / name)
+        mapped[name] = torch.from_file(str(tmp_path / name), size=layer.numel(), dtype=torch.float32).view(layer.shape)
+    strided = {name: torch.stack([layer, layer + 1], dim=2)[:, :, 0] for name, layer in layers.items()}
+    expected = similarity_matrices(layers, METRICS)
+    for other, metric in itertools.product((mapped, strided), METRICS):
+        torch.testing.assert_close(similarity_matrices(other, [metric])[metric], expected[metric], rtol=0, atol=1e-12)
 
 
 def transformed(x, kind):
     generator = torch.Generator().manual_seed(11)
     width = x.shape[1]
     square = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    spread = torch.logspace(-1, 1, width, dtype=torch.float64)
     return {
-        "orthogonal map": lambda: x @ torch.linalg.qr(square)[0],
-        "isotropic scale": lambda: 250.0 * x,
+        "rotation": lambda: x @ torch.linalg.qr(square)[0],
+        "isotropic scale": lambda: 1e-9 * x,
         "translation": lambda: x + 10 * square[0],
-        "anisotropic map": lambda: x * spread,
+        "order and signs": lambda: x[:, torch.randperm(width, generator=generator)] * square[0].sign(),
+        "anisotropic map": lambda: x * torch.logspace(-1, 1, width, dtype=torch.float64),
         "invertible map": lambda: x @ (square + 3 * torch.eye(width, dtype=torch.float64)),
     }[kind]()
 
 
-RIGID = ["orthogonal map", "isotropic scale", "translation"]
+KINDS = ("rotation", "isotropic scale", "translation", "order and signs", "anisotropic map", "invertible map")
+# PWCCA's weights come from the channels of the first layer, which has fewer directions; so it sees no map of the second one.
 INVARIANT = (
-    [("r2", kind) for kind in [*RIGID, "anisotropic map", "invertible map"]]
-    + [("r2-raw", kind) for kind in ["orthogonal map", "isotropic scale", "anisotropic map", "invertible map"]]
-    + [(metric, kind) for metric in ("cka-linear", "cka-linear-debiased", "cka-rbf") for kind in RIGID]
+    {("r2", kind, side) for kind in KINDS for side in (0, 1)}
+    | {("r2-raw", kind, side) for kind in KINDS if kind != "translation" for side in (0, 1)}
+    | {("pwcca", kind, 1) for kind in KINDS}
+    | {("pwcca", kind, 0) for kind in KINDS[1:4]}
+    | {(metric, kind, side) for metric in ("svcca", *OTHERS) for kind in KINDS[:4] for side in (0, 1)}
 )
-SENSITIVE = [("r2-raw", "translation")] + [(metric, "anisotropic map") for metric in ("cka-linear", "cka-linear-debiased", "cka-rbf")]
 
 
-@pytest.mark.parametrize(("metric", "kind"), INVARIANT)
-def test_metric_is_invariant_to(metric, kind):
-    x, y = make_layers()[1:3]
-    assert float(PAIRWISE[metric](transformed(x, kind), y)) == pytest.approx(float(PAIRWISE[metric](x, y)), abs=1e-8)
-
-
-@pytest.mark.parametrize(("metric", "kind"), SENSITIVE)
-def test_metric_changes_under(metric, kind):
-    x, y = make_layers()[1:3]
-    assert abs(float(PAIRWISE[metric](transformed(x, kind), y)) - float(PAIRWISE[metric](x, y))) > 0.01
-
-
+@pytest.mark.parametrize("side", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", METRICS)
-def test_only_the_pairing_of_images_matters(metric):
-    layers = make_layers()[:4]
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(5))
-    matrix = similarity_matrix(layers, metric)
-    torch.testing.assert_close(similarity_matrix([layer[order] for layer in layers], metric), matrix, rtol=0, atol=1e-10)
-    unpaired = similarity_matrix([layers[0][order], *layers[1:]], metric)
-    assert (unpaired - matrix).abs()[0, 1:].min() > 0.01
+def test_metric_does_not_see_what_it_is_invariant_to_and_sees_everything_else(metric, kind, side):
+    layers = [make_layers()[2], make_layers()[1]]
+    before = value(metric, *layers)
+    layers[side] = transformed(layers[side], kind)
+    change = abs(value(metric, *layers) - before)
+    assert change < 1e-9 if (metric, kind, side) in INVARIANT else change > 1e-3
+
+
+def on_accelerator(layers):
+    if not torch.accelerator.is_available():
+        pytest.skip("no GPU on this machine")
+    return {name: layer.to(torch.accelerator.current_accelerator()) for name, layer in layers.items()}
+
+
+def reordered(layers):
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(5))
+    return {name: layer[order] for name, layer in layers.items()}
+
+
+CHANGES = {
+    "order of images": reordered,
+    "order of channels": lambda layers: {name: layer.flip(1) for name, layer in layers.items()},
+    "scale of layers": lambda layers: {name: layer.double() * (0.7 * 10.0 ** (3 * i - 12)) for i, (name, layer) in enumerate(layers.items())},
+    "device": on_accelerator,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_does_not_matter_changes_neither_the_matrix_nor_the_chosen_points(change):
+    layers = make_network()
+    before, after = similarity_matrices(layers, METRICS), similarity_matrices(CHANGES[change](layers), METRICS)
+    for metric in METRICS:
+        assert (after[metric] - before[metric]).abs().max() < 1e-9
+        assert after[metric].device.type == "cpu"
+        for algorithm in ("kmeans-index", "kmedoids"):
+            points, same = (choose_hint_points(found[metric], 3, algorithm) for found in (before, after))
+            assert (points.indices, points.labels) == (same.indices, same.labels)
+
+
+def test_a_wrong_pairing_of_images_changes_every_metric_for_that_layer_only():
+    layers = make_network()
+    before = similarity_matrices(layers, METRICS)
+    layers["stage8"] = reordered(layers)["stage8"]
+    for metric, matrix in similarity_matrices(layers, METRICS).items():
+        change = (matrix - before[metric]).abs()
+        assert change[1, [0, 2]].min() > 0.05
+        assert change[torch.arange(10) != 1][:, torch.arange(10) != 1].max() < 1e-12
 
 
 def test_debiased_cka_of_independent_features_is_centred_at_zero():
     generator = torch.Generator().manual_seed(0)
     draws = [[torch.randn(64, width, generator=generator) for width in (32, 48)] for _ in range(20)]
-    assert abs(np.mean([float(linear_cka(*draw, debiased=True)) for draw in draws])) < 0.02
-    assert np.mean([float(linear_cka(*draw)) for draw in draws]) > 0.2
+    assert abs(np.mean([value("cka-linear-debiased", *draw) for draw in draws])) < 0.02
+    assert min(value("cka-linear", *draw) for draw in draws) > 0.2
 
 
-def test_without_centring_independent_positive_features_look_alike():
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(2000, 16, generator=generator) for _ in range(2))
-    assert float(r2_cca(x, y)) < 0.02
-    assert float(r2_cca(x, y, center=False)) > 1 / 16
+@pytest.mark.parametrize("constant", [0.0, 3.7, -1000.1, 1e6, 1e15])
+def test_shared_dead_channels_change_no_metric_of_independent_features_but_the_one_without_centring(constant):
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(400, width)) for width in (8, 12))
+    dead = np.tile([constant, 1.1 * constant, constant / 3], (400, 1))
+    assert value("r2", x, y) < 0.06
+    for metric in METRICS:
+        # Without centring, all constants of both sides are one more direction, which they share.
+        expected = (8 * value(metric, shifted(x), shifted(y)) + 1) / 9 if metric == "r2-raw" and constant else value(metric, x, y)
+        assert value(metric, np.hstack([x, dead]), np.hstack([y, dead])) == pytest.approx(expected, abs=1e-9)
+    assert rank(torch.from_numpy(np.hstack([x, dead]))) == 8
 
 
-@pytest.mark.parametrize("value", [0.0, 3.7, 40.0, 1000.1])
-def test_shared_dead_channels_do_not_raise_r2_of_independent_features(value):
-    generator = torch.Generator().manual_seed(1)
-    x, y = (torch.randn(1000, 16, generator=generator, dtype=torch.float64) for _ in range(2))
-    dead = (value * torch.tensor([1.0, 1.1, 0.7, 1.3], dtype=torch.float64)).expand(1000, 4)
-    expected = float(r2_cca(x, y))
-    assert expected < 0.03
-    assert float(r2_cca(torch.cat([x, dead], 1), torch.cat([y, dead], 1))) == pytest.approx(expected, abs=1e-9)
+def test_channel_that_is_a_rounded_sum_of_others_is_no_direction_and_a_faint_one_is():
+    x, y = (layer.float() for layer in make_layers()[1:3])
+    for rounded in (x[:, :1] + x[:, 1:2], 1e-4 * (x[:, 3:4] - 0.3 * x[:, 5:6]), x.sum(1, keepdim=True)):
+        more = torch.cat([x, rounded], dim=1)
+        assert np.linalg.matrix_rank(shifted(more.double().numpy())) == 9
+        assert rank(more) == rank(x) == 8
+        assert value("r2", more, y) == pytest.approx(value("r2", x, y), abs=1e-6)
+    for faint, constant in ((1e-6, 0), (1e-12, 0), (1e-20, 0), (1e-30, 0), (1e-9, 3)):
+        scaled = torch.cat([x[:, 1:], faint * x[:, :1].double() + constant], dim=1)
+        assert rank(scaled) == 8
+        assert value("r2", scaled, y) == pytest.approx(value("r2", x, y), abs=1e-6)
+    assert rank(torch.cat([x, 3.7 + 1e-15 * x[:, :1].double()], dim=1)) == 8
+    assert abs(value("r2", x[:, 1:], y) - value("r2", x, y)) > 1e-3
 
 
-def test_live_channel_with_tiny_activations_counts_in_r2():
-    x, y = make_layers()[1:3]
-    shrunk = x.clone()
-    shrunk[:, 0] *= 1e-12
-    assert float(r2_cca(shrunk, y)) == pytest.approx(float(r2_cca(x, y)), abs=1e-8)
-    assert abs(float(r2_cca(x[:, 1:], y)) - float(r2_cca(x, y))) > 1e-3
+@pytest.mark.parametrize("seed", range(5))
+def test_r2_of_ill_conditioned_features_agrees_with_the_qr_route(seed):
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(shifted(rng.normal(size=(60, 14))))[0]
+    x = basis[:, :8] * np.logspace(0, -4.5, 8) @ np.linalg.qr(rng.normal(size=(8, 8)))[0] + 5
+    # The faintest directions are the shared ones.
+    y = basis[:, 5:] @ rng.normal(size=(9, 9))
+    assert np.linalg.cond(shifted(x) / np.linalg.norm(shifted(x), axis=0)) > 1e4
+    assert value("r2", x, y) == pytest.approx(3 / 8, abs=1e-6)
+    assert 1 - 1e-6 < value("r2", x, basis[:, :9]) <= 1
+    assert rank(torch.from_numpy(x)) == 8
+
+
+def test_rank_counts_the_directions_of_centred_features(pair):
+    assert [rank(torch.from_numpy(z)) for z in pair] == [np.linalg.matrix_rank(shifted(z)) for z in pair]
+    for images in (2, 5, 12, 13):
+        assert rank(torch.from_numpy(pair[1][:images])) == np.linalg.matrix_rank(shifted(pair[1][:images]))
+    # Opposite channels: one direction fewer once they are centred.
+    x = np.hstack([pair[2], 7 - pair[2][:, :1]])
+    assert (rank(torch.from_numpy(x)), np.linalg.matrix_rank(x)) == (pair[2].shape[1], pair[2].shape[1] + 1)
+
+
+SPOILT = {
+    "nan": (lambda x: x.where(x < x[:, 1].max(), torch.nan), "hold NaN or infinity"),
+    "infinity": (lambda x: x.index_fill(0, torch.tensor(59), -torch.inf), "hold NaN or infinity"),
+    "nearly infinity": (lambda x: 1e100 * x, "hold NaN or infinity"),
+    "constant": (lambda x: x[:1].expand(len(x), -1), "are the same for every image"),
+    "other length": (lambda x: x[:-1], r"have shape \(59, 12\); expected \[60, channels\]"),
+    "not a matrix": (lambda x: x[:, :, None], r"have shape \(60, 12, 1\); expected \[60, channels\]"),
+}
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda x: x.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(float("nan"), dtype=x.dtype)), "NaN or infinity"),
-        (lambda x: x.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(float("-inf"), dtype=x.dtype)), "NaN or infinity"),
-        (lambda x: x[:1].expand(len(x), -1), "same for every image"),
-        (lambda x: x[:-1], r"expected \[30, channels\]"),
-        (lambda x: x[:, :, None], r"expected \[30, channels\]"),
-    ],
-    ids=["nan", "infinity", "constant", "other-length", "not-a-matrix"],
-)
-def test_undefined_features_are_refused_by_layer_number(metric, spoil, reason):
-    layers = make_layers()
+@pytest.mark.parametrize("how", SPOILT)
+def test_undefined_features_are_refused_by_number_and_name(how, metric):
+    (spoil, reason), layers = SPOILT[how], make_layers()
     layers[3] = spoil(layers[3])
-    with pytest.raises(ValueError, match=f"layer 4 of 5.*{reason}"):
-        similarity_matrix(layers, metric)
-    with pytest.raises(ValueError, match=f"layer 2 of 2.*{reason}"):
+    with pytest.raises(ValueError, match=f"sub-block 4 of 5 {reason}"):
+        one_matrix(layers, metric)
+    with pytest.raises(ValueError, match=rf"sub-block 4 of 5 \(layer2.1\) {reason}"):
+        similarity_matrices(dict(zip(["conv1", "layer1.0", "layer1.1", "layer2.1", "layer3"], layers, strict=True)), [metric])
+    with pytest.raises(ValueError, match=f"sub-block 2 of 2 {reason}"):
         PAIRWISE[metric](layers[0], layers[3])
 
 
-def test_debiased_cka_refuses_three_images():
-    x, y = (layer[:3] for layer in make_layers()[1:3])
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_canonical_correlations_refuse_a_layer_that_spans_every_direction(metric):
+    full = torch.from_numpy(scipy.stats.ortho_group.rvs(14, random_state=0) * np.linspace(0.6, 1.4, 14))
+    layers = {"narrow": full[:, :3] + full[:, 1:4].square(), "wide": full, "deficient": full[:, :4] @ torch.ones(4, 30).double().tril(1)}
+    if metric in CCA:
+        reason = rf"span all {14 if metric == 'r2-raw' else 13} directions that 14 images have.*use more than 15 images.*cka-linear-debiased"
+        with pytest.raises(ValueError, match=rf"sub-block 2 of 3 \(wide\) {reason}"):
+            similarity_matrices(layers, [metric])
+        layers["wide"] = full[:, : 13 if metric == "r2-raw" else 12]
+    assert similarity_matrices(layers, [metric])[metric].isfinite().all()
+
+
+def test_debiased_cka_refuses_too_few_images_and_layers_that_bias_explains_alone():
+    x, y, z = make_layers(images=8)[:3]
     with pytest.raises(ValueError, match="at least 4 images, not 3"):
-        linear_cka(x, y, debiased=True)
-    with pytest.raises(ValueError, match="at least 4 images, not 3"):
-        similarity_matrix([x, y], "cka-linear-debiased")
+        linear_cka(x[:3], y[:3], debiased=True)
+    assert -1 <= value("cka-linear-debiased", x[:4], y[:4]) <= 1
+    # One image is apart from all others: without the diagonal nothing is left.
+    lonely = torch.zeros_like(y).index_fill_(0, torch.tensor(5), 2.5)
+    assert unbiased_hsic(*2 * [shifted(lonely.numpy()) @ shifted(lonely.numpy()).T]) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"sub-block 2 of 3 \(b\) have nothing left once the bias of 8 images is taken off.*cka-linear"):
+        similarity_matrices({"a": x, "b": lonely, "c": z}, ["cka-linear-debiased"])
 
 
 def test_unknown_metric_is_a_key_error():
     with pytest.raises(KeyError, match="cka-cubic"):
-        similarity_matrix(make_layers(), "cka-cubic")
+        similarity_matrices(make_network(), ["r2", "cka-cubic"])

@@ -59,7 +59,7 @@ def test_quick_is_as_large_as_promised():
 BAD_PROFILES = {
     "unknown method": ({"methods": ["kd", "atx"]}, r"unknown method 'atx' \(did you mean 'at'\?\); valid: ce, kd"),
     "unknown override": ({"weights": {"hint": {"fitnets": 1}}}, "unknown method 'fitnets'.*did you mean 'fitnet'"),
-    "unknown metric": ({"metrics": ["cka"]}, "unknown metric 'cka'.*valid: r2, r2-raw, cka-linear"),
+    "unknown metric": ({"metrics": ["cka"]}, "unknown metric 'cka'.*valid: r2, r2-raw, svcca"),
     "unknown teacher": ({"pairs": [{"teacher": "resnet21", "student": "resnet8"}]}, "unknown network 'resnet21'.*did you mean"),
     "unknown student": ({"pairs": [{"teacher": "resnet20", "student": "resnet9"}]}, "unknown network 'resnet9'"),
     "unknown arm": ({"arms": ["stage-end"]}, r"unknown arm 'stage-end' \(did you mean 'stage-ends'\?\)"),
@@ -126,8 +126,8 @@ def test_reasons_name_the_cluster_and_its_similarity():
     choice = choose_points("pursuhint-r2", LayerMap(6, (2, 5), {"r2": blocks}), 2)
     assert choice.indices == (0, 3)
     assert choice.reason == (
-        "Sub-block 1 stands for 1–2: mean r2 inside 0.90, to the nearest other cluster 0.10. "
-        "Sub-block 4 stands for 3–6: mean r2 inside 0.80, to the nearest other cluster 0.10."
+        "Sub-block 1 stands for 1–2: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.10, margin 0.80. "
+        "Sub-block 4 stands for 3–6: mean r2 inside 0.80, to the nearest other cluster (of 1) 0.10, margin 0.70."
     )
 
 
@@ -144,6 +144,10 @@ def test_similarity_and_points_are_stored_and_loaded_without_the_teacher(profile
     assert {arm: choice.indices for arm, choice in again.items()} == {arm: choice.indices for arm, choice in choices.items()}
     assert not list((StudyPaths(profile.name).work / "weights").iterdir())
     stored = json.loads(StudyPaths(profile.name).hint_points(teacher, 3).read_text())
+    reasons = stored["pursuhint-cka-linear"]["reasons"]
+    assert [reason["sub_block"] for reason in reasons] == stored["pursuhint-cka-linear"]["sub_blocks"]
+    assert {"members", "inside", "nearest", "outside", "margin"} < set(reasons[0])
+    assert stored["all"]["student_points"] == [1, 1, 2, 2, 3, 3]
     assert {arm: tuple(i - 1 for i in stored[arm]["sub_blocks"]) for arm in profile.arms} == {arm: c.indices for arm, c in choices.items()}
 
 

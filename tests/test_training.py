@@ -66,6 +66,36 @@ def test_adapters_of_arms_with_the_same_shapes_start_alike():
     assert len(a.method.state_dict()) > 0
 
 
+def outputs(network, names, images) -> list[torch.Tensor]:
+    """What named modules give, in the order of the names."""
+    found = {}
+    for name in names:
+        network.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
+    network(images)
+    return [found[name] for name in names]
+
+
+@pytest.mark.parametrize("method", HINTED)
+@pytest.mark.parametrize(
+    "arm",
+    [
+        Arm("reversed", ("layer3.1", "layer2.1", "layer1.1")),
+        Arm("all", ("layer1.0", "layer1.1", "layer3.1"), ("layer1.0", "layer1.0", "layer3.0")),
+        Arm("turned", ("layer1.1", "layer3.1"), ("layer3.0", "layer1.0")),
+    ],
+    ids=lambda arm: arm.name,
+)
+def test_hints_are_matched_in_the_order_of_the_lists(arm, method):
+    teacher = build_model("resnet14", 10, 1).eval()
+    run = settings(method).run(arm)
+    learner = training.build_learner(run, teacher)
+    images, labels = next(load_splits(DATA, torch.device("cpu")).train.ordered_batches(20))
+    found = learner(images, labels, training.FrozenTeacher(teacher, arm.teacher_points)(images))
+    students, teachers = (outputs(*part, images) for part in ((learner.network, run.student_points), (teacher, arm.teacher_points)))
+    torch.testing.assert_close(found["hint"], learner.method(students, teachers))
+    assert run.hint_weight == pytest.approx(10.0 * 3 / len(arm.teacher_points))
+
+
 def test_the_teacher_is_not_changed_by_distillation():
     training.train_teacher(TEACHER)
     splits = load_splits(DATA, torch.device("cpu"))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..clustering import HintPoints, choose_hint_points, random_points, segment_middles
 from ..settings import choose
+from .explain import Reason, describe_walk, explain
 
 # So many random sets are drawn at once at most; draw i is the same however many are used.
 MAX_RANDOM_ARMS = 50
@@ -17,57 +18,49 @@ MAX_RANDOM_ARMS = 50
 class LayerMap:
     """What an arm may look at.
 
-    **Arguments:** ``layers`` number of sub-blocks L; ``stage_ends`` 0-based indices; ``similarity`` metric → [L, L].
+    **Arguments:** ``layers`` number of sub-blocks L; ``stage_ends`` 0-based indices; ``similarity`` metric → [L, L];
+    ``quality`` score of each sub-block (``quality.layer_quality``).
     """
 
     layers: int
     stage_ends: tuple[int, ...]
     similarity: dict[str, np.ndarray]
+    quality: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An arm's answer: 0-based indices in depth order, why, and the clustering behind it if there is one."""
+    """An arm's answer.
+
+    **Arguments:**
+
+    - ``indices``: 0-based sub-blocks of the teacher.
+    - ``reason``: why, in words.
+    - ``students``: for each of them the 0-based student point that learns from it; one each, in order, when not given.
+    - ``clusters``, ``reasons``: the clustering behind it, if there is one, and a reason per point.
+    """
 
     indices: tuple[int, ...]
     reason: str
+    students: tuple[int, ...] = ()
     clusters: HintPoints | None = None
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def matched(self) -> tuple[tuple[int, int], ...]:
+        """(teacher sub-block, student point) of every hint, 0-based."""
+        return tuple(zip(self.indices, self.students or range(len(self.indices)), strict=True))
 
 
 def _clustered(algorithm: str) -> Callable[[LayerMap, int, str], Choice]:
     def select(layer_map: LayerMap, k: int, metric: str) -> Choice:
-        points = choose_hint_points(layer_map.similarity[metric], k, algorithm)
-        return Choice(points.indices, _explain(points, layer_map.similarity[metric], metric), points)
+        similarity = layer_map.similarity[metric]
+        points = choose_hint_points(similarity, k, algorithm)
+        reasons = explain(points, similarity)
+        text = " ".join(reason.sentence(metric) for reason in reasons) + describe_walk(points)
+        return Choice(points.indices, text, clusters=points, reasons=reasons)
 
     return select
-
-
-def _explain(points: HintPoints, similarity: np.ndarray, metric: str) -> str:
-    """Why each point was chosen, in a sentence per point."""
-    labels = np.array(points.labels)
-    sentences = []
-    for label, index in enumerate(points.indices):
-        members = np.flatnonzero(labels == label)
-        # Without the diagonal: a layer is always like itself.
-        inside = (similarity[np.ix_(members, members)].sum() - len(members)) / max(1, len(members) * (len(members) - 1))
-        others = [similarity[np.ix_(members, np.flatnonzero(labels == other))].mean() for other in range(len(points.indices)) if other != label]
-        alike = f"mean {metric} inside {inside:.2f}" if len(members) > 1 else f"{metric} has it on its own"
-        nearest = f", to the nearest other cluster {max(others):.2f}" if others else ""
-        sentences.append(f"Sub-block {index + 1} stands for {_ranges(members)}: {alike}{nearest}.")
-    if not points.converged:
-        sentences.append(f"The centres still moved after {points.iterations} rounds.")
-    return " ".join(sentences)
-
-
-def _ranges(members: Sequence[int]) -> str:
-    """1-based members as runs: '1–4, 6'."""
-    runs: list[list[int]] = []
-    for member in members:
-        if runs and member == runs[-1][1] + 1:
-            runs[-1][1] = member
-        else:
-            runs.append([member, member])
-    return ", ".join(f"{a + 1}–{b + 1}" if a != b else f"{a + 1}" for a, b in runs)
 
 
 def _random(layer_map: LayerMap, k: int, number: str) -> Choice:
@@ -75,17 +68,40 @@ def _random(layer_map: LayerMap, k: int, number: str) -> Choice:
     return Choice(random_points(layer_map.layers, k, draw)[draw - 1], f"Random set {draw}: {k} of the {layer_map.layers} sub-blocks.")
 
 
+def _all(layer_map: LayerMap, k: int, _: str) -> Choice:
+    students = tuple(layer * k // layer_map.layers for layer in range(layer_map.layers))
+    reason = f"All {layer_map.layers} sub-blocks: each of the {k} student points learns from those of its segment of depth, which share its weight."
+    return Choice(tuple(range(layer_map.layers)), reason, students)
+
+
+def _quality(layer_map: LayerMap, k: int, _: str) -> Choice:
+    ranked = sorted(range(layer_map.layers), key=lambda layer: (-layer_map.quality[layer], layer))
+    scores = ", ".join(f"{layer + 1} ({layer_map.quality[layer]:.2f})" for layer in ranked[:k])
+    return Choice(tuple(sorted(ranked[:k])), f"The {k} sub-blocks of the best class geometry: {scores}.")
+
+
 # Name, or prefix ending in "-" → function (layer map, k, what follows the prefix) → Choice. A new arm is one entry.
 ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
     "none": lambda layer_map, k, _: Choice((), "No hint points: the same loss without its hint term."),
     "stage-ends": lambda layer_map, k, _: Choice(layer_map.stage_ends, "The last sub-block of each stage, as the field does."),
     "pursuhint-": _clustered("kmeans-index"),
+    "settled-": _clustered("kmeans-settled"),
     "kmedoids-": _clustered("kmedoids"),
+    "segments-": _clustered("segments"),
+    "agglomerative-": _clustered("agglomerative"),
+    "spectral-": _clustered("spectral"),
+    "quality": _quality,
     "segment-middles": lambda layer_map, k, _: Choice(segment_middles(layer_map.layers, k), f"Middles of {k} equal segments of depth."),
     "random-": _random,
     "first": lambda layer_map, k, _: Choice(tuple(range(k)), f"The first {k} sub-blocks."),
     "last": lambda layer_map, k, _: Choice(tuple(range(layer_map.layers - k, layer_map.layers)), f"The last {k} sub-blocks."),
+    "all": _all,
+    "reversed": lambda layer_map, k, _: Choice(
+        layer_map.stage_ends[::-1], "The stage ends in reverse order: the shallowest student point learns from the deepest."
+    ),
 }
+# Arms that have as many points as the teacher has stages, whatever k is.
+STAGE_ARMS = ("stage-ends", "reversed")
 
 
 def _entry(arm: str) -> tuple[str, str]:
@@ -97,9 +113,9 @@ def _entry(arm: str) -> tuple[str, str]:
 def check_arm(arm: str, metrics: Sequence[str]) -> None:
     """Refuse an arm that does not exist, or that needs a metric which the profile does not compute."""
     key, rest = _entry(arm)
-    shown = {"pursuhint-": "pursuhint-<metric>", "kmedoids-": "kmedoids-<metric>", "random-": f"random-<1 … {MAX_RANDOM_ARMS}>"}
+    shown = {name: f"{name}<metric>" if name.endswith("-") else name for name in ARMS} | {"random-": f"random-<1 … {MAX_RANDOM_ARMS}>"}
     if key not in ARMS:
-        choose("arm", arm, [shown.get(name, name) for name in ARMS])
+        choose("arm", arm, shown.values())
     if key == "random-":
         if not (re.fullmatch(r"[1-9]\d*", rest) and int(rest) <= MAX_RANDOM_ARMS):
             choose("arm", arm, [shown[key]])

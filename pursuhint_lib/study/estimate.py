@@ -14,11 +14,14 @@ from ..paths import results_root, work_root
 from ..settings import Profile
 from ..training import autocast, seeded_model
 from .plan import Step
+from .profile import network_points
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
 NOTEBOOK_SECONDS = 7.0
 # Loss and bookkeeping of a hint method beside the student's own step, relative to it (measured: 1.2 to 1.9).
 HINT_FACTOR = 1.5
+# Comparing all layers, per image and squared number of their channels (measured: 0.65 s for 10 000 and 2016, and as much again for RBF CKA).
+COMPARISON_SECONDS = 3e-11
 # Pixels of a measured batch: 16 images of 32×32.
 PIXELS = 16 * 32 * 32
 # Seconds of measuring for all networks of a profile, if their single steps are not slower.
@@ -115,10 +118,13 @@ def _missing(profile: Profile, step: Step) -> int:
 def _training_seconds(profile: Profile, step: Step, speeds: dict[str, Speed]) -> float:
     train, test = image_counts(profile.data)
     missing = _missing(profile, step)
-    if step.notebook == "01_teacher_and_layers" and missing:
+    if step.notebook in ("01_teacher_and_layers", "02_hint_points") and missing:
         speed, schedule = speeds[step.parameters["teacher"]], profile.teacher
-        evaluations = schedule.epochs / schedule.evaluate_every
-        return schedule.epochs * train * speed.train + (evaluations * test + min(train, profile.profile_images)) * speed.infer
+        evaluations, images = schedule.epochs / schedule.evaluate_every, min(train, profile.profile_images)
+        teacher = schedule.epochs * train * speed.train + (evaluations * test + images) * speed.infer
+        if step.notebook == "01_teacher_and_layers":
+            return teacher
+        return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, step.parameters["teacher"], images)
     if step.notebook != "03_distillation" or not missing:
         return 0.0
     pair, schedule = profile.pair(step.parameters["pair"]), profile.student
@@ -128,6 +134,12 @@ def _training_seconds(profile: Profile, step: Step, speeds: dict[str, Speed]) ->
     shared = 0.0 if step.parameters["method"] == "ce" else schedule.epochs * train * teacher.infer
     arms = max(1, (step.runs[1] or missing) // len(profile.seeds))
     return missing * own + missing / arms * shared
+
+
+def _comparison_seconds(profile: Profile, teacher: str, images: int) -> float:
+    """Seconds of one comparison of all layers under all metrics, without the pairwise ones at full size."""
+    channels = sum(shape[0] for shape in network_points(teacher, profile.data).shapes)
+    return COMPARISON_SECONDS * images * channels**2
 
 
 def free_bytes() -> int:

@@ -1,18 +1,21 @@
 """Similarity matrices and hint points of a teacher as committed files: loaded when they are there, made when not."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .. import training
-from ..data import load_splits
+from ..data import Images, load_splits
 from ..files import write_json
 from ..paths import StudyPaths
-from ..profiling import profile_layers, similarity_matrices
+from ..profiling import profile_layers
+from ..quality import layer_quality
 from ..records import provenance
 from ..settings import Profile, SettingsError, resolved
+from ..similarity import rank, similarity_matrices
 from .arms import Choice, LayerMap, choose_points
 from .profile import network_points
 
@@ -27,8 +30,8 @@ class LayerReport:
     **Arguments:**
 
     - ``sub_blocks``: one dict per sub-block: number (1-based), name, channels, size (pixels), dead (channels that
-      are the same for every image).
-    - ``layer_map``: similarity matrices and stage ends. ``images``: N. ``provenance``: seconds, device, versions.
+      are the same for every image), rank (directions that the features span), quality and its parts.
+    - ``layer_map``: similarity matrices, stage ends and qualities. ``images``: N. ``provenance``: seconds, device, versions.
     """
 
     sub_blocks: list[dict]
@@ -41,7 +44,8 @@ def _wanted(profile: Profile, teacher: str) -> dict:
     return {"teacher": resolved(profile.teacher_settings(teacher)), "images": profile.profile_images}
 
 
-def _read(path: Path) -> dict | None:
+def read_json(path: Path) -> dict | None:
+    """A stored JSON object, or nothing where there is no file; a damaged one is named."""
     if not path.is_file():
         return None
     try:
@@ -55,13 +59,14 @@ def _read(path: Path) -> dict | None:
 
 def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
     """The stored report of a teacher, if it was made with the profile's settings and has all its metrics."""
-    content = _read(StudyPaths(profile.name).similarity(teacher))
+    content = read_json(StudyPaths(profile.name).similarity(teacher))
     if content is None or content.get("settings") != _wanted(profile, teacher):
         return None
-    if not set(profile.metrics) <= set(content["similarity"]):
+    if not set(profile.metrics) <= set(content["similarity"]) or not all("quality" in block for block in content["sub_blocks"]):
         return None
     matrices = {metric: np.array(content["similarity"][metric]) for metric in profile.metrics}
-    layer_map = LayerMap(len(content["sub_blocks"]), tuple(content["stage_ends"]), matrices)
+    qualities = tuple(block["quality"] for block in content["sub_blocks"])
+    layer_map = LayerMap(len(content["sub_blocks"]), tuple(content["stage_ends"]), matrices, qualities)
     return LayerReport(content["sub_blocks"], layer_map, content["images"], content["provenance"])
 
 
@@ -70,27 +75,32 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
     found = stored_similarity(profile, teacher)
     if found is not None:
         return found
-    settings = profile.teacher_settings(teacher)
-    model = training.load_teacher(settings)
+    model = training.load_teacher(profile.teacher_settings(teacher))
     points = network_points(teacher, profile.data)
     splits = load_splits(profile.data, next(model.parameters()).device)
     images = splits.train.first(profile.profile_images)
     features = profile_layers(model, images, points.candidates)
     matrices = similarity_matrices(features, profile.metrics)
-    sub_blocks = [
-        {"number": i + 1, "name": name, "channels": c, "size": f"{h}×{w}", "dead": int((features[name] == features[name][0]).all(0).sum())}
-        for i, (name, (c, h, w)) in enumerate(zip(points.candidates, points.shapes, strict=True))
-    ]
     content = {
         "settings": _wanted(profile, teacher),
         "images": len(images),
-        "sub_blocks": sub_blocks,
+        "sub_blocks": [_sub_block(number, name, features[name], images, points.shapes[number - 1]) for number, name in enumerate(features, start=1)],
         "stage_ends": points.indices(points.ends),
         "similarity": {metric: np.round(matrix.numpy(), DIGITS).tolist() for metric, matrix in matrices.items()},
         "provenance": provenance(images.device, splits.checksum),
     }
     write_json(StudyPaths(profile.name).similarity(teacher), content)
     return stored_similarity(profile, teacher)
+
+
+def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: tuple[int, int, int]) -> dict:
+    """What there is to say of one sub-block."""
+    channels, height, width = shape
+    quality = {key: round(value, DIGITS) for key, value in vars(layer_quality(features, images.labels)).items()}
+    return {
+        "number": number, "name": name, "channels": channels, "size": f"{height}×{width}",
+        "dead": int((features == features[0]).all(0).sum()), "rank": rank(features), "quality": quality.pop("score"), **quality,
+    }  # fmt: skip
 
 
 def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
@@ -101,12 +111,26 @@ def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
     content = {"teacher": teacher, "k": k, "images": report.images}
     for arm, choice in choices.items():
         entry = {"sub_blocks": [i + 1 for i in choice.indices], "names": [names[i] for i in choice.indices], "reason": choice.reason}
-        if choice.clusters:
-            clusters = choice.clusters
-            entry |= {"clusters": [label + 1 for label in clusters.labels], "objective": round(clusters.objective, DIGITS)}
-            entry |= {"converged": clusters.converged, "iterations": clusters.iterations}
-        content[arm] = entry
+        if choice.students:
+            entry["student_points"] = [j + 1 for j in choice.students]
+        content[arm] = entry | _clustering(choice)
     path = StudyPaths(profile.name).hint_points(teacher, k)
-    if _read(path) != json.loads(json.dumps(content)):
+    if read_json(path) != json.loads(json.dumps(content)):
         write_json(path, content)
     return choices
+
+
+def _clustering(choice: Choice) -> dict:
+    """The clustering behind an arm, numbers 1-based, with a reason per point."""
+    clusters = choice.clusters
+    if clusters is None:
+        return {}
+    content = {"clusters": [label + 1 for label in clusters.labels], "objective": round(clusters.objective, DIGITS)}
+    content |= {"converged": clusters.converged, "iterations": clusters.iterations}
+    if clusters.cycle:
+        content["cycle"] = [[i + 1 for i in centres] for centres in clusters.cycle]
+    return content | {"reasons": [_rounded(asdict(reason) | {"margin": reason.margin}) for reason in choice.reasons]}
+
+
+def _rounded(values: dict) -> dict:
+    return {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in values.items()}

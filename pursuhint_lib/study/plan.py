@@ -13,6 +13,7 @@ from ..settings import Pair, Profile, SettingsError, choose, resolved
 from .hints import stored_similarity
 from .publish import step_name
 from .runs import has_arms, runs_of
+from .stability import further_teachers, stored_stability
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Step:
     - ``parameters``: for papermill. ``needs``: names of the steps before it.
     - ``key``: hash of notebook, parameters and settings; a step is done when a stamp with its key exists.
     - ``trains``: whether it may train. ``stamp``: the stamp file.
-    - ``runs``: records that exist, and records that there will be; unknown (``None``) before the hint points are.
+    - ``runs``: records (and comparisons of layers) that exist, and that there will be; unknown (``None``) before the hint points are.
     """
 
     name: str
@@ -78,19 +79,25 @@ class _Draft:
         if notebook < "05" and notebook != "00_start_here":
             # A new pair or method must not set off the notebooks of the others.
             settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
+        if notebook != "02_hint_points":
+            del settings["stability"]
         if "pair" in parameters:
             settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
         text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
         key = hashlib.sha256(text).hexdigest()[:12]
         stamp = self.paths.stamp(name, key)
         runs = self._runs(notebook, parameters)
-        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "03", "06"), runs, self._done(stamp, runs))
+        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "02", "03", "06"), runs, self._done(stamp, runs))
         self.steps.append(step)
 
     def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
         if notebook == "01_teacher_and_layers":
             found = records.load(self.profile.name, self.profile.teacher_settings(parameters["teacher"]))
             return int(found is not None and stored_similarity(self.profile, parameters["teacher"]) is not None), 1
+        if notebook == "02_hint_points":
+            teachers = further_teachers(self.profile, parameters["teacher"])
+            found = sum(records.load(self.profile.name, settings) is not None for settings in teachers)
+            return found + int(stored_stability(self.profile, **parameters) is not None), len(teachers) + 1
         if notebook != "03_distillation":
             return 0, 0
         pair: Pair = self.profile.pair(parameters["pair"])
@@ -129,7 +136,7 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
     """Write the open steps for the workflow engine and return the file.
 
     Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
-    A teacher is trained on all cores, since nothing else can run yet; students on one core each, many at once.
+    Teachers are trained and compared on all cores, since nothing else can run yet; students on one core each, many at once.
     """
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
@@ -144,7 +151,7 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         needs = [name for name in step.needs if name in waiting]
-        threads = cores if step.notebook == "01_teacher_and_layers" else 1
+        threads = cores if step.notebook[:2] in ("01", "02") else 1
         content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads})
     write_json(paths.plan, content)
     return paths.plan

@@ -12,7 +12,7 @@ from ..paths import CONFIG
 from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
 from ..similarity import METRICS
 from ..taps import candidate_points, point_shapes, stage_ends
-from .arms import check_arm, max_random_arm
+from .arms import STAGE_ARMS, check_arm, max_random_arm
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: {k} hint points for {len(points)} student points ({', '.join(points)}); "
             f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
         )
-    if "stage-ends" in profile.arms and k != len(teacher.ends):
+    staged = [arm for arm in profile.arms if arm in STAGE_ARMS]
+    if staged and k != len(teacher.ends):
         raise SettingsError(
-            f"{where}: the arm stage-ends has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
+            f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
             f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
         )
     sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(profile.arms)

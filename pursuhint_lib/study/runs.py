@@ -27,12 +27,15 @@ def has_arms(method: str) -> bool:
 def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]) -> DistillSettings:
     """Settings of one (pair, method, seed) with all its arms."""
     names = network_points(pair.teacher, profile.data).candidates
-    arms = tuple(Arm(arm, tuple(names[i] for i in choice.indices)) for arm, choice in choices.items())
+    arms = []
+    for arm, choice in choices.items():
+        students = tuple(pair.student_points[j] for _, j in choice.matched) if choice.students else ()
+        arms.append(Arm(arm, tuple(names[i] for i in choice.indices), students))
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
         student=pair.student,
         method=method,
-        arms=arms if has_arms(method) else (Arm("none"),),
+        arms=tuple(arms) if has_arms(method) else (Arm("none"),),
         student_points=pair.student_points,
         ce_weight=profile.weights.ce,
         kd_weight=profile.weights.kd if DISTILLERS[method].uses_teacher else 0.0,

@@ -1,0 +1,158 @@
+"""How far the paper's hint points depend on chance: other images, fewer, test images, another teacher seed.
+
+The clusters of the paper's k-means are found anew after each change; what each change gave is kept in a
+committed file, so that figures are drawn again without a teacher.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from .. import training
+from ..clustering import HintPoints, choose_hint_points
+from ..data import Images, load_splits
+from ..files import write_json
+from ..paths import StudyPaths
+from ..profiling import profile_layers
+from ..progress import Progress
+from ..records import provenance
+from ..settings import Profile, TeacherSettings, resolved
+from ..similarity import similarity_matrices
+from .hints import layer_similarity, read_json
+from .profile import network_points
+
+# RBF CKA compares all pairs of images: a bootstrap sample of it, and any other change, uses so many images at most.
+PAIRWISE_METRICS = ("cka-rbf",)
+PAIRWISE_IMAGES = {"bootstrap": 2_000, "images": 10_000, "test images": 10_000, "teacher seed": 10_000}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change: of what ``kind``, which one (draw, number of images, seed), and the features after it."""
+
+    kind: str
+    value: int
+    features: Mapping[str, Tensor]
+
+
+def mean_shift(points: Sequence[int], reference: Sequence[int]) -> float:
+    """Mean number of sub-blocks between the points of two choices, matched in depth order."""
+    return float(np.mean(np.abs(np.sort(points) - np.sort(reference))))
+
+
+def _wanted(profile: Profile, teacher: str, k: int) -> dict:
+    return {
+        "teacher": resolved(profile.teacher_settings(teacher)), "k": k, "images": profile.profile_images, "metrics": list(profile.metrics),
+        "stability": resolved(profile.stability),
+    }  # fmt: skip
+
+
+def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
+    """Settings of the teachers of other seeds."""
+    seeds = [seed for seed in profile.stability.teacher_seeds if seed != profile.teacher_seed]
+    return [profile.teacher_settings(teacher, seed) for seed in seeds]
+
+
+def stored_stability(profile: Profile, teacher: str, k: int) -> list[dict] | None:
+    """What the changes gave, if it is on file and was made with the profile's settings."""
+    content = read_json(StudyPaths(profile.name).stability(teacher, k))
+    return content["changes"] if content is not None and content.get("settings") == _wanted(profile, teacher, k) else None
+
+
+def stability_frame(profile: Profile, teacher: str, k: int) -> pd.DataFrame:
+    """Every change under every metric, compared with the points on the profile's images; computed if it is not on file.
+
+    **Returns:** columns kind, value, metric, images, points (0-based), ari (adjusted Rand index of the clusters), shift (mean, in sub-blocks),
+    same (whether the points are the same); the last four are missing where a metric refused so few images.
+    """
+    rows = stored_stability(profile, teacher, k)
+    if rows is None:
+        rows = _compute(profile, teacher, k)
+    layer_map = layer_similarity(profile, teacher).layer_map
+    references = {metric: choose_hint_points(layer_map.similarity[metric], k) for metric in profile.metrics}
+    return pd.DataFrame([_compared(row, references[row["metric"]]) for row in rows])
+
+
+def _compared(row: dict, reference: HintPoints) -> dict:
+    shared = {key: row[key] for key in ("kind", "value", "metric", "images")}
+    if "refused" in row:
+        return {**shared, "points": None, "ari": float("nan"), "shift": float("nan"), "same": float("nan")}
+    points = tuple(number - 1 for number in row["sub_blocks"])
+    ari = float(adjusted_rand_score(reference.labels, row["clusters"]))
+    return {**shared, "points": points, "ari": ari, "shift": mean_shift(points, reference.indices), "same": float(points == reference.indices)}
+
+
+def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per kind of change and metric: repetitions, mean adjusted Rand index with 5 % and 95 % quantiles, mean shift, share of same points."""
+    rows = []
+    for (kind, metric), group in frame.groupby(["kind", "metric"], sort=False):
+        found = group.dropna(subset=["ari"])
+        quantiles = found["ari"].quantile([0.05, 0.95]).tolist() if len(found) else [float("nan")] * 2
+        row = {"change": kind, "metric": metric, "repetitions": len(group), "refused": len(group) - len(found)}
+        row |= {"adjusted Rand index": found["ari"].mean(), "5 %": quantiles[0], "95 %": quantiles[1]}
+        rows.append(row | {"mean shift": found["shift"].mean(), "same points": found["same"].mean()})
+    return pd.DataFrame(rows)
+
+
+def selection_frequency(frame: pd.DataFrame, metrics: Sequence[str], layers: int) -> dict[str, np.ndarray]:
+    """Metric → share of the bootstrap samples in which each sub-block is a hint point, [L]."""
+    shares = {}
+    for metric in metrics:
+        draws = frame[(frame["kind"] == "bootstrap") & (frame["metric"] == metric)]["points"].dropna()
+        counts = np.bincount([index for points in draws for index in points], minlength=layers)
+        shares[metric] = counts / max(1, len(draws))
+    return shares
+
+
+def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
+    model = training.load_teacher(profile.teacher_settings(teacher))
+    candidates = network_points(teacher, profile.data).candidates
+    splits = load_splits(profile.data, next(model.parameters()).device)
+
+    def profiled(images: Images, network=model) -> dict[str, Tensor]:
+        return profile_layers(network, images, candidates)
+
+    settings = profile.stability
+    count = min(profile.profile_images, len(splits.train))
+    sizes = sorted({n for n in (*settings.images, len(splits.train)) if n <= len(splits.train)} - {count})
+    others = further_teachers(profile, teacher)
+
+    def changes() -> Iterator[Change]:
+        features = profiled(splits.train.first(count))
+        generator = np.random.default_rng(0)
+        for draw in range(settings.draws):
+            chosen = generator.integers(count, size=count)
+            yield Change("bootstrap", draw, {name: x[chosen] for name, x in features.items()})
+        largest = profiled(splits.train.first(sizes[-1])) if sizes and sizes[-1] > count else features
+        for size in sizes:
+            yield Change("images", size, {name: x[:size] for name, x in largest.items()})
+        yield Change("test images", min(count, len(splits.test)), profiled(splits.test.first(count)))
+        for other in others:
+            yield Change("teacher seed", other.seed, profiled(splits.train.first(count), training.load_teacher(other)))
+
+    rows = []
+    with Progress(f"stability of the hint points of {teacher}", settings.draws + len(sizes) + 1 + len(others), "change") as progress:
+        for change in changes():
+            rows += [_chosen(change, metric, k) for metric in profile.metrics]
+            progress.advance()
+    content = {"settings": _wanted(profile, teacher, k), "changes": rows, "provenance": provenance(splits.train.device, splits.checksum)}
+    write_json(StudyPaths(profile.name).stability(teacher, k), json.loads(json.dumps(content)))
+    return rows
+
+
+def _chosen(change: Change, metric: str, k: int) -> dict:
+    """The paper's points on the changed features, numbers 1-based; a metric that refuses them says why."""
+    features = change.features
+    if metric in PAIRWISE_METRICS:
+        features = {name: x[: PAIRWISE_IMAGES[change.kind]] for name, x in features.items()}
+    row = {"kind": change.kind, "value": change.value, "metric": metric, "images": len(next(iter(features.values())))}
+    try:
+        points = choose_hint_points(similarity_matrices(features, [metric])[metric], k)
+    except ValueError as error:
+        return {**row, "refused": str(error)}
+    return {**row, "sub_blocks": [i + 1 for i in points.indices], "clusters": [label + 1 for label in points.labels]}

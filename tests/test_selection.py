@@ -1,0 +1,261 @@
+"""Reasons, ablation and stability of the hint points: what the second notebook shows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pursuhint_lib import records
+from pursuhint_lib.clustering import ALGORITHMS, HintPoints, choose_hint_points, segment_middles
+from pursuhint_lib.data import load_splits
+from pursuhint_lib.paths import StudyPaths
+from pursuhint_lib.profiling import profile_layers
+from pursuhint_lib.settings import Stability
+from pursuhint_lib.similarity import similarity_matrices
+from pursuhint_lib.study import ablation, stability
+from pursuhint_lib.study.arms import LayerMap, check_arm, choose_points
+from pursuhint_lib.study.explain import describe_walk, explain, ranges
+from pursuhint_lib.study.hints import layer_similarity
+from pursuhint_lib.study.profile import load_profile, network_points
+from pursuhint_lib.study.runs import runs_of
+from pursuhint_lib.training import load_teacher
+
+
+def blocks(*sizes, inside=0.9, outside=0.2):
+    """A similarity matrix with one block per group of layers."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    matrix = np.where(groups[:, None] == groups[None, :], inside, outside)
+    np.fill_diagonal(matrix, 1)
+    return matrix
+
+
+# ---- reasons
+
+
+def test_a_reason_is_what_its_matrix_says():
+    matrix = blocks(3, 2, 1)
+    matrix[:3, 3:5] = matrix[3:5, :3] = 0.5
+    first, second, third = explain(choose_hint_points(matrix, 3, "kmedoids"), matrix)
+    assert (first.sub_block, first.members, first.nearest) == (1, (1, 2, 3), 4)
+    assert (first.inside, first.outside, first.margin) == pytest.approx((0.9, 0.5, 0.4))
+    assert second.nearest == 1
+    assert (third.sub_block, third.members, third.inside, third.margin) == (6, (6,), None, None)
+    assert third.outside == pytest.approx(0.2)
+    assert first.sentence("r2") == "Sub-block 1 stands for 1–3: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.50, margin 0.40."
+    assert third.sentence("r2") == "Sub-block 6 stands for itself alone, to the nearest other cluster (of 1) 0.20."
+
+
+def test_a_single_cluster_has_no_neighbour():
+    (reason,) = explain(choose_hint_points(blocks(4), 1, "kmedoids"), blocks(4))
+    assert (reason.nearest, reason.outside, reason.margin) == (None, None, None)
+    assert reason.sentence("r2") == "Sub-block 1 stands for 1–4: mean r2 inside 0.90."
+
+
+def test_inside_and_outside_equal_loops_over_pairs():
+    rng = np.random.default_rng(3)
+    half = rng.random((11, 11))
+    matrix = (half + half.T) / 2
+    np.fill_diagonal(matrix, 1)
+    points = choose_hint_points(matrix, 4, "kmedoids")
+    for label, reason in enumerate(explain(points, matrix)):
+        mine = [i for i in range(11) if points.labels[i] == label]
+        pairs = [matrix[i, j] for i in mine for j in mine if i != j]
+        assert reason.inside == (pytest.approx(np.mean(pairs)) if pairs else None)
+        means = {o: np.mean([matrix[i, j] for i in mine for j in range(11) if points.labels[j] == o]) for o in range(4) if o != label}
+        assert reason.outside == pytest.approx(max(means.values()))
+        assert reason.nearest == points.indices[max(means, key=means.get)] + 1
+
+
+def test_centres_that_never_settle_are_described():
+    points = HintPoints((0, 4), (0, 0, 0, 1, 1), "kmeans-index", 1.0, False, 80, ((0, 4), (1, 4)))
+    text = " The centres never settle: they go round in a cycle of 2 sets (1, 5; 2, 5); taken is "
+    assert describe_walk(points) == text + "the one after 80 rounds."
+    assert describe_walk(replace(points, algorithm="kmeans-settled")) == text + "the tightest of them."
+    assert describe_walk(replace(points, cycle=())) == " The centres still moved after 80 rounds."
+    assert describe_walk(replace(points, converged=True)) == ""
+
+
+def test_runs_of_numbers_are_written_short():
+    assert ranges((1, 2, 3, 5, 7, 8)) == "1–3, 5, 7–8"
+
+
+# ---- arms
+
+
+def test_every_clustering_arm_uses_its_algorithm_and_the_others_their_rule():
+    matrix = blocks(2, 4, 3)
+    layer_map = LayerMap(9, (1, 5, 8), {"r2": matrix}, (0.1, 0.9, 0.2, 0.8, 0.3, 0.9, 0.0, 0.1, 0.2))
+    prefixes = {"pursuhint": "kmeans-index", "settled": "kmeans-settled"} | {name: name for name in ALGORITHMS if not name.startswith("kmeans")}
+    assert set(prefixes.values()) == set(ALGORITHMS)
+    for prefix, algorithm in prefixes.items():
+        check_arm(f"{prefix}-r2", ["r2"])
+        choice = choose_points(f"{prefix}-r2", layer_map, 3)
+        assert choice.clusters.algorithm == algorithm
+        assert choice.indices == choose_hint_points(matrix, 3, algorithm).indices
+        assert len(choice.reasons) == 3
+    assert choose_points("quality", layer_map, 3).indices == (1, 3, 5)
+    assert choose_points("quality", layer_map, 3).reason == "The 3 sub-blocks of the best class geometry: 2 (0.90), 6 (0.90), 4 (0.80)."
+    assert choose_points("reversed", layer_map, 3).indices == (8, 5, 1)
+    assert choose_points("all", layer_map, 3).matched == ((0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2))
+    assert choose_points("all", LayerMap(4, (3,), {}), 3).matched == ((0, 0), (1, 0), (2, 1), (3, 2))
+    assert choose_points("stage-ends", layer_map, 3).matched == ((1, 0), (5, 1), (8, 2))
+
+
+def test_all_shares_out_the_weight_and_reversed_turns_the_points_round():
+    profile = load_profile("smoke")
+    layer_similarity(profile, "resnet14")
+    runs = runs_of(profile, profile.pairs[0], "at")
+    every, ends, turned = (runs[arm, 0] for arm in ("all", "stage-ends", "reversed"))
+    assert len(every.teacher_points) == len(every.student_points) == 6
+    assert every.student_points == tuple(name for name in ends.student_points for _ in range(2))
+    assert every.hint_weight * 6 == ends.hint_weight * 3
+    assert turned.teacher_points == ends.teacher_points[::-1]
+    assert turned.student_points == ends.student_points
+    assert turned.hint_weight == ends.hint_weight
+
+
+# ---- ablation
+
+
+def test_the_grid_has_every_choice_and_the_frame_its_figures():
+    matrix = blocks(2, 5, 2)
+    grid = ablation.selection_grid({"r2": matrix}, (2, 3), tuple(ALGORITHMS))
+    assert set(grid) == {("r2", name) for name in ALGORITHMS}
+    frame = ablation.ablation_frame(grid)
+    assert (frame["excess"] > -1e-12).all()
+    assert (frame.loc[frame["algorithm"] == "kmeans-index", ["from paper"]] == 0).all(axis=None)
+    row = frame[(frame["algorithm"] == "kmedoids") & (frame["k"] == 3)].iloc[0]
+    assert row["sub-blocks"] == "1 3 8"
+    assert row["from middles"] == pytest.approx(np.mean(np.abs(np.array([0, 2, 7]) - np.array(segment_middles(9, 3)))))
+
+
+def test_the_centre_rule_finds_the_medoid_that_was_passed_over():
+    matrix = blocks(5, 4, inside=0.5)
+    # Sub-block 5 is the most typical of the first five; by number, the third is in the middle.
+    matrix[4, :4] = matrix[:4, 4] = 0.9
+    points = choose_hint_points(matrix, 2)
+    table = ablation.centre_rule(points, matrix)
+    assert table.iloc[0].to_dict() == pytest.approx({"members": 5, "centre": 3, "medoid": 5, "to centre": (3 * 0.5 + 0.9) / 4, "to medoid": 0.9})
+    assert table.iloc[1]["to centre"] == table.iloc[1]["to medoid"] == pytest.approx(0.5)
+
+
+def test_depth_explains_a_matrix_of_distances_and_stages_one_of_blocks():
+    depth = np.arange(9)
+    faded = np.exp(-np.abs(depth[:, None] - depth[None, :]) / 3)
+    assert ablation.depth_share(faded, (2, 5, 8))["distance"] == pytest.approx(1)
+    assert ablation.depth_share(faded, (2, 5, 8))["stages"] < 0.9
+    assert ablation.depth_share(blocks(3, 3, 3), (2, 5, 8))["stages"] == pytest.approx(1)
+    noise = np.random.default_rng(0).random((40, 40))
+    shares = ablation.depth_share((noise + noise.T) / 2, (39,))
+    assert abs(shares["stages"]) < 1e-9
+    assert shares["distance"] < 0.15
+
+
+def test_margins_and_tables_of_agreement():
+    matrix = blocks(3, 3)
+    points = choose_hint_points(matrix, 2, "kmedoids")
+    assert ablation.assignment_margins(points, matrix) == pytest.approx([0.8, 0.7, 0.7, 0.8, 0.7, 0.7])
+    assert ablation.assignment_margins(choose_hint_points(matrix, 1, "kmedoids"), matrix) == [0.0] * 6
+    shifts = ablation.shift_table({"a": (0, 4), "b": (2, 4), "c": (4, 0)})
+    assert shifts.loc["a", "b"] == 1
+    assert shifts.loc["a", "c"] == 0, "matched in depth order"
+    other = choose_hint_points(blocks(1, 5), 2, "kmedoids")
+    rand = ablation.rand_table({"x": points.labels, "y": other.labels})
+    assert rand.loc["x", "x"] == 1
+    assert rand.loc["x", "y"] == rand.loc["y", "x"] < 0.5
+
+
+# ---- stability
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """Where all tests below keep the one stability study."""
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture
+def studied(study_folder, monkeypatch):
+    """The smoke profile and the stability of its teacher's hint points; computed by the first test that asks."""
+    monkeypatch.setenv("PURSUHINT_RESULTS", str(study_folder / "results"))
+    monkeypatch.setenv("PURSUHINT_WORK", str(study_folder / "work"))
+    profile = load_profile("smoke")
+    return profile, stability.stability_frame(profile, "resnet14", 3)
+
+
+def test_every_kind_of_change_is_there_under_every_metric(studied):
+    profile, frame = studied
+    counts = frame.groupby(["kind", "metric"]).size().unstack()
+    assert (counts.T == {"bootstrap": 2, "images": 2, "teacher seed": 1, "test images": 1}).all(axis=None)
+    assert set(counts.columns) == set(profile.metrics)
+    assert set(frame.loc[frame["kind"] == "images", "images"]) == {30, 80}
+
+
+def test_a_change_gives_what_the_plain_functions_give(studied):
+    profile, frame = studied
+    splits = load_splits(profile.data, "cpu")
+    names = network_points("resnet14", profile.data).candidates
+    reference = choose_hint_points(layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"], 3)
+    cases = {
+        ("test images", 100): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.test.first(100), names),
+        ("teacher seed", 1): profile_layers(load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.first(100), names),
+        ("images", 80): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.train.first(80), names),
+    }
+    for (kind, value), features in cases.items():
+        row = frame[(frame["kind"] == kind) & (frame["value"] == value) & (frame["metric"] == "cka-linear")].iloc[0]
+        points = choose_hint_points(similarity_matrices(features, ["cka-linear"])["cka-linear"], 3)
+        assert row["points"] == points.indices
+        assert row["shift"] == np.mean(np.abs(np.array(points.indices) - reference.indices))
+        assert row["same"] == (points.indices == reference.indices)
+
+
+def test_a_metric_that_refuses_so_few_images_is_counted_and_not_averaged(studied):
+    _, frame = studied
+    few = frame[(frame["kind"] == "images") & (frame["images"] == 30)].set_index("metric")
+    assert np.isnan(few.loc["r2", "ari"])
+    assert np.isfinite(few.loc["cka-linear", "ari"])
+    table = stability.stability_table(frame).set_index(["change", "metric"])
+    assert table.loc[("images", "r2"), "refused"] == 1
+    assert table.loc[("images", "cka-linear"), "refused"] == 0
+    assert np.isfinite(table.loc[("images", "r2"), "adjusted Rand index"])
+
+
+def test_the_further_teacher_has_a_record_of_its_own(studied):
+    profile, _ = studied
+    other = profile.teacher_settings("resnet14", 1)
+    assert records.load(profile.name, other).settings["seed"] == 1
+    assert other != profile.teacher_settings("resnet14")
+    assert stability.further_teachers(replace(profile, stability=Stability(teacher_seeds=(0, 1))), "resnet14") == [other]
+
+
+def test_a_stored_study_is_loaded_without_a_teacher_and_other_settings_make_a_new_one(studied):
+    profile, frame = studied
+    assert stability.stored_stability(profile, "resnet14", 3) is not None
+    weights = StudyPaths(profile.name).work / "weights"
+    hidden = weights.rename(weights.with_name("hidden"))
+    pd.testing.assert_frame_equal(stability.stability_frame(profile, "resnet14", 3), frame)
+    hidden.rename(weights)
+    assert stability.stored_stability(profile, "resnet14", 2) is None
+    assert stability.stored_stability(replace(profile, stability=Stability(draws=3)), "resnet14", 3) is None
+
+
+def test_pairwise_metrics_use_fewer_images(studied, monkeypatch):
+    profile, _ = studied
+    monkeypatch.setattr(stability, "PAIRWISE_IMAGES", dict.fromkeys(stability.PAIRWISE_IMAGES, 60))
+    features = profile_layers(
+        load_teacher(profile.teacher_settings("resnet14")), load_splits(profile.data, "cpu").train.first(100), ("layer1.0", "layer2.0")
+    )
+    change = stability.Change("bootstrap", 0, features)
+    assert stability._chosen(change, "cka-rbf", 1)["images"] == 60
+    assert stability._chosen(change, "cka-linear", 1)["images"] == 100
+
+
+def test_frequency_is_the_share_of_samples():
+    frame = pd.DataFrame(
+        [("bootstrap", "r2", (0, 2)), ("bootstrap", "r2", (0, 3)), ("bootstrap", "r2", None), ("images", "r2", (1, 2)), ("bootstrap", "cka", (1, 3))],
+        columns=["kind", "metric", "points"],
+    )
+    shares = stability.selection_frequency(frame, ["r2", "cka"], 4)
+    assert shares["r2"].tolist() == [1, 0, 0.5, 0.5]
+    assert shares["cka"].tolist() == [0, 1, 0, 1]
