@@ -16,10 +16,17 @@ STEPS = 9
 # What 05_results and its predecessors must have published.
 FIGURES = (
     "00_start_here-toy", "01_teacher_and_layers-resnet14-curve", "02_hint_points-resnet14-3-similarity", "02_hint_points-resnet14-3-depth",
+    "02_hint_points-resnet14-3-ablation", "02_hint_points-resnet14-3-stability", "02_hint_points-resnet14-3-margins",
     "03_distillation-resnet14-resnet8x0.25-at-curves", "03_distillation-resnet14-resnet8x0.25-at-differences",
     "05_results-accuracy-resnet14-resnet8x0.25", "05_results-differences", "05_results-compression", "05_results-claims",
 )  # fmt: skip
-TABLES = ("01_teacher_and_layers-resnet14-sub-blocks", "02_hint_points-resnet14-3-points", "05_results-networks", "05_results-claims")
+TABLES = (
+    "01_teacher_and_layers-resnet14-sub-blocks",
+    "02_hint_points-resnet14-3-points",
+    "02_hint_points-resnet14-3-stability",
+    "05_results-networks",
+    "05_results-claims",
+)
 
 
 def environment(folder: Path) -> dict:
