@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from hashlib import sha256
 
 import pytest
 import torch
@@ -16,9 +17,32 @@ from pursuhint_lib.settings import SettingsError
 LAYOUTS = ROOT.parent / "shared" / "reference" / "checkpoint_layouts.json"
 needs_layouts = pytest.mark.skipif(not LAYOUTS.is_file(), reason=f"the layouts of the public checkpoints are missing: {LAYOUTS}")
 
-# The networks that the public CIFAR-100 teachers come in; the others are ours.
-PUBLIC = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4")
-PUBLIC += ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19")
+# The networks that the public CIFAR-100 checkpoints come in, the others being ours, and the SHA-256 of each one's
+# layout at 100 classes: sorted lines "name [shape]", so that the check also stands without the layouts file.
+PUBLIC = {
+    "resnet8": "c7e36ff449432b48e3c8ce5dc34e87ec07aa4e979dec39e49aba5bb79d44bfa4",
+    "resnet14": "dc881d5570e2148d56638dfb09d080f572e8b447714fa8c128cceeb4132ba700",
+    "resnet20": "649926fcf6240e69227724bf80f80dd2488b4d3596aefeb671a21401510956d2",
+    "resnet32": "eee1916dfc5fb1e308c71103b2d2338964f1711a480e332ef84b858b184d27fc",
+    "resnet44": "f532b91b42661858d8662ac6d745cefaf5510d2807810ae2c05202d615363eca",
+    "resnet56": "2fac08358d132b705dfd6bb46185b7e7635f6143fe99ec3a198dc8f41067d12b",
+    "resnet110": "c6e9176cff1a7fee1116dc2c4d569fca195988c4d721771b31f20e5a6fa76b84",
+    "resnet8x4": "c7572c24d425e097caeb3ef67c0bba8dd597eb814ecb5ac3655f1dc799134039",
+    "resnet32x4": "632a5be2e9d2198d63349b5d88bd72677195d010bbf3c66c00c29a67138a08bb",
+    "wrn_16_1": "c86622e01c0182ef662c5b0e986321fd35ae66195dfeefb4112c1655e3cc1d8b",
+    "wrn_16_2": "e6a57f3ddf2bbfc453c40f9cf0a8593d69625b421f5a6d2f73e195caad397476",
+    "wrn_40_1": "d0752782d5324ce6c54a1b36e88eb10a7313b794ca531e97f676c991a1aab9bd",
+    "wrn_40_2": "cf299ba03b832625f04c17841cb39e1b9b5de86c9f32158ce331d65d10954116",
+    "vgg8": "af0a4ac2401e1baa7d5dbb9814b9fbcdf138df4fb7ee66d4625eb5d5372e0e9d",
+    "vgg11": "c01653e99717593a1d95796092f1c73f6b876ad4bb67215d1c6427ea4b5f5281",
+    "vgg13": "7ff3cbdb2a68220aa9c5d22912c9ed82ca32c11b558da5c9b5527b7b13801645",
+    "vgg16": "671ffc473361af0f085bce3dbdc19faeea55d677bd10119bef9dfec020a075a8",
+    "vgg19": "68d64a6eacb282aacc073b9379e03d794cddfc747abeb87b76b4768de287433a",
+    "ResNet50": "1383964ae529a18cdae28b915771c0c96185a89e9664c8ac431c0d863e73d42d",
+    "MobileNetV2": "da613af71c09a1df2c8f305556ac605318c15920b69c5a6ab9b57ea3e604eead",
+    "ShuffleV1": "a6a7e5aaad503399911afefaf8512831ee9a0137e0307e30fa20bc9c07b21eea",
+    "ShuffleV2": "453a84f2a0f166f6b5a1b069b1bf7277bd38854de28c0383a3cc25363cd9d0e7",
+}
 
 SMALL = "resnet8x0.25"
 
@@ -45,22 +69,51 @@ def refused(path, model=None) -> str:
     return str(caught.value)
 
 
+def layout(name: str) -> dict[str, list[int]]:
+    """Name → shape of everything in the state dict of a network with 100 classes."""
+    with torch.device("meta"):
+        state = build_model(name, 100).state_dict()
+    return {key: list(tensor.shape) for key, tensor in state.items()}
+
+
+def digest(shapes: dict[str, list[int]]) -> str:
+    return sha256("\n".join(sorted(f"{key} {shape}" for key, shape in shapes.items())).encode()).hexdigest()
+
+
 @needs_layouts
-def test_no_public_layout_of_a_network_we_have_is_left_out():
-    assert set(json.loads(LAYOUTS.read_text())) & set(MODELS) == set(PUBLIC)
+def test_the_digests_are_those_of_the_public_layouts():
+    assert {name: digest(shapes) for name, shapes in json.loads(LAYOUTS.read_text()).items()} == PUBLIC
 
 
 @needs_layouts
 @pytest.mark.parametrize("name", PUBLIC)
-def test_names_and_shapes_are_those_of_the_public_checkpoints(name):
-    expected = json.loads(LAYOUTS.read_text())[name]
-    with torch.device("meta"):
-        state = build_model(name, 100).state_dict()
-    assert {key: list(tensor.shape) for key, tensor in state.items()} == expected
+def test_names_shapes_and_order_are_those_of_the_public_checkpoints(name):
+    assert list(layout(name).items()) == list(json.loads(LAYOUTS.read_text())[name].items())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_layout_is_that_of_the_public_checkpoints_also_without_the_file(name):
+    assert digest(layout(name)) == PUBLIC[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet20", 278_324), ("resnet56", 861_620), ("resnet8x4", 1_233_540), ("vgg8", 3_965_028), ("vgg13", 9_462_180)]
+    ("name", "count"),
+    [
+        ("resnet20", 278_324),
+        ("resnet56", 861_620),
+        ("resnet8x4", 1_233_540),
+        ("resnet32x4", 7_433_860),
+        ("wrn_16_1", 180_916),
+        ("wrn_16_2", 703_284),
+        ("wrn_40_1", 569_780),
+        ("wrn_40_2", 2_255_156),
+        ("vgg8", 3_965_028),
+        ("vgg13", 9_462_180),
+        ("ResNet50", 23_705_252),
+        ("MobileNetV2", 812_836),
+        ("ShuffleV1", 949_258),
+        ("ShuffleV2", 1_355_528),
+    ],
 )
 def test_parameter_counts_are_those_of_the_literature(name, count):
     with torch.device("meta"):
@@ -74,7 +127,10 @@ def test_frozen_parameters_count_and_buffers_do_not():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (1, 28, 28)], ids=str)
-@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "resnet8x0.25", "resnet8x0.5", "vgg8", "vgg8x0.125"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet20", "resnet8x4", "resnet8x0.25", "resnet8x0.5", "vgg8", "vgg8x0.125", "wrn_16_1", "wrn_40_2", "MobileNetV2", "ShuffleV1", "ShuffleV2"],
+)
 def test_images_become_one_finite_logit_per_class(name, shape):
     model = seeded(name, classes=7, channels=shape[0]).eval()
     generator = torch.Generator().manual_seed(1)
@@ -135,7 +191,7 @@ def test_every_network_ends_in_the_classes_asked_for(name):
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 13)
 
 
-@pytest.mark.parametrize("name", [SMALL, "vgg8x0.125", "torchvision/squeezenet1_1"])
+@pytest.mark.parametrize("name", [SMALL, "vgg8x0.125", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision/squeezenet1_1"])
 def test_the_seed_decides_the_initial_weights(name):
     assert equal(seeded(name, seed=1), seeded(name, seed=1))
     assert not equal(seeded(name, seed=1), seeded(name, seed=2))

@@ -16,11 +16,24 @@ from torch import Tensor, nn
 
 from ..files import replacing
 from ..settings import SettingsError, choose
+from .mobilenet import MOBILENETS
 from .resnet import RESNETS
+from .resnet50 import BOTTLENECK_RESNETS
+from .shufflenet_v1 import SHUFFLENETS_V1
+from .shufflenet_v2 import SHUFFLENETS_V2
 from .vgg import VGGS
+from .wide_resnet import WIDE_RESNETS
 
 # Name → function (num_classes, in_channels) → network. A new family is one file and one entry here.
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {**RESNETS, **VGGS}
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    **RESNETS,
+    **WIDE_RESNETS,
+    **VGGS,
+    **BOTTLENECK_RESNETS,
+    **MOBILENETS,
+    **SHUFFLENETS_V1,
+    **SHUFFLENETS_V2,
+}
 
 TORCHVISION = "torchvision/"
 

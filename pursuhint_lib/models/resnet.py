@@ -10,6 +10,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .initial import draw_convolutions
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut; the output is after the last ReLU."""
@@ -41,9 +43,7 @@ class CifarResNet(nn.Module):
         self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
         self.layer3 = self._stage(stages[1], stages[2], blocks, stride=2)
         self.fc = nn.Linear(stages[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_convolutions(self)
 
     @staticmethod
     def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

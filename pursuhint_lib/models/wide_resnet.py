@@ -1,0 +1,67 @@
+"""Wide residual networks for small images, Zagoruyko & Komodakis, "Wide Residual Networks" (2016).
+
+``wrn_d_k``: depth d = 6n + 4, that is three stages of n pre-activation blocks, k times as wide. Parameter
+names are those of the public CIFAR-100 teacher checkpoints.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .initial import draw_convolutions
+
+
+class PreactBlock(nn.Module):
+    """Norm and ReLU before each of two 3×3 convolutions; the output is the raw sum with the shortcut.
+
+    Where the width changes, the 1×1 shortcut reads the activated input; elsewhere the input itself is added.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        same = stride == 1 and in_channels == channels
+        self.convShortcut = None if same else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.convShortcut is None else self.convShortcut(active))
+
+
+class WideResNet(nn.Module):
+    """``depth`` = 6n + 4 layers; stages of 16, 32 and 64 channels times ``width``."""
+
+    def __init__(self, depth: int, width: int, num_classes: int, in_channels: int):
+        super().__init__()
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
+        self.block1 = self._stage(16, 16 * width, blocks, stride=1)
+        self.block2 = self._stage(16 * width, 32 * width, blocks, stride=2)
+        self.block3 = self._stage(32 * width, 64 * width, blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, num_classes)
+        draw_convolutions(self)
+        nn.init.zeros_(self.fc.bias)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        first = PreactBlock(in_channels, channels, stride)
+        layer = nn.Sequential(first, *(PreactBlock(channels, channels, 1) for _ in range(blocks - 1)))
+        # The checkpoints name a block block1.layer.0.
+        return nn.Sequential(OrderedDict(layer=layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+
+
+WIDE_RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
+    f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))
+}
