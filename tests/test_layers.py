@@ -19,7 +19,7 @@ LAYERS = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Modules that are folders of files which import each other.
-PACKAGES = {"settings", "similarity", "plots", "models"}
+PACKAGES = {"settings", "similarity", "losses", "plots", "models"}
 STUDY = [
     "explain",
     "arms",
