@@ -1,40 +1,89 @@
 """Distillation methods: what each trains beside the student, and the loss that it returns.
 
-``DISTILLERS`` is the only list of methods; a new one is a class (if it has parts to train) and an entry.
-A method sees the K student maps and the K teacher maps, matched in depth order.
+``DISTILLERS`` is the only list of methods; a new one is a class (if it has parts to train) and an entry. A method with
+hint points sees the K student maps and the K teacher maps, matched in the order of the points; a method on the
+answers sees logits and labels, and takes the place of KD. Any sum of entries is a method, too: ``at+rkd``.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from . import losses
+from .settings import SettingsError, choose
 
 Maps = Sequence[Tensor]
 Shapes = Sequence[Size]
 
 
-class AttentionTransfer(nn.Module):
-    """AT: attention maps alike at every hint point. No trainable parts."""
+@dataclass(frozen=True)
+class Signals:
+    """What a method may look at of one batch of B images.
 
-    def __init__(self, student_shapes: Shapes, teacher_shapes: Shapes):
+    **Arguments:** ``student_maps``, ``teacher_maps`` K maps [B, C, H, W] each; ``student_logits``, ``teacher_logits``
+    [B, classes]; ``labels`` [B]; ``temperature`` of the logits.
+    """
+
+    student_maps: Maps = ()
+    teacher_maps: Maps = ()
+    student_logits: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    labels: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def points(self) -> list[tuple[Tensor, Tensor]]:
+        """(student map, teacher map) of every hint point."""
+        return list(zip(self.student_maps, self.teacher_maps, strict=True))
+
+
+class PerPoint(nn.Module):
+    """A loss of (student map, teacher map), summed over the hint points. No trainable parts."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], student_shapes: Shapes, teacher_shapes: Shapes):
         super().__init__()
+        self.loss = loss
 
-    def forward(self, student_maps: Maps, teacher_maps: Maps) -> Tensor:
-        return losses.attention_transfer(student_maps, teacher_maps)
+    def forward(self, signals: Signals) -> Tensor:
+        return sum(self.loss(student, teacher) for student, teacher in signals.points)
 
 
-class SimilarityPreserving(nn.Module):
-    """SP: the batch's Gram matrices alike, summed over the hint points (the original uses the last map only). No trainable parts."""
+class Embedded(nn.Module):
+    """A loss of two embeddings, summed over the hint points: each side's map is averaged over space and mapped to ``WIDTH`` numbers.
 
-    def __init__(self, student_shapes: Shapes, teacher_shapes: Shapes):
+    Both linear maps are trained. The originals embed the last, pooled features only.
+    """
+
+    WIDTH = 128
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], student_shapes: Shapes, teacher_shapes: Shapes):
         super().__init__()
+        self.loss = loss
+        self.students, self.teachers = (nn.ModuleList(nn.Linear(s[0], self.WIDTH) for s in shapes) for shapes in (student_shapes, teacher_shapes))
 
-    def forward(self, student_maps: Maps, teacher_maps: Maps) -> Tensor:
-        return sum(losses.similarity_preserving(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
+    def forward(self, signals: Signals) -> Tensor:
+        triples = zip(self.students, self.teachers, signals.points, strict=True)
+        return sum(self.loss(student(_pooled(s)), teacher(_pooled(t))) for student, teacher, (s, t) in triples)
+
+
+class Answers(nn.Module):
+    """A loss of the logits of both sides and the labels, in the place of KD. No trainable parts."""
+
+    def __init__(self, loss: Callable[[Signals], Tensor], student_shapes: Shapes, teacher_shapes: Shapes):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, signals: Signals) -> Tensor:
+        return self.loss(signals)
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """[B, C, H, W] → [B, C], mean over space."""
+    return maps.mean((2, 3))
 
 
 class FitNet(nn.Module):
@@ -47,9 +96,9 @@ class FitNet(nn.Module):
         super().__init__()
         self.regressors = nn.ModuleList(_regressor(s, t) for s, t in zip(student_shapes, teacher_shapes, strict=True))
 
-    def forward(self, student_maps: Maps, teacher_maps: Maps) -> Tensor:
-        triples = zip(self.regressors, student_maps, teacher_maps, strict=True)
-        return sum(losses.hint(*losses.match_size(regress(s), t)) for regress, s, t in triples)
+    def forward(self, signals: Signals) -> Tensor:
+        pairs = zip(self.regressors, signals.points, strict=True)
+        return sum(losses.hint(*losses.match_size(regress(s), t)) for regress, (s, t) in pairs)
 
 
 def _regressor(student: Size, teacher: Size) -> nn.Module:
@@ -82,9 +131,9 @@ class VariationalInformation(nn.Module):
         start = torch.log(torch.expm1(torch.tensor(self.START - self.FLOOR)))
         self.scales = nn.ParameterList(nn.Parameter(start.repeat(t[0])) for t in teacher_shapes)
 
-    def forward(self, student_maps: Maps, teacher_maps: Maps) -> Tensor:
-        total = student_maps[0].new_zeros(())
-        for mean, scale, student, teacher in zip(self.means, self.scales, student_maps, teacher_maps, strict=True):
+    def forward(self, signals: Signals) -> Tensor:
+        total = signals.student_maps[0].new_zeros(())
+        for mean, scale, (student, teacher) in zip(self.means, self.scales, signals.points, strict=True):
             student, teacher = losses.match_size(student, teacher)
             total = total + losses.variational_information(mean(student), F.softplus(scale) + self.FLOOR, teacher)
         return total
@@ -101,33 +150,173 @@ def _mean_network(channels: int, out: int) -> nn.Module:
     )
 
 
+class SemanticCalibration(nn.Module):
+    """SemCKD: every student point learns from every teacher point, with attention weights found from the batch's Gram matrices.
+
+    Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2021), eqs. 4 to 7. A Gram matrix [B, B] has the
+    batch in its shape; here each image is described by its sorted similarities to the others, resampled to ``WIDTH`` values, so that
+    the last, smaller batch of an epoch can be used (the original skips it).
+    """
+
+    WIDTH = 32
+
+    def __init__(self, student_shapes: Shapes, teacher_shapes: Shapes):
+        super().__init__()
+        self.queries, self.keys = (nn.ModuleList(self._embedding() for _ in shapes) for shapes in (student_shapes, teacher_shapes))
+        self.regressors = nn.ModuleList(nn.ModuleList(_three_layers(s[0], t[0]) for t in teacher_shapes) for s in student_shapes)
+
+    def _embedding(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(self.WIDTH, self.WIDTH // 2), nn.ReLU(), nn.Linear(self.WIDTH // 2, self.WIDTH // 4))
+
+    def _described(self, maps: Tensor) -> Tensor:
+        flat = maps.flatten(1)
+        gram = F.normalize(flat @ flat.T, dim=1).sort(dim=1).values
+        return F.interpolate(gram[:, None], self.WIDTH, mode="linear", align_corners=True)[:, 0]
+
+    def forward(self, signals: Signals) -> Tensor:
+        queries = [F.normalize(net(self._described(s)), dim=1) for net, s in zip(self.queries, signals.student_maps, strict=True)]
+        keys = [F.normalize(net(self._described(t)), dim=1) for net, t in zip(self.keys, signals.teacher_maps, strict=True)]
+        total = signals.student_maps[0].new_zeros(())
+        for query, student, row in zip(queries, signals.student_maps, self.regressors, strict=True):
+            attention = torch.softmax(torch.stack([(query * key).sum(1) for key in keys], dim=1), dim=1)
+            for weight, regress, teacher in zip(attention.unbind(1), row, signals.teacher_maps, strict=True):
+                pooled_student, pooled_teacher = losses.match_size(student, teacher)
+                total = total + (weight * (regress(pooled_student) - pooled_teacher).square().mean((1, 2, 3))).mean()
+        return total / len(queries)
+
+
+def _three_layers(channels: int, out: int) -> nn.Module:
+    """1×1, 3×3 and 1×1 convolutions with BatchNorm and ReLU between, as in the authors' code."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 2 * out, 1, bias=False), nn.BatchNorm2d(2 * out), nn.ReLU(),
+        nn.Conv2d(2 * out, 2 * out, 3, padding=1, bias=False), nn.BatchNorm2d(2 * out), nn.ReLU(),
+        nn.Conv2d(2 * out, out, 1),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Distiller:
     """An entry of ``DISTILLERS``.
 
     **Arguments:**
 
-    - ``title``: as figures call it.
-    - ``source``: the paper.
-    - ``build``: (student shapes, teacher shapes) → module that maps (student maps, teacher maps) to a scalar;
-      ``None`` for methods that use no hint points, and so have no arms.
-    - ``hint_weight``: the literature's weight of its loss.
-    - ``uses_teacher``: whether the logits of the teacher are used (KD).
+    - ``title``: as figures call it. ``source``: the paper.
+    - ``build``: (student shapes, teacher shapes) → module that maps ``Signals`` to a scalar; ``None`` for ``ce`` and ``kd``.
+    - ``weight``: the literature's weight of its loss.
+    - ``hints``: whether it uses hint points, and so has arms.
+    - ``kd``: whether KD stands beside it; methods on the logits take its place.
+    - ``parts``: of a sum, each with its weight.
     """
 
     title: str
     source: str
     build: Callable[[Shapes, Shapes], nn.Module] | None = None
-    hint_weight: float = 0.0
-    uses_teacher: bool = True
+    weight: float = 0.0
+    hints: bool = True
+    kd: bool = True
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the teacher is asked at all."""
+        return self.kd or self.build is not None
 
 
-# Weights are those of the standard CIFAR-100 benchmark (RepDistiller).
+def _on_pooled(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Shapes, Shapes], nn.Module]:
+    return partial(PerPoint, lambda student, teacher: loss(_pooled(student), _pooled(teacher)))
+
+
+def _attention(student: Tensor, teacher: Tensor) -> Tensor:
+    return losses.attention_transfer([student], [teacher])
+
+
+def _selectivity(student: Tensor, teacher: Tensor) -> Tensor:
+    return losses.neuron_selectivity(*losses.match_size(student, teacher))
+
+
+def _answers(loss: Callable[[Signals], Tensor]) -> dict:
+    return {"build": partial(Answers, loss), "hints": False, "kd": False}
+
+
+# Temperature of KD on standardised logits, and the weight of the classes other than the label's in DKD (its default for CIFAR-100).
+STANDARDISED_TEMPERATURE = 2.0
+DKD_BETA = 8.0
+# Temperature of the contrastive loss.
+CONTRAST_TEMPERATURE = 0.07
+
+# Weights are those of the standard CIFAR-100 benchmark (RepDistiller), or of the authors where it has none.
 DISTILLERS: dict[str, Distiller] = {
-    "ce": Distiller("student alone", "no distillation, cross-entropy only", uses_teacher=False),
-    "kd": Distiller("KD", "Hinton et al. 2015"),
+    "ce": Distiller("student alone", "no distillation, cross-entropy only", hints=False, kd=False),
+    "kd": Distiller("KD", "Hinton et al. 2015", hints=False),
     "fitnet": Distiller("FitNet", "Romero et al. 2015", FitNet, 100.0),
-    "at": Distiller("AT", "Zagoruyko & Komodakis 2017", AttentionTransfer, 1000.0),
+    "at": Distiller("AT", "Zagoruyko & Komodakis 2017", partial(PerPoint, _attention), 1000.0),
     "vid": Distiller("VID", "Ahn et al. 2019", VariationalInformation, 1.0),
-    "sp": Distiller("SP", "Tung & Mori 2019", SimilarityPreserving, 3000.0),
-}
+    "sp": Distiller("SP", "Tung & Mori 2019", partial(PerPoint, losses.similarity_preserving), 3000.0),
+    "cc": Distiller("CC", "Peng et al. 2019", partial(Embedded, losses.correlation_congruence), 0.02),
+    "rkd": Distiller("RKD", "Park et al. 2019", _on_pooled(losses.relational), 1.0),
+    "pkt": Distiller("PKT", "Passalis & Tefas 2018", _on_pooled(losses.probabilistic_transfer), 30000.0),
+    "nst": Distiller("NST", "Huang & Wang 2017", partial(PerPoint, _selectivity), 50.0),
+    "crd-batch": Distiller(
+        "CRD in batch", "Tian et al. 2020, with the batch's other images as negatives",
+        partial(Embedded, partial(losses.contrastive_in_batch, temperature=CONTRAST_TEMPERATURE)), 0.8,
+    ),
+    "semckd": Distiller("SemCKD", "Chen et al. 2021", SemanticCalibration, 400.0),
+    "wsl": Distiller(
+        "WSL", "Zhou et al. 2021", weight=2.25,
+        **_answers(lambda s: losses.weighted_soft_labels(s.student_logits, s.teacher_logits, s.labels, s.temperature)),
+    ),
+    "dkd": Distiller(
+        "DKD", "Zhao et al. 2022", weight=1.0,
+        **_answers(lambda s: losses.decoupled_kd(s.student_logits, s.teacher_logits, s.labels, 1.0, DKD_BETA, s.temperature)),
+    ),
+    "dist": Distiller(
+        "DIST", "Huang et al. 2022", weight=2.0, **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
+    ),
+    "kd-standardised": Distiller(
+        "KD standardised", "Sun et al. 2024", weight=9.0,
+        **_answers(lambda s: losses.standardised_kd(s.student_logits, s.teacher_logits, STANDARDISED_TEMPERATURE)),
+    ),
+}  # fmt: skip
+
+
+# Alone, KD is the term that stands beside every method; in a sum it is a part like any other.
+KD_IN_A_SUM = Distiller("KD", DISTILLERS["kd"].source, weight=1.0, **_answers(lambda s: losses.kd(s.student_logits, s.teacher_logits, s.temperature)))
+
+
+class Sum(nn.Module):
+    """Several methods at once, each with its own weight."""
+
+    def __init__(self, parts: Sequence[Distiller], weights: Sequence[float], student_shapes: Shapes, teacher_shapes: Shapes):
+        super().__init__()
+        self.weights = tuple(weights)
+        self.parts = nn.ModuleList(part.build(student_shapes, teacher_shapes) for part in parts)
+
+    def forward(self, signals: Signals) -> Tensor:
+        return sum(weight * part(signals) for weight, part in zip(self.weights, self.parts, strict=True))
+
+
+def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
+    """The entry of a method, or the sum of several: ``at+rkd``.
+
+    **Arguments:** ``weights`` of the parts of a sum; the literature's when not given.
+
+    A sum with a method on the logits (``wsl+at``, ``at+kd``) has no other KD beside it.
+
+    **Raises:** ``SettingsError`` for a part that does not exist, that is there twice, or that has no loss to add (``ce``).
+    """
+    names = tuple(method.split("+"))
+    if len(names) == 1:
+        return DISTILLERS[choose("method", method, [*DISTILLERS, "<method>+<method>"])]
+    addable = {name: entry for name, entry in DISTILLERS.items() if entry.build is not None} | {"kd": KD_IN_A_SUM}
+    parts = [addable[choose(f"part of the method {method}", name, addable)] for name in names]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"the method {method} names a part more than once")
+    return Distiller(
+        title=" + ".join(part.title for part in parts),
+        source="; ".join(part.source for part in parts),
+        build=partial(Sum, parts, weights or [part.weight for part in parts]),
+        weight=1.0,
+        hints=any(part.hints for part in parts),
+        kd=all(part.kd for part in parts),
+        parts={name: part.weight for name, part in zip(names, parts, strict=True)},
+    )

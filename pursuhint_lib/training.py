@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from . import records
 from .data import Images, Splits, describe, example_input, load_splits
-from .distillers import DISTILLERS
+from .distillers import Signals, distiller
 from .files import replacing
 from .losses import kd
 from .models import build_model, load_checkpoint, parameter_count, save_weights
 from .paths import ROOT, StudyPaths
 from .progress import Progress
 from .records import Record
-from .settings import Data, DistillSettings, Schedule, StudentSettings, TeacherSettings, choose, resolved, settings_hash
+from .settings import Data, DistillSettings, Schedule, StudentSettings, TeacherSettings, resolved, settings_hash
 from .taps import LayerTap, point_shapes
 
 # Seconds between two checkpoints of an unfinished training: what a kill can cost at most.
@@ -61,7 +61,7 @@ class Learner(nn.Module):
 
     - ``network``: maps images to logits.
     - ``run``: the student's settings; not given for a teacher, which learns from the labels alone.
-    - ``method``: maps (student maps, teacher maps) to a scalar; not given without hint points.
+    - ``method``: maps ``Signals`` to a scalar; not given for ``ce`` and ``kd``.
     """
 
     def __init__(self, network: nn.Module, run: StudentSettings | None = None, method: nn.Module | None = None):
@@ -84,8 +84,9 @@ class Learner(nn.Module):
             if self.run.kd_weight:
                 parts["kd"] = kd(logits, teacher.logits, self.run.temperature)
             if self.method is not None:
-                maps = [features[name] for name in self.run.student_points]
-                parts["hint"] = self.method(maps, [teacher.features[name] for name in self.run.teacher_points])
+                student_maps = [features[name] for name in self.run.student_points]
+                teacher_maps = [teacher.features[name] for name in self.run.teacher_points]
+                parts["hint"] = self.method(Signals(student_maps, teacher_maps, logits, teacher.logits, labels, self.run.temperature))
         return {"total": sum(weights[name] * loss for name, loss in parts.items()), **parts}
 
 
@@ -287,7 +288,7 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
     splits = load_splits(settings.data, accelerator.device)
     started = time.monotonic()
     teacher = None
-    if any(DISTILLERS[choose("method", run.method, DISTILLERS)].uses_teacher for run in runs.values()):
+    if any(distiller(run.method).uses_teacher for run in runs.values()):
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
     lanes = []
@@ -311,13 +312,15 @@ def build_learner(run: StudentSettings, teacher: nn.Module | None) -> Learner:
     **Arguments:** ``teacher`` gives the shapes at the hint points; not needed for runs without hints.
     """
     student = seeded_model(run.student, run.data, run.seed)
-    entry = DISTILLERS[choose("method", run.method, DISTILLERS)]
+    entry = distiller(run.method, run.part_weights)
     if entry.build is None:
         return Learner(student, run)
-    example = example_input(run.data)
-    device = next(teacher.parameters()).device
-    student_shapes = point_shapes(student, example, run.student_points)
-    teacher_shapes = point_shapes(teacher, example.to(device), run.teacher_points)
+    student_shapes, teacher_shapes = [], []
+    if entry.hints:
+        example = example_input(run.data)
+        device = next(teacher.parameters()).device
+        student_shapes = point_shapes(student, example, run.student_points)
+        teacher_shapes = point_shapes(teacher, example.to(device), run.teacher_points)
     with torch.random.fork_rng(devices=[]):
         # Not the student's own seed, so that an adapter's weights do not repeat the student's.
         torch.manual_seed(run.seed + 1_000_003)

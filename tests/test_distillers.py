@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pursuhint_lib.distillers import DISTILLERS, FitNet
-from pursuhint_lib.losses import attention_transfer, similarity_preserving
+from pursuhint_lib.distillers import DISTILLERS, FitNet, Signals, distiller
+from pursuhint_lib.losses import attention_transfer, kd, similarity_preserving
+from pursuhint_lib.settings import SettingsError
 
-WITH_HINTS = [name for name, entry in DISTILLERS.items() if entry.build]
+WITH_HINTS = [name for name, entry in DISTILLERS.items() if entry.hints]
 WITHOUT_HINTS = [name for name, entry in DISTILLERS.items() if not entry.build]
+ON_LOGITS = [name for name, entry in DISTILLERS.items() if entry.build and not entry.hints]
+BETWEEN_IMAGES = ["cc", "rkd", "pkt", "crd-batch"]
 # [C, H, W] of (student, teacher) at each hint point, named by the student's size against the teacher's.
 RELATIONS = {
     "equal": [((3, 4, 4), (5, 4, 4)), ((6, 2, 2), (4, 2, 2))],
@@ -43,12 +46,12 @@ def test_method_gives_a_finite_loss_and_gradients_for_student_and_own_parts(name
     before = [teacher.clone() for teacher in teachers]
     for student in students:
         student.requires_grad_()
-    loss = module(students, teachers)
+    loss = module(Signals(students, teachers))
     assert loss.shape == ()
     assert loss.isfinite()
     loss.backward()
-    # One value per image normalises to 1 whatever the student does, so AT is blind at a 1×1 map.
-    blind = [name == "at" and 1 in (s[1], t[1]) for s, t in RELATIONS[relation]]
+    # One value per image, or per channel, normalises to 1 whatever the student does, so AT and NST are blind at a 1×1 map.
+    blind = [name in ("at", "nst") and 1 in (s[1], t[1]) for s, t in RELATIONS[relation]]
     for student, unseen in zip(students, blind, strict=True):
         assert student.grad.isfinite().all()
         assert unseen or student.grad.norm() > 0
@@ -66,19 +69,25 @@ def test_training_its_own_parts_and_the_student_lowers_the_loss(name):
     module = build(name, "half")
     students, teachers = [nn.Parameter(s) for s in make_maps("half", 0)], make_maps("half", 1)
     optimiser = torch.optim.Adam([*module.parameters(), *students], lr=0.02)
-    first = module(students, teachers).item()
+    first = module(Signals(students, teachers)).item()
     for _ in range(40):
         optimiser.zero_grad()
-        module(students, teachers).backward()
+        module(Signals(students, teachers)).backward()
         optimiser.step()
-    assert module(students, teachers).item() < first
+    assert module(Signals(students, teachers)).item() < first
+
+
+@pytest.mark.parametrize("name", BETWEEN_IMAGES)
+def test_methods_that_compare_images_refuse_a_batch_of_one(name):
+    with pytest.raises(ValueError, match="needs at least 2 of them: got 1"):
+        build(name, "equal")(Signals(make_maps("equal", 0, batch=1), make_maps("equal", 1, batch=1)))
 
 
 @pytest.mark.parametrize("relation", ["equal", "half", "double"])
-@pytest.mark.parametrize("name", WITH_HINTS)
+@pytest.mark.parametrize("name", [name for name in WITH_HINTS if name not in BETWEEN_IMAGES])
 def test_batch_of_one_works_where_maps_have_space(name, relation):
     students = [student.requires_grad_() for student in make_maps(relation, 0, batch=1)]
-    loss = build(name, relation)(students, make_maps(relation, 1, batch=1))
+    loss = build(name, relation)(Signals(students, make_maps(relation, 1, batch=1)))
     loss.backward()
     assert loss.isfinite()
     assert all(student.grad.isfinite().all() for student in students)
@@ -87,14 +96,14 @@ def test_batch_of_one_works_where_maps_have_space(name, relation):
 def test_fitnet_refuses_one_image_with_one_value_per_channel():
     module = FitNet([torch.Size((3, 1, 1))], [torch.Size((4, 1, 1))])
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        module([torch.ones(1, 3, 1, 1)], [torch.ones(1, 4, 1, 1)])
+        module(Signals([torch.ones(1, 3, 1, 1)], [torch.ones(1, 4, 1, 1)]))
 
 
 @pytest.mark.parametrize("name", WITH_HINTS)
 def test_unequal_numbers_of_maps_are_refused(name):
     module = build(name, "equal")
     with pytest.raises(ValueError, match="zip"):
-        module(make_maps("equal", 0)[:1], make_maps("equal", 1))
+        module(Signals(make_maps("equal", 0)[:1], make_maps("equal", 1)))
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -106,7 +115,7 @@ def test_fitnet_equals_the_summed_errors_of_its_regressors(relation):
         predicted = regress(student)
         side = min(predicted.shape[2], teacher.shape[2])
         expected += (F.adaptive_avg_pool2d(predicted, side) - F.adaptive_avg_pool2d(teacher, side)).square().mean().item()
-    assert module(students, teachers).item() == pytest.approx(expected, rel=1e-5)
+    assert module(Signals(students, teachers)).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("relation", "kind", "kernel"), [("equal", nn.Conv2d, 1), ("double", nn.Conv2d, 3), ("half", nn.ConvTranspose2d, 4)])
@@ -132,7 +141,7 @@ def test_vid_loss_at_a_perfect_mean_is_half_the_log_variance_per_point():
     module = build("vid", "equal")
     students = make_maps("equal", 0)
     perfect = [mean(student).detach() for mean, student in zip(module.means, students, strict=True)]
-    assert module(students, perfect).item() == pytest.approx(2 * 0.5 * math.log(5), abs=1e-5)
+    assert module(Signals(students, perfect)).item() == pytest.approx(2 * 0.5 * math.log(5), abs=1e-5)
 
 
 def test_vid_mean_networks_are_three_pointwise_convolutions_without_bias():
@@ -157,8 +166,12 @@ def test_methods_without_trainable_parts_have_no_state(name):
 def test_at_and_sp_sum_their_loss_over_points(relation):
     students, teachers = make_maps(relation, 0), make_maps(relation, 1)
     points = list(zip(students, teachers, strict=True))
-    assert float(build("at", relation)(students, teachers)) == pytest.approx(sum(float(attention_transfer([s], [t])) for s, t in points), rel=1e-5)
-    assert float(build("sp", relation)(students, teachers)) == pytest.approx(sum(float(similarity_preserving(s, t)) for s, t in points), rel=1e-5)
+    expected = {
+        "at": sum(float(attention_transfer([s], [t])) for s, t in points),
+        "sp": sum(float(similarity_preserving(s, t)) for s, t in points),
+    }
+    for name, value in expected.items():
+        assert float(build(name, relation)(Signals(students, teachers))) == pytest.approx(value, rel=1e-5)
 
 
 def test_registry_names_every_method_once_and_completely():
@@ -169,20 +182,94 @@ def test_registry_names_every_method_once_and_completely():
 
 @pytest.mark.parametrize("name", WITHOUT_HINTS)
 def test_methods_without_hints_have_no_hint_weight(name):
-    assert DISTILLERS[name].hint_weight == 0
+    assert DISTILLERS[name].weight == 0
 
 
 @pytest.mark.parametrize("name", WITH_HINTS)
 def test_methods_with_hints_have_a_positive_weight_and_use_the_teacher(name):
-    assert DISTILLERS[name].hint_weight > 0
+    assert DISTILLERS[name].weight > 0
     assert DISTILLERS[name].uses_teacher
 
 
 @pytest.mark.parametrize(("name", "weight"), [("fitnet", 100), ("at", 1000), ("vid", 1), ("sp", 3000)])
 def test_hint_weights_are_those_of_the_common_benchmark(name, weight):
-    assert DISTILLERS[name].hint_weight == weight
+    assert DISTILLERS[name].weight == weight
 
 
 def test_student_alone_does_without_the_teacher_and_kd_does_not():
     assert not DISTILLERS["ce"].uses_teacher
     assert DISTILLERS["kd"].uses_teacher
+
+
+def logits(batch=6, classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (3 * torch.randn(batch, classes, generator=generator) for _ in range(2))
+    return Signals(student_logits=student.requires_grad_(), teacher_logits=teacher, labels=torch.arange(batch) % classes, temperature=4.0)
+
+
+@pytest.mark.parametrize("name", ON_LOGITS)
+def test_methods_on_logits_take_the_place_of_kd_and_need_no_hint_points(name):
+    entry = DISTILLERS[name]
+    assert entry.uses_teacher
+    assert not entry.kd
+    module = entry.build([], [])
+    assert not list(module.parameters())
+    signals = logits()
+    loss = module(signals)
+    loss.backward()
+    assert loss.isfinite()
+    assert signals.student_logits.grad.norm() > 0
+    optimiser = torch.optim.SGD([signals.student_logits], lr=0.1)
+    for _ in range(20):
+        optimiser.zero_grad()
+        module(signals).backward()
+        optimiser.step()
+    assert module(signals) < loss
+
+
+def test_a_sum_is_the_weighted_sum_of_its_parts():
+    shapes = [[torch.Size(pair[side]) for pair in RELATIONS["half"]] for side in (0, 1)]
+    signals = Signals(make_maps("half", 0), make_maps("half", 1), **{k: v for k, v in vars(logits(batch=4)).items() if "maps" not in k})
+    entry = distiller("at+wsl")
+    assert (entry.title, entry.weight, entry.hints, entry.kd, entry.parts) == ("AT + WSL", 1.0, True, False, {"at": 1000.0, "wsl": 2.25})
+    parts = [DISTILLERS[name].build(*shapes)(signals).item() for name in ("at", "wsl")]
+    assert entry.build(*shapes)(signals).item() == pytest.approx(1000 * parts[0] + 2.25 * parts[1], rel=1e-5)
+    assert distiller("at+wsl", (2.0, 3.0)).build(*shapes)(signals).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
+    with_kd = distiller("at+kd")
+    assert with_kd.kd is False
+    expected = 1000 * parts[0] + kd(signals.student_logits, signals.teacher_logits, 4.0).item()
+    assert with_kd.build(*shapes)(signals).item() == pytest.approx(expected, rel=1e-5)
+    assert distiller("wsl+dkd").hints is False
+    assert distiller("fitnet+sp").kd is True
+    assert len(list(distiller("fitnet+sp").build(*shapes).parameters())) == len(list(DISTILLERS["fitnet"].build(*shapes).parameters()))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("atx", r"unknown method 'atx' \(did you mean 'at'\?\)"),
+        ("at+spp", r"unknown part of the method at\+spp 'spp' \(did you mean 'sp'\?\)"),
+        ("at+ce", r"unknown part of the method at\+ce 'ce'"),
+        ("at+at", "the method at\\+at names a part more than once"),
+    ],
+)
+def test_methods_that_do_not_exist_are_refused_with_the_valid_ones(method, message):
+    with pytest.raises(SettingsError, match=message):
+        distiller(method)
+
+
+def test_semckd_weighs_every_teacher_point_for_every_student_point():
+    module = build("semckd", "all-kinds")
+    students, teachers = make_maps("all-kinds", 0, batch=5), make_maps("all-kinds", 1, batch=5)
+    expected = 0.0
+    queries = [F.normalize(net(module._described(s)), dim=1) for net, s in zip(module.queries, students, strict=True)]
+    keys = [F.normalize(net(module._described(t)), dim=1) for net, t in zip(module.keys, teachers, strict=True)]
+    for i, student in enumerate(students):
+        for j, teacher in enumerate(teachers):
+            side = min(student.shape[2], teacher.shape[2])
+            predicted = module.regressors[i][j](F.adaptive_avg_pool2d(student, side))
+            for image in range(5):
+                scores = [math.exp((queries[i][image] @ key[image]).item()) for key in keys]
+                error = (predicted[image] - F.adaptive_avg_pool2d(teacher, side)[image]).square().mean()
+                expected += scores[j] / sum(scores) * error.item() / 5 / len(students)
+    assert module(Signals(students, teachers)).item() == pytest.approx(expected, rel=1e-4)

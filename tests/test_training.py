@@ -92,7 +92,7 @@ def test_hints_are_matched_in_the_order_of_the_lists(arm, method):
     images, labels = next(load_splits(DATA, torch.device("cpu")).train.ordered_batches(20))
     found = learner(images, labels, training.FrozenTeacher(teacher, arm.teacher_points)(images))
     students, teachers = (outputs(*part, images) for part in ((learner.network, run.student_points), (teacher, arm.teacher_points)))
-    torch.testing.assert_close(found["hint"], learner.method(students, teachers))
+    torch.testing.assert_close(found["hint"], learner.method(training.Signals(students, teachers)))
     assert run.hint_weight == pytest.approx(10.0 * 3 / len(arm.teacher_points))
 
 

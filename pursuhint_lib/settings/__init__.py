@@ -122,6 +122,8 @@ class StudentSettings:
     schedule: Schedule
     seed: int
     precision: str = "fp32"
+    # Weights of the parts of a sum such as at+rkd, inside ``hint_weight``.
+    part_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,15 @@ class DistillSettings:
     schedule: Schedule
     seed: int
     precision: str = "fp32"
+    part_weights: tuple[float, ...] = ()
     profile: str = field(default="", metadata={"hashed": False})
 
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.
 
         An arm without points has no hint loss, so the method is of no account: it is the ``kd``
-        run of the same weights (``ce`` when the KD weight is 0), shared by all methods. An arm with
+        run of the same weights (``ce`` when the KD weight is 0), shared by all methods; only a method that
+        has no student points at all, because it works on the logits, is itself. An arm with
         more teacher points than the student has points shares the weight out among them.
         """
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
@@ -158,7 +162,9 @@ class DistillSettings:
             students = arm.student_points or self.student_points
             weight = self.hint_weight * len(self.student_points) / len(arm.teacher_points)
             return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
-        plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": ()}
+        if not self.student_points and self.hint_weight:
+            return StudentSettings(**shared, teacher_points=())
+        plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": (), "part_weights": ()}
         return StudentSettings(**{**shared, **plain})
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from ..data import describe, example_input
-from ..distillers import DISTILLERS
+from ..distillers import distiller
 from ..models import build_model
 from ..paths import CONFIG
 from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
@@ -75,7 +75,7 @@ def checked(profile: Profile) -> Profile:
     for metric in profile.metrics:
         choose("metric", metric, METRICS)
     for method in (*profile.methods, *profile.weights.hint):
-        choose("method", method, DISTILLERS)
+        distiller(method)
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
     pairs = tuple(resolve_pair(pair, profile) for pair in profile.pairs)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from .. import records
-from ..distillers import DISTILLERS
+from ..distillers import distiller
 from ..models import parameter_count
 from ..records import Record
 from ..settings import Arm, DistillSettings, Pair, Profile, StudentSettings
@@ -21,7 +21,7 @@ ALONE = "alone"
 
 def has_arms(method: str) -> bool:
     """Whether a method uses hint points."""
-    return DISTILLERS[method].build is not None
+    return distiller(method).hints
 
 
 def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]) -> DistillSettings:
@@ -31,15 +31,17 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
     for arm, choice in choices.items():
         students = tuple(pair.student_points[j] for _, j in choice.matched) if choice.students else ()
         arms.append(Arm(arm, tuple(names[i] for i in choice.indices), students))
+    entry = distiller(method)
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
         student=pair.student,
         method=method,
         arms=tuple(arms) if has_arms(method) else (Arm("none"),),
-        student_points=pair.student_points,
+        student_points=pair.student_points if entry.hints else (),
         ce_weight=profile.weights.ce,
-        kd_weight=profile.weights.kd if DISTILLERS[method].uses_teacher else 0.0,
-        hint_weight=profile.weights.hint.get(method, DISTILLERS[method].hint_weight),
+        kd_weight=profile.weights.kd if entry.kd else 0.0,
+        hint_weight=profile.weights.hint.get(method, entry.weight),
+        part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
         data=profile.data,
         schedule=profile.student,
