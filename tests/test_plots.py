@@ -330,8 +330,8 @@ def test_every_arm_has_a_colour(arm):
 
 def strips(axis) -> dict[float, list[str]]:
     """Row → colours of its sub-blocks from left to right."""
-    bars = sorted((patch.get_y() + patch.get_height() / 2, patch.get_x(), to_hex(patch.get_facecolor())) for patch in axis.patches)
-    return {row: [colour for r, _, colour in bars if r == row] for row in sorted({bar[0] for bar in bars})}
+    runs = sorted((p.get_y() + p.get_height() / 2, p.get_x(), round(p.get_width()), to_hex(p.get_facecolor())) for p in axis.patches)
+    return {row: [colour for r, _, width, colour in runs if r == row for _ in range(width)] for row in sorted({run[0] for run in runs})}
 
 
 def test_rounds_show_the_clusters_and_centres_of_every_step():

@@ -259,7 +259,7 @@ OTHER = {
     "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
     "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64,
     "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
-    "evaluate_every": 2,
+    "evaluate_every": 2, "part_weights": (1.0, 2.0),
 }  # fmt: skip
 
 

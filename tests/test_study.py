@@ -234,6 +234,18 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
     assert "03_distillation-resnet14-resnet8x0.25-kd" in changed
 
 
+def test_a_sum_keeps_its_part_on_the_logits_where_hints_are_taken_away(profile):
+    layer_similarity(profile, "resnet14")
+    weighted = replace(profile, weights=replace(profile.weights, hint={"at": 3.0}))
+    runs = {method: runs_of(weighted, profile.pairs[0], method) for method in ("wsl+at", "at+kd", "at+sp", "wsl", "kd")}
+    assert runs["wsl+at"]["none", 0] == runs["wsl"]["none", 0]
+    assert runs["at+kd"]["none", 0] == runs["at+sp"]["none", 0] == runs["kd"]["none", 0]
+    assert runs["wsl"]["none", 0].method == "wsl"
+    hinted = runs["wsl+at"]["stage-ends", 0]
+    assert (hinted.hint_weight, hinted.part_weights, hinted.kd_weight) == (1.0, (2.25, 3.0), 0.0)
+    assert runs["at+sp"]["stage-ends", 0].kd_weight == 1.0
+
+
 def test_a_fork_is_checked_and_keeps_the_data(profile):
     forked = fork(profile, Pair("resnet20", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")), methods=("kd",))
     assert forked.data == profile.data

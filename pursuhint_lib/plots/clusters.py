@@ -1,6 +1,7 @@
 """Figures of how hint points come about: rounds of the k-means, margins, numbers of points, selectors, stability."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +24,9 @@ class Curve(Protocol):
 
 def _strip(axis: Axes, row: float, labels: Sequence[int], indices: Sequence[int], height: float = 0.8) -> None:
     """One row of sub-blocks, coloured by cluster, with the hint points as dots."""
-    for layer, label in enumerate(labels):
-        axis.barh(row, 1, height, layer + 0.5, color=cluster_colour(label), alpha=0.55, lw=0)
+    borders = [0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)]
+    for start, end in pairwise(borders):
+        axis.barh(row, end - start, height, start + 0.5, align="center", color=cluster_colour(labels[start]), alpha=0.55, lw=0)
     axis.plot([i + 1 for i in indices], [row] * len(indices), "o", color="white", markeredgecolor="black", markersize=4)
 
 

@@ -131,6 +131,8 @@ class DistillSettings:
     """All arms of one (pair, method, seed): they differ in the teacher's hint points only.
 
     loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
+
+    ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of ``wsl+at``).
     """
 
     teacher: TeacherSettings
@@ -147,22 +149,25 @@ class DistillSettings:
     seed: int
     precision: str = "fp32"
     part_weights: tuple[float, ...] = ()
+    plain: StudentSettings | None = None
     profile: str = field(default="", metadata={"hashed": False})
 
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.
 
-        An arm without points has no hint loss, so the method is of no account: it is the ``kd``
-        run of the same weights (``ce`` when the KD weight is 0), shared by all methods; only a method that
-        has no student points at all, because it works on the logits, is itself. An arm with
-        more teacher points than the student has points shares the weight out among them.
+        An arm without points has no hint loss: it is what remains of the method, and for most that is the ``kd``
+        run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more teacher
+        points than the student has points shares the weight out among them.
         """
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
         if arm.teacher_points:
             students = arm.student_points or self.student_points
             weight = self.hint_weight * len(self.student_points) / len(arm.teacher_points)
             return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
+        if self.plain:
+            return self.plain
         if not self.student_points and self.hint_weight:
+            # A method on the logits has no points in any arm.
             return StudentSettings(**shared, teacher_points=())
         plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": (), "part_weights": ()}
         return StudentSettings(**{**shared, **plain})

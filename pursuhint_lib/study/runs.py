@@ -41,6 +41,7 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
         ce_weight=profile.weights.ce,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
         hint_weight=profile.weights.hint.get(method, entry.weight),
+        plain=_plain(profile, pair, method, seed),
         part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
         data=profile.data,
@@ -49,6 +50,13 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
         precision=profile.precision,
         profile=profile.name,
     )
+
+
+def _plain(profile: Profile, pair: Pair, method: str, seed: int) -> StudentSettings | None:
+    """The run of a sum without its hints, if anything of it is left then."""
+    entry = distiller(method)
+    rest = [part for part in entry.parts if not distiller(part).hints]
+    return cell_settings(profile, pair, "+".join(rest), seed, {}).run(Arm("none")) if entry.hints and rest else None
 
 
 def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record]]:
