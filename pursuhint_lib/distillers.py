@@ -200,7 +200,7 @@ class Distiller:
 
     **Arguments:**
 
-    - ``title``: as figures call it. ``source``: the paper.
+    - ``title``: as figures call it. ``source``: the paper. ``compares``: what of student and teacher, and how.
     - ``build``: (student shapes, teacher shapes) → module that maps ``Signals`` to a scalar; ``None`` for ``ce`` and ``kd``.
     - ``weight``: the literature's weight of its loss.
     - ``hints``: whether it uses hint points, and so has arms.
@@ -210,6 +210,7 @@ class Distiller:
 
     title: str
     source: str
+    compares: str
     build: Callable[[Shapes, Shapes], nn.Module] | None = None
     weight: float = 0.0
     hints: bool = True
@@ -247,41 +248,71 @@ CONTRAST_TEMPERATURE = 0.07
 
 # Weights are those of the standard CIFAR-100 benchmark (RepDistiller), or of the authors where it has none.
 DISTILLERS: dict[str, Distiller] = {
-    "ce": Distiller("student alone", "no distillation, cross-entropy only", hints=False, kd=False),
-    "kd": Distiller("KD", "Hinton et al. 2015", hints=False),
-    "fitnet": Distiller("FitNet", "Romero et al. 2015", FitNet, 100.0),
-    "at": Distiller("AT", "Zagoruyko & Komodakis 2017", partial(PerPoint, _attention), 1000.0),
-    "vid": Distiller("VID", "Ahn et al. 2019", VariationalInformation, 1.0),
-    "sp": Distiller("SP", "Tung & Mori 2019", partial(PerPoint, losses.similarity_preserving), 3000.0),
-    "cc": Distiller("CC", "Peng et al. 2019", partial(Embedded, losses.correlation_congruence), 0.02),
-    "rkd": Distiller("RKD", "Park et al. 2019", _on_pooled(losses.relational), 1.0),
-    "pkt": Distiller("PKT", "Passalis & Tefas 2018", _on_pooled(losses.probabilistic_transfer), 30000.0),
-    "nst": Distiller("NST", "Huang & Wang 2017", partial(PerPoint, _selectivity), 50.0),
+    "ce": Distiller("student alone", "no distillation, cross-entropy only", "the labels only", hints=False, kd=False),
+    "kd": Distiller("KD", "Hinton et al. 2015", "softened logits: T² · KL(teacher ‖ student)", hints=False),
+    "fitnet": Distiller("FitNet", "Romero et al. 2015", "maps, after a regressor: mean squared error", FitNet, 100.0),
+    "at": Distiller(
+        "AT", "Zagoruyko & Komodakis 2017", "where a layer is active: mean of squared channels, unit length per image",
+        partial(PerPoint, _attention), 1000.0,
+    ),
+    "vid": Distiller(
+        "VID", "Ahn et al. 2019", "maps as draws from a Gaussian that the student predicts: negative log-likelihood",
+        VariationalInformation, 1.0,
+    ),
+    "sp": Distiller(
+        "SP", "Tung & Mori 2019", "which images are alike: Gram matrices of the batch, rows of unit length",
+        partial(PerPoint, losses.similarity_preserving), 3000.0,
+    ),
+    "cc": Distiller(
+        "CC", "Peng et al. 2019", "embeddings of neighbours in the batch: products of absolute differences of student and teacher",
+        partial(Embedded, losses.correlation_congruence), 0.02,
+    ),
+    "rkd": Distiller("RKD", "Park et al. 2019", "distances and angles between images, on pooled maps", _on_pooled(losses.relational), 1.0),
+    "pkt": Distiller(
+        "PKT", "Passalis & Tefas 2018", "probabilities made of cosines between images, on pooled maps: KL",
+        _on_pooled(losses.probabilistic_transfer), 30000.0,
+    ),
+    "nst": Distiller(
+        "NST", "Huang & Wang 2017", "channels as samples of activation patterns: squared MMD with the kernel (x·y)²",
+        partial(PerPoint, _selectivity), 50.0,
+    ),
     "crd-batch": Distiller(
         "CRD in batch", "Tian et al. 2020, with the batch's other images as negatives",
+        "embeddings of one image against those of the others: InfoNCE, both ways",
+       
         partial(Embedded, partial(losses.contrastive_in_batch, temperature=CONTRAST_TEMPERATURE)), 0.8,
     ),
-    "semckd": Distiller("SemCKD", "Chen et al. 2021", SemanticCalibration, 400.0),
+    "semckd": Distiller(
+        "SemCKD", "Chen et al. 2021", "every teacher map with every student map, weighted by attention: mean squared error",
+        SemanticCalibration, 400.0,
+    ),
     "wsl": Distiller(
-        "WSL", "Zhou et al. 2021", weight=2.25,
+        "WSL", "Zhou et al. 2021", "soft labels, weighted by how much harder the image is for the student", weight=2.25,
         **_answers(lambda s: losses.weighted_soft_labels(s.student_logits, s.teacher_logits, s.labels, s.temperature)),
     ),
     "dkd": Distiller(
-        "DKD", "Zhao et al. 2022", weight=1.0,
+        "DKD", "Zhao et al. 2022", "KD split into the label's share and the rest: TCKD + 2 · NCKD", weight=1.0,
         **_answers(lambda s: losses.decoupled_kd(s.student_logits, s.teacher_logits, s.labels, 1.0, DKD_BETA, s.temperature)),
     ),
     "dist": Distiller(
-        "DIST", "Huang et al. 2022", weight=2.0, **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
+        "DIST", "Huang et al. 2022", "softmax rows and columns: 1 − Pearson correlation",
+        weight=2.0, **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
     ),
     "kd-standardised": Distiller(
-        "KD standardised", "Sun et al. 2024", weight=9.0,
+        "KD standardised", "Sun et al. 2024", "KD on logits of mean 0 and deviation 1, T = 2", weight=9.0,
         **_answers(lambda s: losses.standardised_kd(s.student_logits, s.teacher_logits, STANDARDISED_TEMPERATURE)),
     ),
 }  # fmt: skip
 
 
 # Alone, KD is the term that stands beside every method; in a sum it is a part like any other.
-KD_IN_A_SUM = Distiller("KD", DISTILLERS["kd"].source, weight=1.0, **_answers(lambda s: losses.kd(s.student_logits, s.teacher_logits, s.temperature)))
+KD_IN_A_SUM = Distiller(
+    "KD",
+    DISTILLERS["kd"].source,
+    DISTILLERS["kd"].compares,
+    weight=1.0,
+    **_answers(lambda s: losses.kd(s.student_logits, s.teacher_logits, s.temperature)),
+)
 
 
 class Sum(nn.Module):
@@ -315,6 +346,7 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
     return Distiller(
         title=" + ".join(part.title for part in parts),
         source="; ".join(part.source for part in parts),
+        compares="; ".join(part.compares for part in parts),
         build=partial(Sum, parts, weights or [part.weight for part in parts]),
         weight=1.0,
         hints=any(part.hints for part in parts),

@@ -28,6 +28,7 @@ STUDY = [
     "stability",
     "ablation",
     "runs",
+    "catalogue",
     "publish",
     "finish",
     "plan",

@@ -9,10 +9,15 @@ from matplotlib.lines import Line2D
 
 from .style import SAFE, arm_colour, new_figure, styled
 
+# Panels side by side at most.
+COLUMNS = 5
+# With more arms than these, lines of single seeds would hide the means.
+FEW_ARMS = 6
+
 
 @styled
 def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "test accuracy, %") -> Figure:
-    """Accuracy over epochs, one line per arm: mean over seeds, thin lines for single seeds.
+    """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms leave room for them.
 
     **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed.
     """
@@ -20,7 +25,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
     for arm, runs in histories.items():
         colour, muted = arm_colour(arm), arm.startswith("random-")
         curves = [_measured(run) for run in runs]
-        for epochs, accuracies in curves if len(curves) > 1 else []:
+        for epochs, accuracies in curves if len(curves) > 1 and len(histories) <= FEW_ARMS else []:
             axis.plot(epochs, accuracies, color=colour, lw=0.4, alpha=0.25)
         epochs = curves[0][0]
         mean = np.mean([accuracies for _, accuracies in curves], axis=0)
@@ -44,8 +49,12 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
     **Arguments:** columns method (as titled), arm, seed, accuracy; mean, low, high per (method, arm) in every row.
     """
     methods, arms = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["arm"]))
-    figure, axes = new_figure(1.0 + 0.24 * len(arms), ncols=len(methods), sharey=True, sharex=True, squeeze=False)
-    for axis, method in zip(axes[0], methods, strict=True):
+    rows = -(-len(methods) // COLUMNS)
+    columns = -(-len(methods) // rows)
+    figure, axes = new_figure(0.7 + (0.3 + 0.24 * len(arms)) * rows, nrows=rows, ncols=columns, sharey=True, sharex=True, squeeze=False)
+    for axis in axes.flat[len(methods) :]:
+        axis.set_axis_off()
+    for axis, method in zip(axes.flat, methods, strict=False):
         for row, arm in enumerate(arms):
             cell = frame[(frame["method"] == method) & (frame["arm"] == arm)]
             if cell.empty:
