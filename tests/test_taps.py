@@ -101,6 +101,41 @@ def test_units_without_normalisation_or_activation_end_where_they_end():
     assert candidate_points(model, torch.zeros(1, 1, 8, 8)) == ("1", "2", "6")
 
 
+class Shared(nn.Module):
+    """One activation after every convolution, and a convolution that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.again = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        self.norm, self.relu = nn.BatchNorm2d(1), nn.ReLU()
+
+    def forward(self, x):
+        return self.again(self.again(self.relu(self.norm(self.second(self.relu(self.first(x)))))))
+
+
+def test_a_module_called_twice_is_no_candidate_nor_the_end_of_one():
+    model, image = Shared(), torch.zeros(1, 1, 4, 4)
+    assert candidate_points(model, image) == ("first", "norm")
+    assert len(point_shapes(model, image, candidate_points(model, image))) == 2
+
+
+def test_a_named_block_needs_weights_and_must_not_be_a_mere_collection():
+    class PoolBlock(nn.AvgPool2d):
+        pass
+
+    class DenseLayer(Unit):
+        pass
+
+    class DenseBlock(nn.ModuleDict):
+        def forward(self, x):
+            for layer in self.values():
+                x = layer(x)
+            return x
+
+    model = nn.Sequential(DenseBlock({"a": DenseLayer(), "b": DenseLayer()}), PoolBlock(2), DenseLayer())
+    assert candidate_points(model, torch.zeros(1, 1, 4, 4)) == ("0.a", "0.b", "2")
+
+
 def test_sub_blocks_come_in_the_order_of_calls_and_not_of_registration():
     assert candidate_points(Crossed(), torch.zeros(1, 1, 4, 4)) == ("first.2", "middle.2", "last.2")
 
@@ -266,12 +301,12 @@ def test_a_sub_block_without_one_output_is_named(name, words):
     assert hooks(model) == 0
 
 
-def test_an_unknown_sub_block_is_named_with_the_nearest():
+def test_an_unknown_sub_block_is_named_with_the_three_nearest():
     model, _ = small()
     with pytest.raises(SettingsError) as caught:
         LayerTap(model, ["layer1.0", "layer4.0"])
-    assert "unknown sub-block 'layer4.0' (did you mean 'layer" in str(caught.value)
-    assert "layer3.0" in str(caught.value)
+    assert "unknown sub-block 'layer4.0' (did you mean 'layer3.0' or 'layer2.0' or 'layer1.0'?)" in str(caught.value)
+    assert str(caught.value).count(" or ") == 2
     assert hooks(model) == 0
 
 
