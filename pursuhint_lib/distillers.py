@@ -205,6 +205,7 @@ class Distiller:
     - ``weight``: the literature's weight of its loss.
     - ``hints``: whether it uses hint points, and so has arms.
     - ``kd``: whether KD stands beside it; methods on the logits take its place.
+    - ``least_images``: of a batch; 2 for methods that compare images with each other.
     - ``parts``: of a sum, each with its weight.
     """
 
@@ -215,6 +216,7 @@ class Distiller:
     weight: float = 0.0
     hints: bool = True
     kd: bool = True
+    least_images: int = 1
     parts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -265,12 +267,15 @@ DISTILLERS: dict[str, Distiller] = {
     ),
     "cc": Distiller(
         "CC", "Peng et al. 2019", "embeddings of neighbours in the batch: products of absolute differences of student and teacher",
-        partial(Embedded, losses.correlation_congruence), 0.02,
+        partial(Embedded, losses.correlation_congruence), 0.02, least_images=2,
     ),
-    "rkd": Distiller("RKD", "Park et al. 2019", "distances and angles between images, on pooled maps", _on_pooled(losses.relational), 1.0),
+    "rkd": Distiller(
+        "RKD", "Park et al. 2019", "distances and angles between images, on pooled maps",
+        _on_pooled(losses.relational), 1.0, least_images=2,
+    ),
     "pkt": Distiller(
         "PKT", "Passalis & Tefas 2018", "probabilities made of cosines between images, on pooled maps: KL",
-        _on_pooled(losses.probabilistic_transfer), 30000.0,
+        _on_pooled(losses.probabilistic_transfer), 30000.0, least_images=2,
     ),
     "nst": Distiller(
         "NST", "Huang & Wang 2017", "channels as samples of activation patterns: squared MMD with the kernel (x·y)²",
@@ -280,7 +285,7 @@ DISTILLERS: dict[str, Distiller] = {
         "CRD in batch", "Tian et al. 2020, with the batch's other images as negatives",
         "embeddings of one image against those of the others: InfoNCE, both ways",
        
-        partial(Embedded, partial(losses.contrastive_in_batch, temperature=CONTRAST_TEMPERATURE)), 0.8,
+        partial(Embedded, partial(losses.contrastive_in_batch, temperature=CONTRAST_TEMPERATURE)), 0.8, least_images=2,
     ),
     "semckd": Distiller(
         "SemCKD", "Chen et al. 2021", "every teacher map with every student map, weighted by attention: mean squared error",
@@ -296,7 +301,7 @@ DISTILLERS: dict[str, Distiller] = {
     ),
     "dist": Distiller(
         "DIST", "Huang et al. 2022", "softmax rows and columns: 1 − Pearson correlation",
-        weight=2.0, **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
+        weight=2.0, least_images=2, **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
     ),
     "kd-standardised": Distiller(
         "KD standardised", "Sun et al. 2024", "KD on logits of mean 0 and deviation 1, T = 2", weight=9.0,
@@ -351,5 +356,6 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
         weight=1.0,
         hints=any(part.hints for part in parts),
         kd=all(part.kd for part in parts),
+        least_images=max(part.least_images for part in parts),
         parts={name: part.weight for name, part in zip(names, parts, strict=True)},
     )

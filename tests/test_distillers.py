@@ -79,6 +79,7 @@ def test_training_its_own_parts_and_the_student_lowers_the_loss(name):
 
 @pytest.mark.parametrize("name", BETWEEN_IMAGES)
 def test_methods_that_compare_images_refuse_a_batch_of_one(name):
+    assert DISTILLERS[name].least_images == 2
     with pytest.raises(ValueError, match="needs at least 2 of them: got 1"):
         build(name, "equal")(Signals(make_maps("equal", 0, batch=1), make_maps("equal", 1, batch=1)))
 

@@ -81,6 +81,10 @@ BAD_PROFILES = {
     ),
     "more random arms than sets": ({"arms": ["none", "random-21"]}, "there are 20 different sets of 3 sub-blocks of resnet14, so random-21 cannot"),
     "checkpoint of no teacher": ({"checkpoints": {"resnet56": "x.pth"}}, "unknown teacher in checkpoints 'resnet56'"),
+    "a last batch of one image": (
+        {"methods": ["rkd"], "data": {"dataset": "digits", "train_images": 101}},
+        "method rkd compares the images of a batch, but the last of 101 in batches of 50 is 1 image",
+    ),
     "image folder without a root": ({"data": {"dataset": "imagefolder"}}, "needs root"),
     "unknown setting": ({"epochs": 3}, "unknown setting in mine.yaml 'epochs'"),
 }  # fmt: skip

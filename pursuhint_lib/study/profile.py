@@ -76,6 +76,8 @@ def checked(profile: Profile) -> Profile:
         choose("metric", metric, METRICS)
     for method in (*profile.methods, *profile.weights.hint):
         distiller(method)
+    for method in profile.methods:
+        _check_last_batch(method, profile)
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
     pairs = tuple(resolve_pair(pair, profile) for pair in profile.pairs)
@@ -83,6 +85,17 @@ def checked(profile: Profile) -> Profile:
     for network in profile.checkpoints:
         choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
     return replace(profile, pairs=pairs, example_pair=example)
+
+
+def _check_last_batch(method: str, profile: Profile) -> None:
+    """Refuse a last batch that is too small for a method, which would stop it in the middle of an epoch."""
+    # The images of a folder are counted when it is read.
+    images, size, least = profile.data.train_images or describe(profile.data).counts[0], profile.student.batch_size, distiller(method).least_images
+    last = images % size
+    if 0 < last < least:
+        raise SettingsError(
+            f"method {method} compares the images of a batch, but the last of {images} in batches of {size} is {last} image; give another batch_size"
+        )
 
 
 def resolve_pair(pair: Pair, profile: Profile) -> Pair:
