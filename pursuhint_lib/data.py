@@ -90,6 +90,12 @@ def image_counts(settings: Data) -> tuple[int, int]:
     return settings.train_images or train, settings.test_images or test
 
 
+def evenly_spaced(count: int, total: int) -> Tensor:
+    """Ascending indices of ``count`` out of ``total`` rows; of all of them if there are no more."""
+    count = min(count, total)
+    return torch.arange(count) * total // count
+
+
 class Images:
     """One split on one device.
 
@@ -125,9 +131,10 @@ class Images:
         for start in range(0, len(self), batch_size):
             yield self._normalised(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
 
-    def first(self, count: int) -> "Images":
-        """The first ``count`` images."""
-        return Images(self.images[:count], self.labels[:count], self.entry, self.device)
+    def spread(self, count: int) -> "Images":
+        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes; all if there are no more."""
+        rows = evenly_spaced(count, len(self))
+        return Images(self.images[rows], self.labels[rows], self.entry, self.device)
 
     def _augmented(self, chosen: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
         """Crop each padded image at its own shift and mirror those marked: one gather for the whole batch."""

@@ -170,7 +170,7 @@ class SemanticCalibration(nn.Module):
 
     def _described(self, maps: Tensor) -> Tensor:
         flat = maps.flatten(1)
-        gram = F.normalize(flat @ flat.T, dim=1).sort(dim=1).values
+        gram = losses.common.unit(flat @ flat.T).sort(dim=1).values
         return F.interpolate(gram[:, None], self.WIDTH, mode="linear", align_corners=True)[:, 0]
 
     def forward(self, signals: Signals) -> Tensor:
@@ -284,7 +284,6 @@ DISTILLERS: dict[str, Distiller] = {
     "crd-batch": Distiller(
         "CRD in batch", "Tian et al. 2020, with the batch's other images as negatives",
         "embeddings of one image against those of the others: InfoNCE, both ways",
-       
         partial(Embedded, partial(losses.contrastive_in_batch, temperature=CONTRAST_TEMPERATURE)), 0.8, least_images=2,
     ),
     "semckd": Distiller(

@@ -36,13 +36,16 @@ class Quality:
 
 
 def layer_quality(features: Tensor, labels: Tensor) -> Quality:
-    """Class-geometry quality of a layer, on the first ``MAX_IMAGES`` images.
+    """Class-geometry quality of a layer, on ``MAX_IMAGES`` images at most.
 
     **Arguments:** ``features`` [N, C]; ``labels`` int [N].
 
     **Raises:** ``ValueError`` if there are not two classes with at least two images each, or no image has any activation.
     """
-    x, labels = features[:MAX_IMAGES].double(), labels[:MAX_IMAGES].to(features.device)
+    # Evenly spaced, since images may be stored class by class.
+    count = min(len(features), MAX_IMAGES)
+    rows = torch.arange(count) * len(features) // count
+    x, labels = features[rows].double(), labels[rows].to(features.device)
     classes = [members for c in labels.unique() if len(members := (labels == c).nonzero()[:, 0]) > 1]
     lengths = x.norm(dim=1)
     if len(classes) < 2 or not lengths.max() > 0:
@@ -53,7 +56,8 @@ def layer_quality(features: Tensor, labels: Tensor) -> Quality:
     alike = labels[:, None] == labels
     within = [_off_diagonal(cosines[members][:, members]) for members in classes]
     separation = float(torch.stack([w.mean() for w in within]).mean() - cosines[~alike].mean())
-    spread = 1 - float(torch.stack([w.min() for w in within]).mean())
+    # Below 0 is rounding.
+    spread = 1 - min(1.0, float(torch.stack([w.min() for w in within]).mean()))
     information = spread * sum(_spectral_entropy(x[members]) for members in classes) / len(classes) / ENTROPY_UNIT
     gaps = distances.masked_fill(alike, torch.inf)
     gap = float(torch.stack([gaps[members].min() for members in classes]).mean())

@@ -189,10 +189,12 @@ def test_training_batches_are_normalised_too():
     torch.testing.assert_close(pixels, (images.images[labels].float() / 255 - 0.5) / 0.25)
 
 
-def test_the_first_images_are_the_first_in_stored_order():
+def test_some_of_the_images_are_evenly_spaced_in_stored_order():
     images = numbered(10)
-    assert images.first(4).labels.tolist() == [0, 1, 2, 3]
-    assert torch.equal(images.first(4).images, images.images[:4])
+    rows = [0, len(images) // 4, len(images) // 2, 3 * len(images) // 4]
+    assert torch.equal(images.spread(4).images, images.images[rows])
+    assert torch.equal(images.spread(4).labels, images.labels[rows])
+    assert torch.equal(images.spread(len(images) + 1).images, images.images)
 
 
 # ---- subsets

@@ -27,7 +27,7 @@ def teacher() -> torch.nn.Module:
 
 @pytest.fixture
 def images() -> Images:
-    return load_splits(Data("digits"), torch.device("cpu")).train.first(40)
+    return load_splits(Data("digits"), torch.device("cpu")).train.spread(40)
 
 
 def by_hand(model: torch.nn.Module, images: Images) -> dict[str, torch.Tensor]:

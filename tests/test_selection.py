@@ -198,9 +198,9 @@ def test_a_change_gives_what_the_plain_functions_give(studied):
     names = network_points("resnet14", profile.data).candidates
     reference = choose_hint_points(layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"], 3)
     cases = {
-        ("test images", 100): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.test.first(100), names),
-        ("teacher seed", 1): profile_layers(load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.first(100), names),
-        ("images", 80): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.train.first(80), names),
+        ("test images", 100): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.test.spread(100), names),
+        ("teacher seed", 1): profile_layers(load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.spread(100), names),
+        ("images", 80): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.train.spread(80), names),
     }
     for (kind, value), features in cases.items():
         row = frame[(frame["kind"] == kind) & (frame["value"] == value) & (frame["metric"] == "cka-linear")].iloc[0]
@@ -244,7 +244,7 @@ def test_pairwise_metrics_use_fewer_images(studied, monkeypatch):
     profile, _ = studied
     monkeypatch.setattr(stability, "PAIRWISE_IMAGES", dict.fromkeys(stability.PAIRWISE_IMAGES, 60))
     features = profile_layers(
-        load_teacher(profile.teacher_settings("resnet14")), load_splits(profile.data, "cpu").train.first(100), ("layer1.0", "layer2.0")
+        load_teacher(profile.teacher_settings("resnet14")), load_splits(profile.data, "cpu").train.spread(100), ("layer1.0", "layer2.0")
     )
     change = stability.Change("bootstrap", 0, features)
     assert stability._chosen(change, "cka-rbf", 1)["images"] == 60

@@ -212,7 +212,7 @@ def test_channels_first_maps_stay(network_name, names):
 @pytest.mark.parametrize("build", [small_vit, small_swin])
 def test_transformers_are_profiled_like_other_networks(build):
     model = build().eval()
-    images = load_splits(Data("digits"), torch.device("cpu")).train.first(6)
+    images = load_splits(Data("digits"), torch.device("cpu")).train.spread(6)
     # Digits are grey, so that the one channel is shown three times.
     teacher = nn.Sequential()
     teacher.append(nn.Upsample(size=8 if build is small_vit else 16))

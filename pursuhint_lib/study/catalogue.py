@@ -43,7 +43,9 @@ Made from the registries by `python -m pursuhint_lib.study.catalogue`; a test co
 
 ## Methods
 
-The loss is CE + KD + weight · method. A method that uses logits takes the place of KD. Any sum is a method, too: `at+rkd`, `wsl+at`, `at+kd`.
+The loss is CE + KD + weight · method. Losses of hint points are summed over the points; the originals of SP, CC, RKD, PKT and CRD look at the last
+layer only, and FitNet at one.
+A method that uses logits takes the place of KD. Any sum is a method, too: `at+rkd`, `wsl+at`, `at+kd`.
 Weights are the literature's for 32×32 images; a profile overrides them under `weights: {{hint: {{at: 62.5}}}}`.
 
 {methods_table().to_markdown(index=False)}

@@ -71,14 +71,14 @@ def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
 
 
 def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
-    """Similarity of the teacher's sub-blocks on the first ``profile_images`` training images, from the file or computed."""
+    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or computed."""
     found = stored_similarity(profile, teacher)
     if found is not None:
         return found
     model = training.load_teacher(profile.teacher_settings(teacher))
     points = network_points(teacher, profile.data)
     splits = load_splits(profile.data, next(model.parameters()).device)
-    images = splits.train.first(profile.profile_images)
+    images = splits.train.spread(profile.profile_images)
     features = profile_layers(model, images, points.candidates)
     matrices = similarity_matrices(features, profile.metrics)
     content = {

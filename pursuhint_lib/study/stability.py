@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import training
 from ..clustering import HintPoints, choose_hint_points
-from ..data import Images, load_splits
+from ..data import Images, evenly_spaced, load_splits
 from ..files import write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
@@ -123,17 +123,17 @@ def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
     others = further_teachers(profile, teacher)
 
     def changes() -> Iterator[Change]:
-        features = profiled(splits.train.first(count))
+        features = profiled(splits.train.spread(count))
         generator = np.random.default_rng(0)
         for draw in range(settings.draws):
             chosen = generator.integers(count, size=count)
             yield Change("bootstrap", draw, {name: x[chosen] for name, x in features.items()})
-        largest = profiled(splits.train.first(sizes[-1])) if sizes and sizes[-1] > count else features
+        largest = profiled(splits.train.spread(sizes[-1])) if sizes and sizes[-1] > count else features
         for size in sizes:
-            yield Change("images", size, {name: x[:size] for name, x in largest.items()})
-        yield Change("test images", min(count, len(splits.test)), profiled(splits.test.first(count)))
+            yield Change("images", size, {name: x[evenly_spaced(size, len(x))] for name, x in largest.items()})
+        yield Change("test images", min(count, len(splits.test)), profiled(splits.test.spread(count)))
         for other in others:
-            yield Change("teacher seed", other.seed, profiled(splits.train.first(count), training.load_teacher(other)))
+            yield Change("teacher seed", other.seed, profiled(splits.train.spread(count), training.load_teacher(other)))
 
     rows = []
     with Progress(f"stability of the hint points of {teacher}", settings.draws + len(sizes) + 1 + len(others), "change") as progress:
@@ -149,7 +149,7 @@ def _chosen(change: Change, metric: str, k: int) -> dict:
     """The paper's points on the changed features, numbers 1-based; a metric that refuses them says why."""
     features = change.features
     if metric in PAIRWISE_METRICS:
-        features = {name: x[: PAIRWISE_IMAGES[change.kind]] for name, x in features.items()}
+        features = {name: x[evenly_spaced(PAIRWISE_IMAGES[change.kind], len(x))] for name, x in features.items()}
     row = {"kind": change.kind, "value": change.value, "metric": metric, "images": len(next(iter(features.values())))}
     try:
         points = choose_hint_points(similarity_matrices(features, [metric])[metric], k)
