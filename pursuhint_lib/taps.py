@@ -4,29 +4,33 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from .settings import SettingsError
 
-# Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units.
-_BLOCK = re.compile(r"(Block|Bottleneck|Residual|MBConv|Layer|Fire|Inception[A-E]?)(V\d)?$")
+# Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units; a number may
+# follow: GhostBottleneckV3, MetaBlock2d, Block35.
+_BLOCK = re.compile(r"(Block|Basic|Bottle2?neck|Residual|MBConv|DepthwiseSeparableConv|Layer|Fire|Cell|Inception[A-E]?)(V?\d+d?)?$")
 # What a class that only holds other modules is derived from: torchvision's _DenseBlock is a stage of dense layers.
 _COLLECTIONS = (nn.ModuleList, nn.ModuleDict)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+_REMEDY = "choose another network, or state the names of its hint points in an attribute hint_points of its class"
 
 
 class LayerTap:
     """Keeps the outputs of named modules while a model runs.
 
     ``with LayerTap(model, names) as tap: model(x); tap.features`` gives name → output of the last run, as a map.
-    Tokens become maps by the rule of ``as_map``; a map [B, C, H, W] is handed over as it is. Channels-last maps cannot
+    Tokens become maps by the rule of ``as_map``, the network's ``num_prefix_tokens`` saying how many come before those of
+    the patches, if it has any such attribute; a map [B, C, H, W] is handed over as it is. Channels-last maps cannot always
     be told from others by their shape, so that the module decides: they come from a module with a LayerNorm of its own
     and no convolution anywhere in it (a Swin block), from what is inside such a module, and from a bare Linear or
-    LayerNorm. Everything else is taken for [B, C, H, W].
+    LayerNorm. Everything else is taken for [B, C, H, W], unless its shape [B, H, H, C] tells otherwise, as maps are square.
 
     **Raises:** ``SettingsError`` for an unknown name, or an output that is no map; ``RuntimeError`` when a module is
     called twice in one run, is not called, or does not return one tensor.
@@ -40,7 +44,7 @@ class LayerTap:
                 near = " or ".join(map(repr, difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0)))
                 raise SettingsError(f"unknown sub-block {name!r} (did you mean {near}?); every name in model.named_modules() can be given")
         self._modules = {name: known[name] for name in self.names}
-        self._last = {name: _is_channels_last(known, name) for name in self.names}
+        self._read = {name: _reader(model, known, name) for name in self.names}
         self._found: dict[str, Tensor] = {}
         self._handles: list = []
 
@@ -71,19 +75,19 @@ class LayerTap:
             if not isinstance(output, Tensor):
                 raise RuntimeError(f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another sub-block")
             try:
-                self._found[name] = as_map(output, channels_last=self._last[name])
+                self._found[name] = self._read[name](output)
             except SettingsError as error:
                 raise SettingsError(f"sub-block {name}: {error}") from None
 
         return hook
 
 
-def as_map(features: Tensor, *, channels_last: bool = False) -> Tensor:
+def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) -> Tensor:
     """What a sub-block gives, as a map [B, C, H, W] that shares its memory; the batch comes first in all of them.
 
     - [B, C, H, W] stays; with ``channels_last`` it is [B, H, W, C] and the channels come forward.
     - Tokens [B, T, D], T a square: [B, D, √T, √T], row by row.
-    - T a square + 1: the first one, the class token, is dropped; then as above.
+    - T a square + ``prefix``: the first ones, a class token and registers, are dropped; then as above.
     - Any other T: [B, D, T, 1].
     - [B, D]: [B, D, 1, 1].
 
@@ -96,7 +100,7 @@ def as_map(features: Tensor, *, channels_last: bool = False) -> Tensor:
     if features.ndim != 3:
         raise SettingsError(f"shape {tuple(features.shape)} is neither a map [B, C, H, W] nor tokens [B, T, D] nor [B, D]; choose another sub-block")
     tokens = features.shape[1]
-    first = 1 if _is_square(tokens - 1) and not _is_square(tokens) else 0
+    first = prefix if _is_square(tokens - prefix) else 0
     side = math.isqrt(tokens - first)
     size = (side, side) if _is_square(tokens - first) else (tokens, 1)
     return features[:, first:].transpose(1, 2).unflatten(2, size)
@@ -105,10 +109,12 @@ def as_map(features: Tensor, *, channels_last: bool = False) -> Tensor:
 def candidate_points(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
     """Sub-blocks that can give hints, in forward order.
 
-    These are the outermost modules with weights whose class is named like a block (``ResidualBlock``, ``Bottleneck``,
+    A network may state them itself, as an attribute or property ``hint_points`` with module names; any module that is
+    called once in a forward pass and gives one tensor that ``as_map`` takes will do. In the others they are searched for:
+    the outermost modules with weights whose class is named like a block (``ResidualBlock``, ``Bottleneck``,
     ``InvertedResidual``, ``MBConv``, ``EncoderBlock``, ``_DenseLayer`` and the like) and is not a mere collection of
-    modules. Where there are none, every convolution with the normalisation that follows it, up to and including the
-    activation. Each is called once in a forward pass and gives one tensor that ``as_map`` takes.
+    modules. Where no class is named so, every convolution with the normalisation that follows it, up to and including
+    the activation; one that sees its whole input at once is a fully connected layer, and none of them.
 
     The hint point of a dense layer is that layer's own output, i.e. its new features (growth rate many channels): what
     it joins them with are the outputs of the layers before it, which are hint points themselves.
@@ -116,12 +122,15 @@ def candidate_points(model: nn.Module, example_input: Tensor) -> tuple[str, ...]
     **Arguments:** ``example_input`` [1, C, H, W], any values.
 
     **Returns:** module names.
+
+    **Raises:** ``SettingsError`` when the network does not take the input, when a stated point cannot be used, when no
+    sub-block is found, or when those found have maps that grow again, being parallel branches and no chain.
     """
     return tuple(name for name, _ in _sub_blocks(model, example_input))
 
 
 def stage_ends(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
-    """Last sub-block of each stage; a stage is a run of sub-blocks whose maps have the same spatial size."""
+    """Last of the candidate points in each stage; a stage is a run of them whose maps have the same spatial size."""
     blocks = _sub_blocks(model, example_input)
     followers = [*blocks[1:], ("", torch.Size())]
     return tuple(name for (name, shape), (_, after) in zip(blocks, followers, strict=True) if shape[2:] != after[2:])
@@ -150,48 +159,103 @@ def _dry_run(model: nn.Module, example_input: Tensor) -> None:
 def _sub_blocks(model: nn.Module, example_input: Tensor) -> list[tuple[str, torch.Size]]:
     """(module name, shape of its map) of the candidates in forward order."""
     known = dict(model.named_modules())
-    names = {module: name for name, module in known.items()}
-    calls: list[tuple[nn.Module, torch.Size]] = []
+    calls = _calls(model, example_input, known)
+    times = Counter(name for name, _ in calls)
+    # A module that gives no single map cannot be tapped.
+    maps = {name: shape for name, shape in calls if shape and times[name] == 1}
+    if hasattr(model, "hint_points"):
+        return _stated(model, maps)
+    named = [name for name, _ in calls if _is_block(known[name])]
+    # Units within blocks that cannot be tapped are no substitute for them.
+    candidates = [name for name in named if name in maps] if named else _unit_ends(calls, known, maps)
+    outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
+    if not outermost:
+        reason = f"{named[0]} and the like give no single map" if named else "it has neither blocks nor convolutions"
+        raise SettingsError(f"no sub-blocks found in {type(model).__name__}: {reason}; {_REMEDY}")
+    return _chain(model, [(name, maps[name]) for name in outermost])
 
-    def record(module, _inputs, output):
-        usable = isinstance(output, Tensor) and 2 <= output.ndim <= 4
-        shape = as_map(output, channels_last=_is_channels_last(known, names[module])).shape if usable else torch.Size()
-        calls.append((module, shape))
 
-    handles = [module.register_forward_hook(record) for module in names if module is not model]
+def _calls(model: nn.Module, example_input: Tensor, known: dict[str, nn.Module]) -> list[tuple[str, torch.Size]]:
+    """(module name, shape of its map) of all calls within a forward pass; the shape is empty where the output is no map."""
+    calls: list[tuple[str, torch.Size]] = []
+
+    def record(name: str):
+        read = _reader(model, known, name)
+
+        def hook(_module, _inputs, output):
+            usable = isinstance(output, Tensor) and 2 <= output.ndim <= 4
+            calls.append((name, read(output).shape if usable else torch.Size()))
+
+        return hook
+
+    handles = [module.register_forward_hook(record(name)) for name, module in known.items() if module is not model]
     try:
         _dry_run(model, example_input)
+    except Exception as error:
+        # A network for one image size says so in its own way, by an assertion or by layers that do not fit.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"{type(model).__name__} cannot be run on images of shape {tuple(example_input.shape[1:])}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
-    times = Counter(module for module, _ in calls)
-    # A module that gives no single map cannot be tapped.
-    single = {module for module, shape in calls if shape and times[module] == 1}
-    blocks = [(names[m], shape) for m, shape in calls if m in single and _is_block(m)]
-    outermost = [(n, s) for n, s in blocks if not any(n.startswith(f"{other}.") for other, _ in blocks)]
-    leaves = [call for call in calls if not list(call[0].children())]
-    return outermost or [(names[m], shape) for m, shape in _unit_ends(leaves, single)]
+    return calls
 
 
-def _unit_ends(leaves: list[tuple[nn.Module, torch.Size]], single: set[nn.Module]) -> list[tuple[nn.Module, torch.Size]]:
-    """Last module of each conv-norm-activation unit in a plain stack; only a ``single`` module can be it."""
-    ends: list[tuple[nn.Module, torch.Size]] = []
+def _stated(model: nn.Module, maps: dict[str, torch.Size]) -> list[tuple[str, torch.Size]]:
+    """The network's own hint points, put in forward order."""
+    for name in model.hint_points:
+        if name not in maps:
+            raise SettingsError(f"hint point {name!r} of {type(model).__name__} must be a module that is called once and gives one map")
+    return [(name, shape) for name, shape in maps.items() if name in model.hint_points]
+
+
+def _chain(model: nn.Module, blocks: list[tuple[str, torch.Size]]) -> list[tuple[str, torch.Size]]:
+    """The blocks as they are, if they follow one another; parallel branches show in maps that grow again."""
+    for (before, shape), (name, after) in pairwise(blocks):
+        if after[2] > shape[2] or after[3] > shape[3]:
+            sizes = f"{before} gives {shape[2]}×{shape[3]} and then {name} {after[2]}×{after[3]}"
+            raise SettingsError(f"the sub-blocks of {type(model).__name__} are no chain: {sizes}; {_REMEDY}")
+    return blocks
+
+
+def _unit_ends(calls: list[tuple[str, torch.Size]], known: dict[str, nn.Module], maps: dict[str, torch.Size]) -> list[str]:
+    """Last module of each conv-norm-activation unit in a plain stack; only one with a map of its own can be it."""
+    ends: list[str] = []
     inside = False
-    for module, shape in leaves:
-        if isinstance(module, nn.Conv2d) and module in single:
-            ends.append((module, shape))
+    for name, _ in calls:
+        module = known[name]
+        if list(module.children()):
+            continue
+        if isinstance(module, nn.Conv2d) and name in maps and not _is_fully_connected(module, maps[name]):
+            ends.append(name)
             inside = True
-        elif inside and isinstance(module, (*_NORMS, *_ACTIVATIONS)) and module in single:
-            ends[-1] = (module, shape)
+        elif inside and isinstance(module, (*_NORMS, *_ACTIVATIONS)) and name in maps:
+            ends[-1] = name
             inside = isinstance(module, _NORMS)
         else:
             inside = False
     return ends
 
 
+def _is_fully_connected(convolution: nn.Conv2d, shape: torch.Size) -> bool:
+    """Whether a convolution sees its whole input at once: in a classifier, or in squeeze and excitation."""
+    return shape[2:] == (1, 1) and not any(convolution.padding)
+
+
 def _is_block(module: nn.Module) -> bool:
     weights = any(parameter.ndim > 1 for parameter in module.parameters())
     return bool(_BLOCK.search(type(module).__name__)) and weights and not isinstance(module, _COLLECTIONS)
+
+
+def _reader(model: nn.Module, known: dict[str, nn.Module], name: str) -> Callable[[Tensor], Tensor]:
+    """Function from what a module gives to its map."""
+    last, prefix = _is_channels_last(known, name), getattr(model, "num_prefix_tokens", 1)
+
+    def read(output: Tensor) -> Tensor:
+        square_last = output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]
+        return as_map(output, channels_last=last or square_last, prefix=prefix)
+
+    return read
 
 
 def _is_channels_last(known: dict[str, nn.Module], name: str) -> bool:

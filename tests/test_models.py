@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import sys
 from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,7 +202,7 @@ def test_the_seed_decides_the_initial_weights(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet200", ("unknown network 'resnet200'", "did you mean 'resnet20'", "vgg8x0.125", "torchvision/<name>")),
+        ("resnet200", ("unknown network 'resnet200'", "did you mean 'resnet20'", "vgg8x0.125", "torchvision/<name>", "timm/<name>")),
         ("torchvision/resnet19", ("unknown torchvision network 'resnet19'", "did you mean 'resnet1", "mobilenet_v2")),
         ("", ("unknown network ''", "resnet20")),
     ],
@@ -223,6 +225,35 @@ def test_torchvision_networks_take_the_number_of_classes():
 def test_torchvision_networks_refuse_grey_images():
     with pytest.raises(SettingsError, match=r"torchvision/resnet18 takes 3 channels and the data has 1; use one of resnet8, "):
         build_model("torchvision/resnet18", 10, 1)
+
+
+def test_timm_networks_take_the_numbers_of_classes_and_channels():
+    model = seeded("timm/resnet18", classes=11, channels=1).eval()
+    # As torchvision's, but for the stem of 7 × 7 on three channels.
+    assert parameter_count(model) == 11_176_512 + 512 * 11 + 11 - 2 * 64 * 7 * 7
+    with torch.no_grad():
+        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 11)
+
+
+def test_the_seed_decides_the_weights_of_timm_networks():
+    assert equal(seeded("timm/test_vit", seed=1), seeded("timm/test_vit", seed=1))
+    assert not equal(seeded("timm/test_vit", seed=1), seeded("timm/test_vit", seed=2))
+
+
+@pytest.mark.parametrize("name", ["resnet19", "resnet", "", "hf-hub:timm/resnet18", "resnet18.a1_in1k"])
+def test_an_unknown_timm_network_is_named_with_near_ones_only(name):
+    with pytest.raises(SettingsError) as caught:
+        build_model(f"timm/{name}", 10)
+    assert f"unknown timm network {name!r}; near it are " in str(caught.value)
+    assert not name.startswith("resnet") or "resnet18" in str(caught.value) or "resnet50" in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_without_timm_its_networks_say_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(SettingsError, match="^timm/resnet18 needs the package timm, which is not installed; run: pip install timm$"):
+        build_model("timm/resnet18", 10)
+    assert parameter_count(build_model("torchvision/resnet18", 11)) == 11_176_512 + 512 * 11 + 11
 
 
 # ---- weights on disk
@@ -250,13 +281,15 @@ def prefixed(state: dict, prefix: str) -> dict:
         lambda state: state,
         lambda state: {"model": state, "epoch": 3},
         lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(72.4)},
+        # RepDistiller's files hold a learning rate of numpy: lr · rate ** np.sum(epoch > milestones).
+        lambda state: {"epoch": 240, "model": state, "optimizer": {"param_groups": [{"lr": 0.05 * 0.1 ** np.sum(np.array([150, 180]) < 240)}]}},
         lambda state: prefixed(state, "module."),
         lambda state: prefixed(state, "_orig_mod."),
         lambda state: prefixed(state, "module._orig_mod."),
         lambda state: prefixed(state, "_orig_mod.module."),
         lambda state: {"model": prefixed(state, "module.")},
     ],
-    ids=["plain", "model and epoch", "public teacher", "data parallel", "compiled", "compiled in parallel", "parallel compiled", "both"],
+    ids=["plain", "epoch", "public teacher", "optimiser", "parallel", "compiled", "compiled in parallel", "parallel compiled", "both"],
 )
 def test_a_pickled_state_dict_is_loaded_however_it_is_wrapped(tmp_path, wrap):
     model, other = seeded(seed=1), seeded(seed=2)

@@ -280,15 +280,29 @@ def test_on_digits_the_last_stages_of_mobilenet_share_a_single_pixel():
         assert [shape[1] for shape in point_shapes(model, example, last)] == [4, 2, 1]
 
 
-def test_a_sub_block_of_a_wide_network_gives_its_raw_sum():
-    x = images(2, 3, 16, 16).double()
-    model = lived_in(seeded("wrn_16_1"), x)
-    with torch.no_grad(), LayerTap(model, ["block1.layer.1", "block3.layer.1"]) as tap:
+@pytest.mark.parametrize(("name", "per_stage"), [("wrn_16_2", 2), ("wrn_40_2", 6)])
+def test_the_hint_of_a_wide_block_is_its_raw_sum_after_the_next_norm_and_relu(name, per_stage):
+    x = images(2, 3, 32, 32).double()
+    model = lived_in(seeded(name), x)
+    points = candidate_points(model, x[:1])
+    assert len(points) == 3 * per_stage
+    assert stage_ends(model, x[:1]) == tuple(points[per_stage - 1 :: per_stage])
+    # The entrance of a stage still has the channels and the size of the stage before it.
+    assert points[per_stage - 1] == "block2.layer.0.relu1"
+    expected = [shape for shape in ((32, 32, 32), (64, 16, 16), (128, 8, 8)) for _ in range(per_stage)]
+    assert [tuple(shape) for shape in point_shapes(model, x[:1], points)] == expected
+    raw, blocks = [], [name for name, module in model.named_modules() if isinstance(module, PreactBlock)]
+    for block in blocks:
+        model.get_submodule(block).register_forward_hook(lambda _module, _inputs, output: raw.append(output))
+    with torch.no_grad(), LayerTap(model, points) as tap:
         logits = model(x)
         features = tap.features
-    assert all((feature < 0).any() for feature in features.values())
     w = Weights(model.state_dict())
-    torch.testing.assert_close(w.head("fc", w.norm("bn1", features["block3.layer.1"]).relu()), logits)
+    norms = [*(f"{block}.bn1" for block in blocks[1:]), "bn1"]
+    for point, norm, summed in zip(points, norms, raw, strict=True):
+        assert (summed < 0).any()
+        torch.testing.assert_close(features[point], w.norm(norm, summed).relu())
+    torch.testing.assert_close(w.head("fc", features["relu"]), logits)
 
 
 # ---- running, training and loading

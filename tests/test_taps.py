@@ -151,6 +151,15 @@ def test_a_block_within_a_block_is_not_a_candidate_of_its_own():
     assert candidate_points(model, torch.zeros(1, 1, 4, 4)) == ("0", "1")
 
 
+def test_a_convolution_that_sees_everything_at_once_is_a_fully_connected_layer():
+    # A head of convolutions, after 2 × 2 pixels and after one; the third convolution sees one pixel, too, but in a border of zeros.
+    features = (nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU(), nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU())
+    head = (nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten())
+    assert candidate_points(nn.Sequential(*features, *head), torch.zeros(1, 1, 8, 8)) == ("1", "3")
+    deeper = nn.Sequential(*features, nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 1, 1), nn.Flatten())
+    assert candidate_points(deeper, torch.zeros(1, 1, 8, 8)) == ("1", "3", "4", "5")
+
+
 @pytest.mark.parametrize(
     ("name", "side", "expected"),
     [
@@ -199,9 +208,17 @@ def test_a_dry_run_leaves_no_trace(mode):
 @pytest.mark.parametrize("call", [candidate_points, stage_ends, lambda model, image: point_shapes(model, image, ["layer1.0"])])
 def test_a_failed_dry_run_leaves_no_hooks(call):
     model, _ = small()
-    with pytest.raises(RuntimeError):
+    with pytest.raises((SettingsError, RuntimeError), match="to have 1 channels, but got 3"):
         call(model, torch.zeros(1, 3, 8, 8))
     assert hooks(model) == 0
+
+
+def test_a_network_for_other_images_is_named_in_one_line():
+    model, image = on_meta("torchvision/vit_b_16", 32)
+    with pytest.raises(SettingsError) as caught:
+        candidate_points(model, image)
+    message = "VisionTransformer cannot be run on images of shape (3, 32, 32): Wrong image height! Expected 224 but got 32!"
+    assert str(caught.value) == message
 
 
 # ---- taps

@@ -1,13 +1,15 @@
 """Networks by name, and their weights on disk.
 
-``MODELS`` holds the CIFAR networks; ``torchvision/<name>`` takes any torchvision classifier.
+``MODELS`` holds the CIFAR networks; ``torchvision/<name>`` and ``timm/<name>`` take any classifier of these packages.
 """
 
+import difflib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -36,19 +38,24 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 TORCHVISION = "torchvision/"
+TIMM = "timm/"
 
 # Prefixes that data-parallel and compiled wrappers leave in a state dict.
 _WRAPPERS = ("module.", "_orig_mod.")
+
+# The public teachers' files hold their optimiser, too, whose learning rate is a number of numpy (as numpy 1 and numpy 2 name its maker).
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMBERS = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype("float64"))]
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """A network with fresh weights, drawn from torch's global generator.
 
-    **Arguments:** ``name`` in ``MODELS``, or ``torchvision/<name>``.
+    **Arguments:** ``name`` in ``MODELS``, or ``torchvision/<name>``, or ``timm/<name>``.
 
     **Returns:** a module that maps images [B, in_channels, H, W] to logits [B, num_classes].
 
-    **Raises:** ``SettingsError`` for an unknown name, or torchvision with other than 3 channels.
+    **Raises:** ``SettingsError`` for an unknown name, torchvision with other than 3 channels, or timm where it is not installed.
     """
     if name.startswith(TORCHVISION):
         valid = torchvision.models.list_models(module=torchvision.models)
@@ -59,7 +66,22 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
             # googlenet and inception announce a slow initialisation; it is what was asked for.
             warnings.simplefilter("ignore", FutureWarning)
             return torchvision.models.get_model(name.removeprefix(TORCHVISION), weights=None, num_classes=num_classes)
-    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>"])](num_classes, in_channels)
+    if name.startswith(TIMM):
+        return _timm(name.removeprefix(TIMM), num_classes, in_channels)
+    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>", f"{TIMM}<name>"])](num_classes, in_channels)
+
+
+def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        # Here, so that all other networks do without it.
+        import timm
+    except ModuleNotFoundError:
+        raise SettingsError(f"{TIMM}{name} needs the package timm, which is not installed; run: pip install timm") from None
+    valid = timm.list_models()
+    if name not in valid:
+        near = ", ".join(difflib.get_close_matches(name, valid, n=5, cutoff=0))
+        raise SettingsError(f"unknown timm network {name!r}; near it are {near}, and timm.list_models() has all {len(valid)}")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -84,7 +106,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise SettingsError(f"no checkpoint at {path}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise SettingsError(f"{path} is damaged or holds more than tensors, and pickled code is not run; save its state_dict alone") from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError) as error:

@@ -2,6 +2,10 @@
 
 ``wrn_d_k``: depth d = 6n + 4, that is three stages of n pre-activation blocks, k times as wide. Parameter
 names are those of the public CIFAR-100 teacher checkpoints.
+
+A block's output is a raw sum: it is the next block that normalises and activates it. The hint point of a block is
+therefore that activation, as in the paper's code: ReLU(norm) at the entrance of the next block, or at the end of the
+network for the last one. Channels and size are those of the block itself, also where the next one begins a stage.
 """
 
 from collections import OrderedDict
@@ -23,6 +27,8 @@ class PreactBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
+        # A module, because the previous block's hint is read from it.
+        self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
@@ -30,7 +36,7 @@ class PreactBlock(nn.Module):
         self.convShortcut = None if same else nn.Conv2d(in_channels, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active = self.relu1(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
@@ -46,7 +52,10 @@ class WideResNet(nn.Module):
         self.block2 = self._stage(16 * width, 32 * width, blocks, stride=2)
         self.block3 = self._stage(32 * width, 64 * width, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * width)
+        self.relu = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
+        entrances = [f"{name}.relu1" for name, module in self.named_modules() if isinstance(module, PreactBlock)]
+        self.hint_points = (*entrances[1:], "relu")
         draw_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
@@ -59,7 +68,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+        return self.fc(self.relu(self.bn1(x)).mean((2, 3)))
 
 
 WIDE_RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
