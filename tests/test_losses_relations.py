@@ -66,14 +66,15 @@ def naive_contrastive_in_batch(student, teacher, temperature):
     return total / 2
 
 
-def naive_contrastive_memory(scores, images):
+def naive_contrastive_memory(own, others, counted, images):
     total = 0.0
-    for row in scores.tolist():
-        noise = (len(row) - 1) * (1 / images)
-        total += math.log(row[0] / (row[0] + noise + 1e-7))
-        for o in row[1:]:
+    for o_own, o_others, marks in zip(own.tolist(), others.tolist(), counted.tolist(), strict=True):
+        negatives = [o for o, mark in zip(o_others, marks, strict=True) if mark]
+        noise = len(negatives) * (1 / images)
+        total += math.log(o_own / (o_own + noise + 1e-7))
+        for o in negatives:
             total += math.log(noise / (o + noise + 1e-7))
-    return -total / len(scores)
+    return -total / len(own)
 
 
 @pytest.mark.parametrize(("images", "width"), [(2, 3), (6, 4), (5, 1)])
@@ -100,25 +101,36 @@ def test_images_at_the_same_place_have_no_angle():
     assert float(losses.relational(s, t)) == pytest.approx(naive_relational(s, t, 25, 50), rel=1e-10)
 
 
-@pytest.mark.parametrize(("negatives", "images"), [(1, 10), (9, 10), (40, 50000)])
-def test_contrastive_memory_equals_its_definition(negatives, images):
-    scores = draw(4, negatives + 1).exp() / images
-    assert float(losses.contrastive_memory(scores, images)) == pytest.approx(naive_contrastive_memory(scores, images), rel=1e-10)
-    assert float(losses.contrastive_memory(scores[:1], images)) == pytest.approx(naive_contrastive_memory(scores[:1], images), rel=1e-10)
+def memory_scores(batch, drawn, images, seed=0):
+    """Own scores, drawn scores, and which of the drawn count: some of every row, not the same number."""
+    scores = draw(batch, drawn + 1, seed=seed).exp() / images
+    counted = draw(batch, drawn, seed=seed + 1) > -0.5
+    counted[:, 0] = True
+    return scores[:, 0], scores[:, 1:], counted, images
+
+
+@pytest.mark.parametrize(("drawn", "images"), [(1, 2), (5, 9), (40, 50000)])
+def test_contrastive_memory_equals_its_definition(drawn, images):
+    for batch in (1, 4):
+        case = memory_scores(batch, drawn, images)
+        assert float(losses.contrastive_memory(*case)) == pytest.approx(naive_contrastive_memory(*case), rel=1e-10)
 
 
 def test_contrastive_memory_of_the_published_size_is_exact_in_single_precision():
-    scores = (draw(2, 16385) / 2).exp() / 50000
-    exact = losses.contrastive_memory(scores, 50000)
-    assert float(losses.contrastive_memory(scores.float(), 50000)) == pytest.approx(float(exact), rel=1e-6)
+    own, others, counted, images = memory_scores(2, 16884, 50000)
+    exact = losses.contrastive_memory(own, others, counted, images)
+    assert float(losses.contrastive_memory(own.float(), others.float(), counted, images)) == pytest.approx(float(exact), rel=1e-6)
 
 
-def test_contrastive_memory_wants_a_high_own_score_and_low_others():
-    scores = (draw(3, 6).exp() / 100).requires_grad_()
-    losses.contrastive_memory(scores, 100).backward()
-    assert (scores.grad[:, 0] < 0).all()
-    assert (scores.grad[:, 1:] > 0).all()
-    assert torch.autograd.gradcheck(lambda o: losses.contrastive_memory(o, 100), (scores,))
+def test_contrastive_memory_wants_a_high_own_score_and_low_others_and_ignores_what_does_not_count():
+    own, others, counted, images = memory_scores(3, 6, 100)
+    own.requires_grad_()
+    others.requires_grad_()
+    losses.contrastive_memory(own, others, counted, images).backward()
+    assert (own.grad < 0).all()
+    assert (others.grad[counted] > 0).all()
+    assert (others.grad[~counted] == 0).all()
+    assert torch.autograd.gradcheck(lambda a, b: losses.contrastive_memory(a, b, counted, images), (own, others))
 
 
 def test_contrast_in_the_batch_falls_with_alignment():
@@ -214,8 +226,6 @@ def test_what_the_definitions_do_not_cover_is_refused_in_one_line():
     for name in ("correlation-congruence", "contrastive-in-batch"):
         with pytest.raises(ValueError, match=r"same shape: the student's is \[3, 4\], the teacher's \[3, 1\]$"):
             CASES[name](draw(3, 4), draw(3, 1))
-    with pytest.raises(ValueError, match="at least 1 negative"):
-        losses.contrastive_memory(draw(3, 1).exp(), 10)
 
 
 def test_relational_of_the_published_batch_holds_no_more_than_its_differences():

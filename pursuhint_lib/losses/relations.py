@@ -117,23 +117,18 @@ def contrastive_in_batch(student: Tensor, teacher: Tensor, temperature: float) -
     return (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
 
 
-def contrastive_memory(scores: Tensor, images: int) -> Tensor:
+def contrastive_memory(own: Tensor, others: Tensor, counted: Tensor, images: int) -> Tensor:
     """CRD's loss for one side: tell an image's own entry of the memory from K drawn ones, by noise contrastive estimation.
 
     −(1/B) Σ_b [log(o_0 / (o_0 + m P + ε)) + Σ_k log(m P / (o_k + m P + ε))], with m = K, P = 1 / ``images``, ε = 1e-7. The whole of CRD
     is this for the student's embedding against the teacher's memory, plus this for the reverse.
 
-    **Arguments:** ``scores`` o [B, K + 1], positive, the image's own first: exp(cosine / temperature) over the frozen constant Z;
-    ``images`` in the memory.
+    **Arguments:** positive scores, exp(cosine / temperature) over the frozen constant Z: ``own`` [B] with the image's own entry and
+    ``others`` [B, M] with drawn ones, of which those ``counted`` [B, M] (true or false) are its K negatives; ``images`` in the memory.
 
     **Returns:** scalar. Tian et al., "Contrastive Representation Distillation" (2020), as in the authors' code.
-
-    **Raises:** ``ValueError`` without negatives.
     """
-    negatives = scores.shape[1] - 1
-    if negatives < 1:
-        raise ValueError("the contrastive loss needs at least 1 negative beside an image's own score")
-    noise = negatives / images
-    own, others = scores[:, 0], scores[:, 1:]
+    noise = counted.sum(1, dtype=own.dtype) / images
     # log1p, as a negative's score is small against the noise: each of thousands of terms is a logarithm of nearly 1.
-    return (torch.log((own + noise + 1e-7) / own) + torch.log1p((others + 1e-7) / noise).sum(1)).mean()
+    negatives = torch.where(counted, torch.log1p((others + 1e-7) / noise[:, None]), 0.0)
+    return (torch.log((own + noise + 1e-7) / own) + negatives.sum(1)).mean()
