@@ -46,6 +46,26 @@ def gpu_lock(index: int) -> Path:
     return work_root() / f"gpu-{index}.lock"
 
 
+def teacher_file(name: str) -> Path:
+    """Checkpoint of a public teacher; a file put there by hand is used too."""
+    return work_root() / "teachers" / f"{file_name(name)}.pth"
+
+
+def teacher_download(address: str) -> Path:
+    """What an address gave: an archive of several teachers, or a checkpoint that is not checked yet."""
+    return work_root() / "teachers" / "downloads" / file_name(address.removeprefix("https://"))
+
+
+def teachers_lock() -> Path:
+    """Lock file of the public teachers, so that two processes do not write one download."""
+    return work_root() / "teachers" / "lock"
+
+
+def manifest_entry(weights: Path) -> Path:
+    """File beside a teacher's weights that says what they are."""
+    return weights.with_suffix(".json")
+
+
 @dataclass(frozen=True)
 class StudyPaths:
     """The folders and files of one profile.
@@ -131,6 +151,10 @@ class StudyPaths:
 
     def step_log(self, step: str) -> Path:
         return self.work / "logs" / f"{step}.log"
+
+    def usage(self, step: str) -> Path:
+        """Time and peak memory of a step's processes, as the workflow engine has measured them."""
+        return self.work / "usage" / f"{step}.tsv"
 
     def progress(self, step: str) -> Path:
         return self.work / "progress" / f"{step}.json"
