@@ -2,7 +2,7 @@
 
 The library behind the notebooks. Modules form layers and import downward only:
 ``paths files settings progress`` → ``similarity clustering losses statistics plots`` →
-``data models taps`` → ``profiling distillers records`` → ``training`` → ``study``.
+``data models taps teachers`` → ``profiling distillers records`` → ``training`` → ``study``.
 """
 
 __version__ = "0.1.0"

@@ -2,7 +2,9 @@
 
 import json
 import platform
+import resource
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
@@ -32,7 +34,7 @@ class Record:
     - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
       ``parameters``; accuracies are missing for a failed run.
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
-    - ``provenance``: seconds, device, versions, git commit, data checksum, threads.
+    - ``provenance``: seconds, device, versions, git commit, data checksum, threads, peak memory of the process.
     """
 
     name: str
@@ -125,7 +127,12 @@ def _processor() -> str:
 
 
 def provenance(device: torch.device, data_checksum: str) -> dict:
-    """Conditions of a run: device, versions, git commit, data checksum, threads."""
+    """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the process has had, in MiB."""
+    # The kernel counts in KiB, but in bytes on a Mac.
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)}
+    if device.type == "cuda":
+        memory["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device_type": device.type,
@@ -133,5 +140,6 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "data_checksum": data_checksum,
+        **memory,
         **_git(),
     }

@@ -12,6 +12,7 @@ import yaml
 
 from pursuhint_lib import training
 from pursuhint_lib.files import write_json
+from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import CONFIG, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import __main__ as command_line
@@ -31,7 +32,7 @@ REFUSED = {
 
 @pytest.fixture(autouse=True)
 def no_training(monkeypatch):
-    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("something was trained"))
+    monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
@@ -129,7 +130,7 @@ def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):
 
 def test_check_names_a_checkpoint_of_another_network(tmp_path, capsys):
     weights = tmp_path / "teacher.safetensors"
-    training.save_weights(training.build_model("resnet20", 10, 1), weights)
+    save_weights(build_model("resnet20", 10, 1), weights)
     assert command_line.main([profile_file(tmp_path, checkpoints={"resnet14": str(weights)}), "--check"]) == 2
     assert "✗ teacher resnet14: " in (out := capsys.readouterr().out)
     assert "is a checkpoint of another network: layer1.2." in out
@@ -190,3 +191,16 @@ def test_executed_notebooks_lose_what_changes_from_run_to_run():
     assert cleaned["cells"][0]["metadata"] == {"tags": ["parameters"]}
     assert "papermill" not in json.dumps(cleaned)
     assert cleaned == quiet(json.loads(json.dumps(notebook)))
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 2), (9, 4)])
+def test_steps_with_arms_share_the_cores_that_are_left(cores, threads):
+    profile = load_profile("smoke")
+    steps = make_plan(profile, "smoke")
+    planned = json.loads(write_plan(profile, steps, cores, 0).read_text())["steps"]
+    given = {step["name"]: step["threads"] for step in planned}
+    # Two methods of the profile have arms.
+    assert {name: count for name, count in given.items() if name.startswith("03")} == {
+        f"03_distillation-resnet14-resnet8x0.25-{method}": threads if method in ("at", "fitnet") else 1 for method in profile.methods
+    }
+    assert given["01_teacher_and_layers-resnet14"] == cores

@@ -27,7 +27,9 @@ def numbered(count: int, side: int = 6, **entry) -> Images:
 
 def epoch_of(images: Images, batch_size: int, seed: int, epoch: int, **ranks) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(images.train_batches(batch_size, seed, epoch, **ranks))
-    return torch.cat([pixels for pixels, _ in batches]), torch.cat([labels for _, labels in batches])
+    for batch in batches:
+        assert torch.equal(images.labels[batch.indices], batch.labels)
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
 # ---- digits
@@ -102,9 +104,9 @@ def test_global_random_state_is_neither_used_nor_changed():
 
 def test_every_image_is_seen_once_an_epoch_and_the_last_batch_is_kept():
     batches = list(numbered(23).train_batches(10, seed=0, epoch=0))
-    assert [len(labels) for _, labels in batches] == [10, 10, 3]
-    assert [len(pixels) for pixels, _ in batches] == [10, 10, 3]
-    labels = torch.cat([labels for _, labels in batches])
+    assert [len(batch.labels) for batch in batches] == [10, 10, 3]
+    assert [len(batch.images) for batch in batches] == [10, 10, 3]
+    labels = torch.cat([batch.labels for batch in batches])
     assert sorted(labels.tolist()) == list(range(23))
     assert labels.tolist() != list(range(23))
 
@@ -121,12 +123,12 @@ def test_ranks_share_the_global_batch_without_overlap(world):
     whole = list(images.train_batches(8, seed=1, epoch=2))
     ranks = [list(images.train_batches(8, seed=1, epoch=2, rank=rank, world=world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {len(whole)}
-    for number, (pixels, labels) in enumerate(whole):
+    for number, (pixels, labels, _) in enumerate(whole):
         parts = [batches[number] for batches in ranks]
-        sets = [set(own.tolist()) for _, own in parts]
+        sets = [set(own.tolist()) for _, own, _ in parts]
         assert sum(map(len, sets)) == len(set().union(*sets)) == len(labels)
         assert max(map(len, sets)) - min(map(len, sets)) <= 1
-        joined, joined_labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        joined, joined_labels, _ = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         order, expected = joined_labels.argsort(), labels.argsort()
         assert torch.equal(joined_labels[order], labels[expected])
         assert torch.equal(joined[order], pixels[expected])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from pursuhint_lib import data
-from pursuhint_lib.data import DATASETS, DataError, describe, example_input, image_counts, load_splits
+from pursuhint_lib.data import DATASETS, DataError, describe, example_input, image_counts, load_splits, trees
 from pursuhint_lib.paths import ROOT, array_cache, data_root
 from pursuhint_lib.settings import Data, SettingsError
 
@@ -46,7 +46,7 @@ def cifar_tree(root: Path, per_class: int = 2) -> dict[tuple[str, str, int], np.
 @pytest.fixture
 def small_trees(monkeypatch):
     """CIFAR-100 may have any number of classes and images."""
-    monkeypatch.setattr(data, "_check_whole", lambda root, entry: tuple(len(data._listing(root / split)) for split in ("train", "test")))
+    monkeypatch.setattr(data, "check_whole", lambda root, entry: tuple(len(data.list_images(root / split)) for split in ("train", "test")))
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_a_tree_that_was_unpacked_in_part_is_refused():
 @pytest.fixture
 def decoded(monkeypatch):
     """Number of images handed to the decoder so far, as the one entry of a list."""
-    count, decode = [0], data._decode
+    count, decode = [0], trees._decode
 
     def counting(files, *others):
         count[0] += len(files)
         return decode(files, *others)
 
-    monkeypatch.setattr(data, "_decode", counting)
+    monkeypatch.setattr(trees, "_decode", counting)
     return count
 
 
@@ -86,7 +86,7 @@ def test_an_image_tree_is_read_pixel_by_pixel_with_labels_in_the_order_of_names(
 
 def test_an_image_tree_is_decoded_once(tree, monkeypatch):
     first = load("cifar100")
-    monkeypatch.setattr(data, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(trees, "_decode", lambda *_: pytest.fail("decoded again"))
     second = load("cifar100")
     assert second.checksum == first.checksum
     assert torch.equal(second.train.images, first.train.images)
@@ -308,7 +308,7 @@ def test_an_unreadable_image_is_named(damage):
 
 def test_a_tree_that_does_not_fit_in_memory_is_refused_before_it_is_read(monkeypatch):
     folder_tree("test")
-    monkeypatch.setattr(data, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(trees, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8 - 1)
     assert "5 images of 8×8" in folder_error()
-    monkeypatch.setattr(data, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8)
+    monkeypatch.setattr(trees, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8)
     assert len(load("imagefolder", root="pets", image_size=8).train) == 5

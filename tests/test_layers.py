@@ -12,14 +12,14 @@ LIBRARY = ROOT / "pursuhint_lib"
 LAYERS = [
     {"paths", "files", "settings"},
     {"progress", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
-    {"data", "models", "taps"},
+    {"data", "models", "taps", "teachers"},
     {"profiling", "distillers", "records"},
     {"training"},
     {"study"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Modules that are folders of files which import each other.
-PACKAGES = {"settings", "similarity", "losses", "plots", "models"}
+PACKAGES = {"settings", "similarity", "losses", "plots", "models", "distillers", "data", "training"}
 STUDY = [
     "explain",
     "arms",
@@ -34,6 +34,7 @@ STUDY = [
     "plan",
     "estimate",
     "check",
+    "validate",
     "engine",
     "__main__",
 ]

@@ -1,13 +1,18 @@
 """The README's commands, paths, numbers and example are those of the code."""
 
 import re
+from dataclasses import replace
 
 import yaml
 
+from pursuhint_lib.distillers import DISTILLERS
+from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import CONFIG, ROOT
-from pursuhint_lib.settings import Profile, build
+from pursuhint_lib.settings import Pair, Profile, build
 from pursuhint_lib.study.__main__ import _parser
-from pursuhint_lib.study.profile import checked
+from pursuhint_lib.study.profile import checked, load_profile
+from pursuhint_lib.study.runs import run_cell
+from pursuhint_lib.study.validate import validate
 
 README = (ROOT / "README.md").read_text()
 
@@ -34,6 +39,21 @@ def test_the_example_profile_can_be_run():
     (example,) = re.findall(r"```yaml\n(# my_pair\.yaml.*?)```", README, flags=re.S)
     profile = checked(build(Profile, yaml.safe_load(example), "my_pair.yaml"))
     assert profile.pairs[0].k == 3
+
+
+def test_the_example_method_and_network_train(monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    # What the example adds to the tables is taken out again after the test.
+    monkeypatch.setitem(DISTILLERS, "embedded-mse", None)
+    monkeypatch.setitem(MODELS, "resnet26x0.5", None)
+    exec(example, {})
+    pair, methods = Pair("resnet14", "resnet26x0.5"), ("embedded-mse", "at+embedded-mse")
+    changes = {"pairs": (pair,), "methods": methods, "arms": ("none", "stage-ends"), "seeds": (0,), "example_pair": None}
+    profile = checked(replace(load_profile("smoke"), **changes))
+    assert [finding.state for finding in validate(profile)] == ["ok"]
+    for method in profile.methods:
+        found = run_cell(profile, profile.pairs[0], method)
+        assert found["stage-ends"][0].status == "ok"
 
 
 def test_the_verdicts_are_those_of_the_committed_results():

@@ -214,6 +214,8 @@ def test_provenance_says_where_and_with_what_a_run_was_made():
     assert found["versions"] == {package: version(package) for package in PACKAGES}
     assert {"torch", "torchvision", "numpy"} <= set(PACKAGES)
     assert found["data_checksum"] == "abc"
+    # A Python with torch in it has some hundred MiB, and the tests less than 16 GiB.
+    assert 100 < found["peak_memory_mib"] < 2**14
     assert json.loads(json.dumps(found)) == found
 
 

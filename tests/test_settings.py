@@ -119,7 +119,7 @@ def distill(**other) -> DistillSettings:
         ("pairs", [{"teacher": "resnet14", "student": "resnet8", "k": 0}], ("k is 0", "above 0")),
         ("teacher.milestones", [2, 4], ("milestones [4]", "4 epochs", "between 1 and 3")),
         ("teacher.milestones", [0], ("milestones [0]", "between 1 and 3")),
-        ("precision", "fp16", ("precision 'fp16'", "did you mean 'bf16'", "valid: fp32, bf16")),
+        ("precision", "fp16", ("precision 'fp16'", "did you mean 'bf16'", "valid: auto, fp32, bf16")),
         ("methods", [], ("methods is empty", "at least one")),
         ("pairs", [], ("pairs is empty", "at least one")),
         ("arms", [], ("arms is empty", "at least one")),

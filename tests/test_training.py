@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pursuhint_lib import records, training
-from pursuhint_lib.data import Data, load_splits
+from pursuhint_lib import records, teachers, training
+from pursuhint_lib.data import DATASETS, Data, load_splits
 from pursuhint_lib.models import build_model, save_weights
-from pursuhint_lib.paths import StudyPaths
+from pursuhint_lib.paths import StudyPaths, teacher_file
 from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
+from pursuhint_lib.teachers import Teacher, read_entry, write_entry
 
 DATA = Data("digits", train_images=60, test_images=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
@@ -37,13 +38,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("method", HINTED)
-def test_arms_trained_side_by_side_equal_arms_trained_alone_bit_for_bit(method):
+def test_arms_trained_side_by_side_equal_arms_trained_alone_bit_for_bit(method, threads):
+    """In turn on one core, or at the same time on several."""
     training.train_teacher(TEACHER)
+    torch.set_num_threads(threads)
     together = [(record, weights(record)) for record in training.distill(settings(method))]
     for record in (record for record, _ in together):
         (StudyPaths("test").records / f"{record.name}.json").unlink()
     for arm, (record, expected) in zip(reversed(ARMS), reversed(together), strict=True):
+        torch.set_num_threads(1)
         (alone,) = training.distill(settings(method, arms=(arm,)))
         assert alone.history == record.history
         assert alone.metrics == record.metrics
@@ -90,9 +95,9 @@ def test_hints_are_matched_in_the_order_of_the_lists(arm, method):
     run = settings(method).run(arm)
     learner = training.build_learner(run, teacher)
     images, labels = next(load_splits(DATA, torch.device("cpu")).train.ordered_batches(20))
-    found = learner(images, labels, training.FrozenTeacher(teacher, arm.teacher_points)(images))
+    found = learner(images, labels, torch.arange(20), training.FrozenTeacher(teacher, arm.teacher_points)(images))
     students, teachers = (outputs(*part, images) for part in ((learner.network, run.student_points), (teacher, arm.teacher_points)))
-    torch.testing.assert_close(found["hint"], learner.method(training.Signals(students, teachers)))
+    torch.testing.assert_close(found["hint"], learner.method(training.learners.Signals(students, teachers)))
     assert run.hint_weight == pytest.approx(10.0 * 3 / len(arm.teacher_points))
 
 
@@ -102,7 +107,7 @@ def test_the_teacher_is_not_changed_by_distillation():
     model = training.load_teacher(TEACHER)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     teacher = training.FrozenTeacher(model, ["layer1.0", "layer2.1"])
-    images, _ = next(splits.train.train_batches(32, 0, 0))
+    images, _, _ = next(splits.train.train_batches(32, 0, 0))
     output = teacher(images)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -116,21 +121,23 @@ def test_the_teacher_is_not_changed_by_distillation():
 
 def test_the_teacher_answers_in_eval_mode_even_while_students_train():
     model = training.load_teacher(TEACHER)
-    images, _ = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
-    assert torch.equal(training.FrozenTeacher(model, ["layer1.0"])(images).logits, model.eval()(images))
+    images, _, _ = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
+    teacher = training.FrozenTeacher(model.train(), ["layer1.0"])
+    torch.testing.assert_close(teacher(images).logits, model.eval()(images), rtol=1e-4, atol=1e-4)
+    assert torch.equal(teacher(images).logits, teacher(images).logits)
 
 
 def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
     first = training.distill(settings())
-    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert training.distill(settings()) == first
     assert training.train_teacher(TEACHER).kind == "teacher"
 
 
 def test_only_missing_arms_are_trained(monkeypatch):
     training.distill(settings(arms=ARMS[:2]))
-    trained, fit = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k)))
+    trained, fit = [], training.runs.fit
+    monkeypatch.setattr(training.runs, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k)))
     found = training.distill(settings())
     assert trained == [found[2].name]
 
@@ -154,21 +161,21 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch):
     for record in whole:
         (StudyPaths("test").records / f"{record.name}.json").unlink()
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    run_epoch = training._run_epoch
+    monkeypatch.setattr(training.loop, "CHECKPOINT_SECONDS", 0.0)
+    run_epoch = training.loop.run_epoch
 
     def dies_in_the_third_epoch(lanes, images, schedule, epoch, **keywords):
         if epoch == 2:
             raise KeyboardInterrupt
         run_epoch(lanes, images, schedule, epoch, **keywords)
 
-    monkeypatch.setattr(training, "_run_epoch", dies_in_the_third_epoch)
+    monkeypatch.setattr(training.loop, "run_epoch", dies_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         training.distill(settings(schedule=long))
     assert len(list((StudyPaths("test").work / "checkpoints").iterdir())) == 1
 
     epochs = []
-    monkeypatch.setattr(training, "_run_epoch", lambda *a, **k: (epochs.append(a[3]), run_epoch(*a, **k)))
+    monkeypatch.setattr(training.loop, "run_epoch", lambda *a, **k: (epochs.append(a[3]), run_epoch(*a, **k)))
     resumed = training.distill(settings(schedule=long))
     assert epochs == [2, 3]
     for record, before, end in zip(resumed, whole, expected, strict=True):
@@ -224,7 +231,7 @@ def test_a_given_checkpoint_is_evaluated_and_not_trained(tmp_path, monkeypatch):
     model = training.seeded_model("resnet14", DATA, 7)
     save_weights(model, file)
     given = replace(TEACHER, checkpoint=str(file))
-    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained"))
     record = training.train_teacher(given)
     assert same(weights(record), model.state_dict())
     assert record.metrics["accuracy"] == pytest.approx(training.evaluate(model.eval(), load_splits(DATA, torch.device("cpu")).test), abs=1e-3)
@@ -250,28 +257,91 @@ def test_a_lost_teacher_is_trained_again_only_when_a_student_needs_it():
 def test_bf16_runs_and_losses_stay_float32():
     teacher = training.FrozenTeacher(build_model("resnet14", 10, 1), ENDS)
     learner = training.build_learner(settings("vid").run(Arm("a", ENDS)), teacher.model)
-    images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
+    batch = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
     with training.autocast(torch.device("cpu"), "bf16"):
-        output = teacher(images)
-        losses = learner(images, labels, output)
+        output = teacher(batch.images)
+        losses = learner(*batch, output)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert {maps.dtype for maps in output.features.values()} == {torch.float32}
     assert set(losses) == {"total", "ce", "kd", "hint"}
     assert losses["total"].item() == pytest.approx((losses["ce"] + losses["kd"] + 10 * losses["hint"]).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", HINTED)
-def test_hint_loss_falls_on_a_fixed_batch(method):
-    torch.manual_seed(0)
-    teacher = training.FrozenTeacher(training.load_teacher(TEACHER), ENDS)
-    learner = training.build_learner(settings(method, hint_weight=1.0, kd_weight=0.0, ce_weight=0.0).run(Arm("a", ENDS)), teacher.model)
-    images, labels = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
-    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-2)
-    values = []
-    for _ in range(40):
-        losses = learner(images, labels, teacher(images))
-        optimizer.zero_grad()
-        losses["total"].backward()
-        optimizer.step()
-        values.append(losses["hint"].item())
-    assert values[-1] < values[0] - 0.1 * abs(values[0])
+def test_a_teacher_trained_here_gets_a_manifest_entry_that_guards_its_weights():
+    record = training.train_teacher(TEACHER)
+    path = StudyPaths("test").weights(record.name)
+    entry = read_entry(path)
+    assert (entry.network, entry.dataset, entry.classes, entry.accuracy) == ("resnet14", "digits", 10, record.metrics["accuracy"])
+    save_weights(build_model("resnet14", 10, 1), path)
+    with pytest.raises(SettingsError, match="has changed: sha256 is"):
+        training.load_teacher(TEACHER)
+
+
+@pytest.mark.parametrize(("claimed", "passes"), [(0.0, True), (0.1, True), (0.2, False), (-0.2, False)])
+def test_a_teacher_off_its_manifest_entry_stops_the_run_before_any_student(tmp_path, monkeypatch, claimed, passes):
+    data = replace(DATA, test_images=None)
+    weights_file = tmp_path / "teacher.safetensors"
+    save_weights(training.seeded_model("resnet14", data, 5), weights_file)
+    measured = training.train_teacher(replace(TEACHER, data=data, checkpoint=str(weights_file), profile="other")).metrics["accuracy"]
+    images = DATASETS["digits"]
+    write_entry(weights_file, Teacher("mine", "resnet14", "digits", 10, measured + claimed, images.mean, images.std))
+    given = replace(TEACHER, data=data, checkpoint=str(weights_file))
+    if passes:
+        assert training.train_teacher(given).metrics["accuracy"] == measured
+        return
+    monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(SettingsError, match=f"teacher mine has an accuracy of {measured:.2f} % here, not {measured + claimed:.2f} %"):
+        training.distill(settings(teacher=given, data=data))
+    assert not list(StudyPaths("test").records.glob("*"))
+
+
+def test_a_public_teacher_is_pinned_once_it_has_passed(monkeypatch):
+    public = Teacher("resnet14", "resnet14", "digits", 10, 0.0, (0.3070,), (0.3764,), "", ("https://example.org/resnet14.pth",))
+    data = replace(DATA, test_images=None)
+    path = teacher_file("resnet14")
+    path.parent.mkdir(parents=True)
+    torch.save({"model": training.seeded_model("resnet14", data, 5).state_dict()}, path)
+    monkeypatch.setattr(teachers, "teacher_entry", lambda name: public)
+    with pytest.raises(SettingsError, match="teacher resnet14 has an accuracy"):
+        training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
+    assert read_entry(path) is None
+    network = training.seeded_model("resnet14", data, 5)
+    public = replace(public, accuracy=training.evaluate(network, load_splits(data, torch.device("cpu")).test))
+    training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
+    torch.save({"model": training.seeded_model("resnet14", data, 6).state_dict()}, path)
+    with pytest.raises(SettingsError, match="is not the checkpoint of resnet14: sha256 is"):
+        training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"), force=True)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "abilities", "expected"),
+    [
+        (None, {"amx_bf16": True}, "bf16"),
+        (None, {"avx512_bf16": True}, "bf16"),
+        (None, {"bf16": True, "architecture": "aarch64"}, "bf16"),
+        (None, {"avx2": True, "amx_bf16": False}, "fp32"),
+        (True, {}, "bf16"),
+        (False, {"amx_bf16": True}, "fp32"),
+    ],
+)
+def test_automatic_precision_is_bf16_where_the_hardware_has_it(monkeypatch, gpu, abilities, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert training.resolve_precision("auto") == expected
+    assert training.resolve_precision("fp32") == "fp32"
+
+
+def test_a_step_that_fails_on_one_core_ends_the_run_at_once(monkeypatch):
+    training.train_teacher(TEACHER)
+    torch.set_num_threads(2)
+    steps = []
+
+    def failing(lane, *arguments):
+        steps.append(lane.name)
+        raise ArithmeticError("no more")
+
+    monkeypatch.setattr(training.loop.Lane, "step", failing)
+    with pytest.raises(ArithmeticError, match="no more"):
+        training.distill(settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4)))
+    assert len(steps) <= 2 * len(ARMS)

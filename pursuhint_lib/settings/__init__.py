@@ -76,7 +76,8 @@ class Schedule:
         return self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
-PRECISIONS = ("fp32", "bf16")
+# Of a profile; a run has one of the latter two.
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Profile:
     - ``data``: the images. ``teacher``, ``student``: the two schedules.
     - ``pairs``, ``methods``, ``arms``, ``seeds``: the grid. ``kd`` and ``ce`` have no arms.
     - ``metrics``: similarity metrics to profile the teachers with.
-    - ``weights``: of the losses. ``precision``: ``fp32`` or ``bf16``.
+    - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``: ``bf16`` where the hardware has it.
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
     - ``margin``: accuracy difference, in points, that is too small to matter.

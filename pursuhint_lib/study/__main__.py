@@ -13,11 +13,12 @@ import torch
 from .. import data
 from ..paths import ROOT, StudyPaths
 from ..settings import Profile, SettingsError
-from .check import NOTE, OK, WRONG, check
+from .check import NOTE, OK, WRONG, Finding, check
 from .engine import duration, execute, failed_steps, owned, run_in_slot
 from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
+from .validate import points_table, validate
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,9 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         return _print_check(profile)
     if not options.plan:
-        wrong = [finding for finding in check(profile) if finding.state == WRONG and finding.what != "data"]
-        if wrong:
-            raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
+        _refuse_wrong([finding for finding in check(profile) if finding.what != "data"])
         if options.force:
             # Without images nothing could take the place of what is set aside.
             data.load_splits(profile.data, torch.device("cpu"))
@@ -60,6 +59,8 @@ def _run(options: argparse.Namespace) -> int:
     # Notebooks run in their own folder, so a file is named by its full path.
     source = str(profile_path(options.profile).resolve()) if options.profile.endswith((".yaml", ".yml")) else options.profile
     steps = make_plan(profile, source)
+    if not options.plan and any(step.trains and not step.done for step in steps):
+        _refuse_wrong(validate(profile))
     gpus = torch.cuda.device_count()
     expected = estimate(profile, steps, gpus or options.cores)
     _print_plan(profile, steps, expected, options.cores, whole=options.plan)
@@ -80,9 +81,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_wrong(findings: Sequence[Finding]) -> None:
+    wrong = [finding for finding in findings if finding.state == WRONG]
+    if wrong:
+        raise SettingsError(f"{wrong[0].what}: {wrong[0].detail}")
+
+
 def _print_check(profile: Profile) -> int:
     marks = {OK: "✓", NOTE: "!", WRONG: "✗"}
-    findings = check(profile)
+    for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
+        print(f"Candidate hint points of {teacher}:\n{points_table(teacher, profile.data).to_string(index=False)}\n")
+    findings = [*check(profile), *validate(profile)]
     for finding in findings:
         print(f" {marks[finding.state]} {finding.what}: {finding.detail}")
     wrong = sum(finding.state == WRONG for finding in findings)
@@ -139,6 +148,15 @@ def _print_results(profile: Profile, steps: list[Step], seconds: float) -> None:
         print(f"\n{title} ({len(files)}):")
         for file in files:
             print(f"  {_short(file)}")
+    # Missing where the steps were done by another engine or before it measured.
+    measured = {
+        step.name: pd.to_numeric(pd.read_csv(file, sep="\t")["max_rss"], errors="coerce").max()
+        for step in steps
+        if (file := paths.usage(step.name)).is_file()
+    }
+    if measured:
+        most = max(measured, key=measured.get)
+        print(f"\nPeak memory: {measured[most] / 1024:.2f} GiB, of step {most} (all steps: {_short(paths.usage('').parent)})")
     claims = paths.tables / "05_results-claims.csv"
     if claims.is_file():
         print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")

@@ -5,22 +5,27 @@ import sys
 import pandas as pd
 import torch
 
-from ..distillers import DISTILLERS
+from ..distillers import DISTILLERS, Task
 from ..models import MODELS, build_model, parameter_count
 from ..taps import candidate_points, stage_ends
 
-# A hint point to build a method on: [C, H, W].
-_SHAPES = [torch.Size((4, 8, 8))]
+# Two hint points [C, H, W] of each side and two images to build a method for.
+_STUDENT, _TEACHER = [torch.Size((3, 8, 8)), torch.Size((6, 4, 4))], [torch.Size((4, 8, 8)), torch.Size((8, 4, 4))]
+_TASK = Task(_STUDENT, _TEACHER, torch.arange(2))
 
 
 def methods_table() -> pd.DataFrame:
     """One row per entry of ``DISTILLERS``."""
     rows = []
     for name, entry in DISTILLERS.items():
-        trains = entry.build is not None and any(True for _ in entry.build(_SHAPES, _SHAPES).parameters())
-        uses = "hint points" if entry.hints else "logits" if entry.uses_teacher else "labels"
-        rows.append({"method": f"`{name}`", "name": entry.title, "uses": uses, "compares": entry.compares, "trains parts": "yes" if trains else "",
-                     "weight": f"{entry.weight:g}" if entry.build else "", "source": entry.source})  # fmt: skip
+        # SimKD's part, the projector, belongs to the student.
+        trains = entry.reuses_classifier or (entry.build is not None and any(True for _ in entry.build(_TASK).parameters()))
+        uses = "hint points" if entry.hints else "last sub-block" if entry.reuses_classifier else "logits" if entry.uses_teacher else "labels"
+        beside = " + ".join(name for name, there in (("CE", entry.ce), ("KD", entry.kd)) if there) or "nothing"
+        beside = f"{beside}, in a later stage" if entry.stages else beside
+        weight = f"{entry.weight:g}{', grows' if entry.warm_up else ''}" if entry.build else ""
+        rows.append({"method": f"`{name}`", "name": entry.title, "uses": uses, "compares": entry.compares, "beside": beside,
+                     "trains parts": "yes" if trains else "", "weight": weight, "source": entry.source})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -43,16 +48,19 @@ Made from the registries by `python -m pursuhint_lib.study.catalogue`; a test co
 
 ## Methods
 
-The loss is CE + KD + weight · method. Losses of hint points are summed over the points; the originals of SP, CC, RKD, PKT and CRD look at the last
-layer only, and FitNet at one.
-A method that uses logits takes the place of KD. Any sum is a method, too: `at+rkd`, `wsl+at`, `at+kd`.
-Weights are the literature's for 32×32 images; a profile overrides them under `weights: {{hint: {{at: 62.5}}}}`.
+The loss is CE + KD + weight · method. Losses of hint points are summed over the points; the originals of SP, CC, RKD, PKT, FT and CRD look at the
+last layer only, and FitNet at one. What each trains, and where it departs from its paper, stands at its class in
+[pursuhint_lib/distillers](../pursuhint_lib/distillers/).
+A method that uses logits takes the place of KD. Any sum is a method, too, of those without stages and with the student's own classifier: `at+rkd`,
+`wsl+at`, `wsl+crd`, `at+kd`.
+Weights are the literature's for 32×32 images, and some grow over the first twelfth of the epochs; a profile overrides them under
+`weights: {{hint: {{at: 62.5}}}}`. A stage before the task takes the first eighth of the epochs.
 
 {methods_table().to_markdown(index=False)}
 
 ## Networks
 
-Parameters at 100 classes; sub-blocks are the candidate hint points on 32×32 images. Besides these: `torchvision/<name>`.
+Parameters at 100 classes; sub-blocks are the candidate hint points on 32×32 images. Besides these: `torchvision/<name>` and `timm/<name>`.
 
 {networks_table().to_markdown(index=False, intfmt=",")}
 """

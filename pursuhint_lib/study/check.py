@@ -8,10 +8,11 @@ import psutil
 import torch
 
 from .. import records
-from ..data import DATASETS, DataError, NotDownloaded
+from ..data import DATASETS, DataError, NotDownloaded, describe
 from ..models import load_checkpoint
-from ..paths import ROOT, StudyPaths, results_root, work_root
-from ..settings import Profile, SettingsError
+from ..paths import StudyPaths, results_root, work_root
+from ..settings import Profile, SettingsError, TeacherSettings
+from ..teachers import TOLERANCE, check_entry, find, locate
 from ..training import seeded_model
 from .estimate import free_bytes
 from .profile import network_points
@@ -66,16 +67,33 @@ def _teacher(profile: Profile, network: str) -> Finding:
     what = f"teacher {network}"
     blocks = f"{len(network_points(network, profile.data).candidates)} sub-blocks"
     try:
-        if settings.checkpoint:
-            load_checkpoint(seeded_model(network, profile.data, 0), ROOT / settings.checkpoint)
+        origin = _origin(settings)
         record = records.load(profile.name, settings)
     except SettingsError as error:
         return Finding(what, WRONG, str(error))
     weights = StudyPaths(profile.name).weights(records.record_name(settings)).is_file()
     if record is None:
-        return Finding(what, OK, f"{blocks}; " + (f"from {settings.checkpoint}" if settings.checkpoint else "will be trained"))
+        return Finding(what, OK, f"{blocks}; {origin}")
     accuracy = f"{record.metrics.get('accuracy', float('nan')):.2f} %"
     return Finding(what, OK, f"{blocks}; {accuracy} on record, weights {'here' if weights else 'not here (trained again if a student needs them)'}")
+
+
+def _origin(settings: TeacherSettings) -> str:
+    """Where the teacher will come from, in words.
+
+    **Raises:** ``SettingsError`` for a checkpoint that cannot be it.
+    """
+    if settings.checkpoint is None:
+        return "will be trained"
+    path, known = locate(settings.checkpoint)
+    if known:
+        entry = describe(settings.data)
+        check_entry(known, settings.network, settings.data.dataset, entry.mean, entry.std)
+    claim = f", {known.accuracy:.2f} % by its manifest entry, ± {TOLERANCE} or the run stops" if known else ""
+    if not path.is_file():
+        return f"will be downloaded from {known.addresses[0]}{claim}"
+    load_checkpoint(seeded_model(settings.network, settings.data, 0), find(settings.checkpoint)[0])
+    return f"from {settings.checkpoint}{claim}"
 
 
 def _folder(name: str, folder: Path) -> Finding:

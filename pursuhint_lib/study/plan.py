@@ -136,22 +136,25 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
     """Write the open steps for the workflow engine and return the file.
 
     Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
-    Teachers are trained and compared on all cores, since nothing else can run yet; students on one core each, many at once.
+    Teachers are trained and compared on all cores, since nothing else can run yet; students on one core a step, many steps at once. Where there
+    are fewer steps than cores, the arms of a step share several.
     """
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
     waiting = {step.name for step in steps if not step.done}
+    hinted = {step.name for step in steps if not step.done and has_arms(step.parameters.get("method", "ce"))}
     for step in (step for step in steps if not step.done):
         files = {
             "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),
             "draft": str(paths.draft(step.name)),
             "log": str(paths.step_log(step.name)),
             "progress": str(paths.progress(step.name)),
+            "usage": str(paths.usage(step.name)),
         }
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         needs = [name for name in step.needs if name in waiting]
-        threads = cores if step.notebook[:2] in ("01", "02") else 1
+        threads = cores if step.notebook[:2] in ("01", "02") else max(1, cores // len(hinted)) if step.name in hinted else 1
         content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads})
     write_json(paths.plan, content)
     return paths.plan

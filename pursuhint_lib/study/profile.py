@@ -12,6 +12,7 @@ from ..paths import CONFIG
 from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
 from ..similarity import METRICS
 from ..taps import candidate_points, point_shapes, stage_ends
+from ..training import resolve_precision
 from .arms import STAGE_ARMS, check_arm, max_random_arm
 
 
@@ -70,7 +71,7 @@ def load_profile(profile: str) -> Profile:
 
 
 def checked(profile: Profile) -> Profile:
-    """Check names and pairs of a profile, and fill in each pair's student points and number of hint points."""
+    """Check names and pairs of a profile, and fill in each pair's student points and number of hint points, and the precision."""
     describe(profile.data)
     for metric in profile.metrics:
         choose("metric", metric, METRICS)
@@ -84,7 +85,7 @@ def checked(profile: Profile) -> Profile:
     example = resolve_pair(profile.example_pair, profile) if profile.example_pair else None
     for network in profile.checkpoints:
         choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
-    return replace(profile, pairs=pairs, example_pair=example)
+    return replace(profile, pairs=pairs, example_pair=example, precision=resolve_precision(profile.precision))
 
 
 def _check_last_batch(method: str, profile: Profile) -> None:
@@ -123,6 +124,9 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
             f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
         )
+    for method in profile.methods:
+        if k < distiller(method).least_points:
+            raise SettingsError(f"{where}: method {method} needs {distiller(method).least_points} hint points or more, but k is {k}; leave it out")
     sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(profile.arms)
     if wanted > sets:
         raise SettingsError(f"{where}: there are {sets} different sets of {k} sub-blocks of {pair.teacher}, so random-{wanted} cannot be drawn")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from .. import records
-from ..distillers import distiller
+from ..distillers import Distiller, distiller
 from ..models import parameter_count
 from ..records import Record
 from ..settings import Arm, DistillSettings, Pair, Profile, StudentSettings
@@ -26,19 +26,15 @@ def has_arms(method: str) -> bool:
 
 def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]) -> DistillSettings:
     """Settings of one (pair, method, seed) with all its arms."""
-    names = network_points(pair.teacher, profile.data).candidates
-    arms = []
-    for arm, choice in choices.items():
-        students = tuple(pair.student_points[j] for _, j in choice.matched) if choice.students else ()
-        arms.append(Arm(arm, tuple(names[i] for i in choice.indices), students))
     entry = distiller(method)
+    arms, students = _arms(profile, pair, entry, choices)
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
         student=pair.student,
         method=method,
-        arms=tuple(arms) if has_arms(method) else (Arm("none"),),
-        student_points=pair.student_points if entry.hints else (),
-        ce_weight=profile.weights.ce,
+        arms=arms,
+        student_points=students,
+        ce_weight=profile.weights.ce if entry.ce else 0.0,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
         hint_weight=profile.weights.hint.get(method, entry.weight),
         plain=_plain(profile, pair, method, seed),
@@ -50,6 +46,20 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
         precision=profile.precision,
         profile=profile.name,
     )
+
+
+def _arms(profile: Profile, pair: Pair, entry: Distiller, choices: dict[str, Choice]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """Arms and student points of a method: those chosen, the last sub-block of each side, or none."""
+    names = network_points(pair.teacher, profile.data).candidates
+    if entry.reuses_classifier:
+        return (Arm("none", names[-1:]),), network_points(pair.student, profile.data).candidates[-1:]
+    if not entry.hints:
+        return (Arm("none"),), ()
+    arms = []
+    for arm, choice in choices.items():
+        students = tuple(pair.student_points[j] for _, j in choice.matched) if choice.students else ()
+        arms.append(Arm(arm, tuple(names[i] for i in choice.indices), students))
+    return tuple(arms), pair.student_points
 
 
 def _plain(profile: Profile, pair: Pair, method: str, seed: int) -> StudentSettings | None:

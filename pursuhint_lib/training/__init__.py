@@ -1,0 +1,15 @@
+"""Training teachers and students: one loop, on accelerate, for one process or many.
+
+All arms of a (pair, method, seed) train side by side: each batch is augmented once, goes through the
+teacher once, and then through every student. Arms see the same initial weights, batches and
+augmentation, so they differ in the teacher's hint points only.
+"""
+
+from .learners import FrozenTeacher, Learner, TeacherOutput, build_learner, seeded_model
+from .loop import accelerator_for_this_process, autocast, evaluate, resolve_precision
+from .runs import distill, load_teacher, train_teacher
+
+__all__ = [
+    "FrozenTeacher", "Learner", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "distill", "evaluate",
+    "load_teacher", "resolve_precision", "seeded_model", "train_teacher",
+]  # fmt: skip

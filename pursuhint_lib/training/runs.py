@@ -1,0 +1,155 @@
+"""Runs from settings to record: teachers, and all arms of a student side by side. What has a record is loaded."""
+
+import time
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+from torch import nn
+
+from .. import records
+from ..data import Splits, describe, load_splits
+from ..distillers import distiller
+from ..models import load_checkpoint, parameter_count, save_weights
+from ..paths import StudyPaths
+from ..records import Record
+from ..settings import DistillSettings, StudentSettings, TeacherSettings, resolved, settings_hash
+from ..teachers import Teacher, check_accuracy, check_entry, find, write_entry
+from .learners import FrozenTeacher, Learner, build_learner, seeded_model
+from .loop import Lane, accelerator_for_this_process, evaluate, fit, open_lane
+
+# Bytes of memories of past images from which on they are announced.
+WORTH_SAYING = 1 << 20
+
+
+def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
+    """Train a teacher, or evaluate the given checkpoint; a record that exists is loaded.
+
+    **Returns:** the record; its weights are under ``StudyPaths.weights``, with a manifest entry beside them.
+
+    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says.
+    """
+    found = None if force else records.load(settings.profile, settings)
+    if found is not None:
+        return found
+    accelerator = accelerator_for_this_process()
+    splits = load_splits(settings.data, accelerator.device)
+    learner = Learner(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
+    started = time.monotonic()
+    lane = open_lane("teacher", learner, settings.schedule, accelerator)
+    checkpoint = StudyPaths(settings.profile).checkpoint(records.record_name(settings))
+    if settings.checkpoint is None:
+        fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
+            label=f"teacher {settings.network}", checkpoint=checkpoint)  # fmt: skip
+    else:
+        lane.history["accuracy"].append(_measure_checkpoint(settings, learner.network, splits))
+    record = _finish(settings.profile, "teacher", settings, lane, splits, time.monotonic() - started, accelerator)
+    if record.status == "ok" and accelerator.is_main_process:
+        entry = describe(settings.data)
+        write_entry(
+            StudyPaths(settings.profile).weights(record.name),
+            Teacher(record.name, settings.network, settings.data.dataset, entry.classes, record.metrics["accuracy"], entry.mean, entry.std),
+        )
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: Splits) -> float:
+    """Test accuracy of a teacher that was trained elsewhere, loaded into ``network``; refused if its manifest entry says otherwise."""
+    path, known = find(settings.checkpoint)
+    images = describe(settings.data)
+    if known:
+        check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
+    load_checkpoint(network, path)
+    accuracy = round(evaluate(network, splits.test, settings.precision), 3)
+    # On a part of the test images it may differ from that on all of them.
+    if known and settings.data.test_images is None:
+        check_accuracy(known, accuracy)
+        if known.addresses:
+            # The download was the right one, so from now on no other is.
+            write_entry(path, known)
+    return accuracy
+
+
+def load_teacher(settings: TeacherSettings) -> nn.Module:
+    """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights are not here.
+
+    **Raises:** ``SettingsError`` where the weights have changed since.
+    """
+    weights = StudyPaths(settings.profile).weights(records.record_name(settings))
+    if not weights.is_file():
+        train_teacher(settings, force=True)
+    find(str(weights))
+    model = seeded_model(settings.network, settings.data, settings.seed)
+    load_checkpoint(model, weights)
+    return model.to(accelerator_for_this_process().device).eval().requires_grad_(False)
+
+
+def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
+    """Train every arm that has no record yet, side by side on one teacher pass.
+
+    Arms with the same hint points are one run, and share its record.
+
+    **Returns:** one record per arm, in the order of ``settings.arms``.
+    """
+    runs = {records.record_name(settings.run(arm)): settings.run(arm) for arm in settings.arms}
+    found = {name: None if force else records.load(settings.profile, run) for name, run in runs.items()}
+    missing = {name: run for name, run in runs.items() if found[name] is None}
+    if missing:
+        found |= _train_students(settings, missing)
+    return [found[records.record_name(settings.run(arm))] for arm in settings.arms]
+
+
+def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings]) -> dict[str, Record]:
+    accelerator = accelerator_for_this_process()
+    splits = load_splits(settings.data, accelerator.device)
+    started = time.monotonic()
+    teacher = None
+    if any(distiller(run.method).uses_teacher for run in runs.values()):
+        points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
+        teacher = FrozenTeacher(load_teacher(settings.teacher), points)
+    lanes = []
+    for name, run in runs.items():
+        learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
+        lanes.append(open_lane(name, learner, settings.schedule, accelerator))
+    _announce_memories([lane.learner for lane in lanes])
+    checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
+    fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
+        label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
+        checkpoint=checkpoint)  # fmt: skip
+    # Students share the clock: a run's seconds are its share of the whole.
+    seconds = (time.monotonic() - started) / len(lanes)
+    finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, seconds, accelerator) for lane in lanes}
+    checkpoint.unlink(missing_ok=True)
+    return finished
+
+
+def _announce_memories(learners: Sequence[Learner]) -> None:
+    """Say how much the memories of methods like CRD take, before the start."""
+    sizes = [sum(buffer.nbytes for buffer in learner.method.buffers()) for learner in learners if learner.method]
+    if sum(sizes) > WORTH_SAYING:
+        print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", flush=True)
+
+
+def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, seconds: float,
+            accelerator: Accelerator) -> Record:  # fmt: skip
+    """Save weights and record of a lane that has come to its end."""
+    network = lane.learner.network
+    metrics: dict = {"parameters": parameter_count(network)}
+    if not lane.failed:
+        measured = [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
+        metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
+    record = Record(
+        name=records.record_name(settings),
+        kind=kind,
+        settings=resolved(settings),
+        status="failed" if lane.failed else "ok",
+        metrics=metrics,
+        history=lane.history,
+        provenance={"seconds": round(seconds, 2), **records.provenance(accelerator.device, splits.checksum)},
+    )
+    if accelerator.is_main_process:
+        save_weights(network, StudyPaths(profile).weights(record.name))
+        records.save(profile, record)
+    # Whoever needs the weights next must find them.
+    accelerator.wait_for_everyone()
+    return record
