@@ -1,0 +1,77 @@
+"""One split on one device, and batches of it: cropped, mirrored and normalised there, all images of a batch at once."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .entry import Dataset
+
+
+def evenly_spaced(count: int, total: int) -> Tensor:
+    """Ascending indices of ``count`` out of ``total`` rows; of all of them if there are no more."""
+    count = min(count, total)
+    return torch.arange(count) * total // count
+
+
+class Batch(NamedTuple):
+    """Images float32 [B, C, H, W], their labels [B], and their indices [B] in the split."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class Images:
+    """One split on one device.
+
+    **Arguments:** ``images`` uint8 [N, C, H, W], ``labels`` int64 [N], ``entry`` of the data set, ``device``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, entry: Dataset, device: torch.device):
+        self.entry, self.device = entry, device
+        self.images, self.labels = images.to(device), labels.to(device)
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (entry.mean, entry.std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Shuffled, augmented batches; the last one may be smaller.
+
+        Each process takes every ``world``-th image of the global batch.
+        """
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+        order = torch.randperm(len(self), generator=generator)
+        shifts = torch.randint(0, 2 * self.entry.padding + 1, (len(self), 2), generator=generator)
+        mirrored = torch.rand(len(self), generator=generator) < (0.5 if self.entry.flip else 0.0)
+        order, shifts, mirrored = (t.to(self.device) for t in (order, shifts, mirrored))
+        for start in range(0, len(self), batch_size):
+            chosen = order[start : start + batch_size][rank::world]
+            yield Batch(self._normalised(self._augmented(chosen, shifts[chosen], mirrored[chosen])), self.labels[chosen], chosen)
+
+    def ordered_batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Un-augmented batches in the stored order."""
+        for start in range(0, len(self), batch_size):
+            yield self._normalised(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
+
+    def spread(self, count: int) -> "Images":
+        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes; all if there are no more."""
+        rows = evenly_spaced(count, len(self))
+        return Images(self.images[rows], self.labels[rows], self.entry, self.device)
+
+    def _augmented(self, chosen: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+        """Crop each padded image at its own shift and mirror those marked: one gather for the whole batch."""
+        side, pad = self.entry.image_size, self.entry.padding
+        images = torch.nn.functional.pad(self.images[chosen], (pad, pad, pad, pad))
+        rows = shifts[:, :1] + torch.arange(side, device=self.device)
+        columns = torch.arange(side, device=self.device).expand(len(chosen), side)
+        columns = shifts[:, 1:] + torch.where(mirrored[:, None], columns.flip(1), columns)
+        index = torch.arange(len(chosen), device=self.device)[:, None, None]
+        return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        scaled = (images.float() / 255 - self._mean) / self._std
+        return scaled.contiguous(memory_format=torch.channels_last)
