@@ -62,8 +62,8 @@ def profile_file(tmp_path, **changes) -> str:
 def test_plan_lists_every_step_with_time_and_disk(capsys):
     assert command_line.main(["smoke", "--plan"]) == 0
     out = capsys.readouterr().out
-    assert out.count("about") == 10
-    assert "0 of 9 steps are done" in out
+    assert out.count("about") == 11
+    assert "0 of 10 steps are done" in out
     assert "MiB of disk" in out
 
 

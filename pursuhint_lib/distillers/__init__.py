@@ -28,7 +28,8 @@ from .reuse import ReusedClassifier, linear_classifier
 from .signals import Signals, Task, in_first_stage, warmth
 
 __all__ = [
-    "DISTILLERS", "Distiller", "ReusedClassifier", "Signals", "Task", "distiller", "in_first_stage", "linear_classifier", "warmth",
+    "DISTILLERS", "ContrastiveMemory", "Distiller", "ReusedClassifier", "Signals", "Task", "distiller", "in_first_stage",
+    "linear_classifier", "warmth",
 ]  # fmt: skip
 
 

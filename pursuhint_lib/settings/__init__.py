@@ -249,6 +249,7 @@ class Profile:
     - ``margin``: accuracy difference, in points, that is too small to matter.
     - ``stability``: what is varied to see how far the hint points depend on chance.
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
+    - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one; left out when 0.
     """
 
     name: str
@@ -270,6 +271,7 @@ class Profile:
     note: str = ""
     example_pair: Pair | None = None
     stability: Stability = Stability()
+    shortcut_seeds: int = 0
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -282,6 +284,8 @@ class Profile:
             repeated = sorted({str(v) for v in values if values.count(v) > 1})
             if repeated:
                 raise SettingsError(f"{key} names {', '.join(repeated)} more than once")
+        if self.shortcut_seeds < 0 or self.shortcut_seeds == 1:
+            raise SettingsError(f"shortcut_seeds is {self.shortcut_seeds}; give 2 or more, or 0 for no comparison")
         if min(*self.seeds, self.teacher_seed, *self.stability.teacher_seeds) < 0:
             raise SettingsError(f"seeds are {list(self.seeds)} and teacher_seed is {self.teacher_seed}; give numbers of 0 or more")
         choose("precision", self.precision, PRECISIONS)

@@ -6,60 +6,89 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..data import describe, example_input, image_counts
+from ..data import describe, image_counts
+from ..distillers import distiller
 from ..models import parameter_count
 from ..paths import results_root, work_root
-from ..settings import Profile
-from ..training import autocast, seeded_model
+from ..settings import Pair, Profile, Schedule
+from ..training import Learner, autocast, build_learner, seeded_model
 from .plan import Step
 from .profile import network_points
+from .trial import Trial, trial, trial_runs
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
 NOTEBOOK_SECONDS = 7.0
-# Loss and bookkeeping of a hint method beside the student's own step, relative to it (measured: 1.2 to 1.9).
-HINT_FACTOR = 1.5
 # Comparing all layers, per image and squared number of their channels (measured: 0.65 s for 10 000 and 2016, and as much again for RBF CKA).
 COMPARISON_SECONDS = 3e-11
 # Pixels of a measured batch: 16 images of 32×32.
 PIXELS = 16 * 32 * 32
-# Seconds of measuring for all networks of a profile, if their single steps are not slower.
-BUDGET = 2.0
+# Seconds of measuring for a profile, if single steps are not slower.
+BUDGET = 4.0
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds per image of one network on this machine: ``train`` for a step, ``infer`` for a forward pass."""
+class Speeds:
+    """Seconds per image on one core of this machine, or on its GPU.
 
-    train: float
-    infer: float
-    parameters: int
+    **Arguments:** ``train`` a teacher's training step and ``ask`` its forward pass, by network; ``step`` a student's training step with all
+    that its method adds, by (pair, method); ``evaluate`` a student's forward pass, by network.
+    """
+
+    train: dict[str, float]
+    ask: dict[str, float]
+    step: dict[tuple[str, str], float]
+    evaluate: dict[str, float]
 
 
-def measure(network: str, profile: Profile, seconds: float) -> Speed:
-    """Time one network on blank images, on one CPU core or on the GPU, for about so many seconds."""
-    data, precision = profile.data, profile.precision
+def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Sequence[str]) -> Speeds:
+    """Time one step of every (pair, method) of ``cells`` and of the ``teachers`` on random images, for about ``BUDGET`` seconds in all."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    entry = describe(data)
-    batch = max(2, min(profile.student.batch_size, PIXELS // entry.image_size**2))
-    images = example_input(data).expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last).to(device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    model = seeded_model(network, data, 0).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    speeds = Speeds({}, {}, {}, {})
+    size = describe(profile.data).image_size
+    images = max(2, min(profile.student.batch_size, PIXELS // size**2))
+    budget = BUDGET / max(1, len(cells) + 4 * len(teachers))
+    for pair in dict.fromkeys([pair for pair, _ in cells] or profile.pairs[:1]):
+        tried = trial(profile, pair, images, device)
+        for method in (method for other, method in cells if other == pair):
+            run = next(iter(trial_runs(profile, pair, method).values()))
+            learner = build_learner(run, tried.teacher.model, tried.labels).to(device)
+            speeds.step[pair.name, method] = _step_seconds(learner, tried, profile, budget) / images
+        student = seeded_model(pair.student, profile.data, 0).to(device)
+        speeds.evaluate[pair.student] = _pass_seconds(student, tried.batch.images, profile, budget) / images
+        speeds.ask[pair.teacher] = _pass_seconds(tried.teacher.model, tried.batch.images, profile, budget) / images
+    for network in teachers:
+        learner = Learner(seeded_model(network, profile.data, 0)).to(device)
+        speeds.train[network] = _step_seconds(learner, tried, profile, budget) / images
+        speeds.ask.setdefault(network, _pass_seconds(learner.network, tried.batch.images, profile, budget) / images)
+    return speeds
+
+
+def _step_seconds(learner: Learner, tried: Trial, profile: Profile, budget: float) -> float:
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.0, momentum=0.9, fused=True)
+    learner.train()
+    # Past the first stage, in which some methods do less.
+    learner.epoch, learner.epochs = profile.student.epochs - 1, profile.student.epochs
 
     def step() -> None:
-        with autocast(device, precision):
-            loss = F.cross_entropy(model(images).float(), labels)
+        with autocast(tried.batch.images.device, profile.precision):
+            loss = learner(*tried.batch, tried.output)["total"]
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    def forward() -> None:
-        with torch.no_grad(), autocast(device, precision):
-            model(images)
+    return _seconds(step, tried.batch.images.device, budget)
 
-    train, infer = (_seconds(work, device, seconds / 2) / batch for work in (step, forward))
-    return Speed(train, infer, parameter_count(model))
+
+def _pass_seconds(network: nn.Module, images: Tensor, profile: Profile, budget: float) -> float:
+    network.eval()
+
+    def forward() -> None:
+        with torch.no_grad(), autocast(images.device, profile.precision):
+            network(images)
+
+    return _seconds(forward, images.device, budget)
 
 
 def _seconds(work: Callable[[], None], device: torch.device, budget: float) -> float:
@@ -97,16 +126,18 @@ class Estimate:
 def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     """Estimate the steps that are not done yet."""
     open_steps = [step for step in steps if not step.done]
-    networks = {network for pair in profile.pairs for network in (pair.teacher, pair.student)} if any(s.trains for s in open_steps) else set()
+    missing = {step.name: _missing(profile, step) for step in open_steps}
+    training = [step for step in open_steps if missing[step.name]]
+    cells = [(profile.pair(step.parameters["pair"]), step.parameters["method"]) for step in training if step.notebook == "03_distillation"]
+    teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook[:2] in ("01", "02"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    speeds = {network: measure(network, profile, BUDGET / len(networks)) for network in sorted(networks)}
+    speeds = measure(profile, cells, tuple(teachers)) if training else Speeds({}, {}, {}, {})
     torch.set_num_threads(threads)
-    seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds) for step in open_steps}
+    seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds, missing[step.name]) for step in open_steps}
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
-    students = [speeds[pair.student].parameters for pair in profile.pairs] if speeds else [0]
-    missing = sum(_missing(profile, step) for step in open_steps)
-    size = missing * (max(students) * 4 + 5_000) + 2 * cores * len(profile.arms) * max(students) * 8
+    largest = max((parameter_count(seeded_model(pair.student, profile.data, 0)) for pair, _ in cells), default=0)
+    size = sum(missing.values()) * (largest * 4 + 5_000) + 2 * cores * len(profile.arms) * largest * 8
     return Estimate(seconds, cores, size)
 
 
@@ -115,25 +146,27 @@ def _missing(profile: Profile, step: Step) -> int:
     return (len(profile.arms) * len(profile.seeds) if wanted is None else wanted) - found
 
 
-def _training_seconds(profile: Profile, step: Step, speeds: dict[str, Speed]) -> float:
+def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
+    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", "03_distillation"):
+        return 0.0
     train, test = image_counts(profile.data)
-    missing = _missing(profile, step)
-    if step.notebook in ("01_teacher_and_layers", "02_hint_points") and missing:
-        speed, schedule = speeds[step.parameters["teacher"]], profile.teacher
-        evaluations, images = schedule.epochs / schedule.evaluate_every, min(train, profile.profile_images)
-        teacher = schedule.epochs * train * speed.train + (evaluations * test + images) * speed.infer
+    if step.notebook != "03_distillation":
+        network, schedule = step.parameters["teacher"], profile.teacher
+        images = min(train, profile.profile_images)
+        teacher = schedule.epochs * train * speeds.train[network] + (_evaluations(schedule) * test + images) * speeds.ask[network]
         if step.notebook == "01_teacher_and_layers":
             return teacher
-        return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, step.parameters["teacher"], images)
-    if step.notebook != "03_distillation" or not missing:
-        return 0.0
-    pair, schedule = profile.pair(step.parameters["pair"]), profile.student
-    student, teacher = speeds[pair.student], speeds[pair.teacher]
-    factor = 1.0 if step.parameters["method"] in ("ce", "kd") else HINT_FACTOR
-    own = schedule.epochs * train * student.train * factor + schedule.epochs / schedule.evaluate_every * test * student.infer
-    shared = 0.0 if step.parameters["method"] == "ce" else schedule.epochs * train * teacher.infer
+        return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)
+    pair, method, schedule = profile.pair(step.parameters["pair"]), step.parameters["method"], profile.student
+    own = schedule.epochs * train * speeds.step[pair.name, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
+    asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
+    # One pass of the teacher serves all arms of a seed.
     arms = max(1, (step.runs[1] or missing) // len(profile.seeds))
-    return missing * own + missing / arms * shared
+    return missing * own + missing / arms * asked
+
+
+def _evaluations(schedule: Schedule) -> float:
+    return schedule.epochs / schedule.evaluate_every
 
 
 def _comparison_seconds(profile: Profile, teacher: str, images: int) -> float:

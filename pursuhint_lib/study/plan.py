@@ -13,6 +13,7 @@ from ..settings import Pair, Profile, SettingsError, choose, resolved
 from .hints import stored_similarity
 from .publish import step_name
 from .runs import has_arms, runs_of
+from .shortcuts import shortcut_runs
 from .stability import further_teachers, stored_stability
 
 
@@ -60,6 +61,8 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
     draft.add("05_results", *(step.name for step in draft.steps if step.notebook == "03_distillation"))
     if profile.example_pair:
         draft.add("06_your_own_pair", step_name("05_results"))
+    if profile.shortcut_seeds:
+        draft.add("07_speed", step_name("05_results"))
     return draft.steps
 
 
@@ -81,13 +84,15 @@ class _Draft:
             settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
         if notebook != "02_hint_points":
             del settings["stability"]
+        if notebook != "07_speed":
+            del settings["shortcut_seeds"]
         if "pair" in parameters:
             settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
         text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
         key = hashlib.sha256(text).hexdigest()[:12]
         stamp = self.paths.stamp(name, key)
         runs = self._runs(notebook, parameters)
-        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "02", "03", "06"), runs, self._done(stamp, runs))
+        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "02", "03", "06", "07"), runs, self._done(stamp, runs))
         self.steps.append(step)
 
     def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
@@ -98,6 +103,8 @@ class _Draft:
             teachers = further_teachers(self.profile, parameters["teacher"])
             found = sum(records.load(self.profile.name, settings) is not None for settings in teachers)
             return found + int(stored_stability(self.profile, **parameters) is not None), len(teachers) + 1
+        if notebook == "07_speed":
+            return shortcut_runs(self.profile)
         if notebook != "03_distillation":
             return 0, 0
         pair: Pair = self.profile.pair(parameters["pair"])

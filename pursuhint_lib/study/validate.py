@@ -7,14 +7,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..clustering import segment_middles
-from ..data import Batch, describe, example_input, image_counts
+from ..data import example_input
 from ..settings import Data, Pair, Profile, SettingsError, StudentSettings
-from ..training import FrozenTeacher, TeacherOutput, build_learner, seeded_model
-from .arms import Choice
+from ..training import build_learner, seeded_model
 from .check import NOTE, OK, WRONG, Finding
 from .profile import network_points
-from .runs import cell_settings
+from .trial import Trial, trial, trial_runs
 
 # Random images; some methods need two, and BatchNorm some more.
 IMAGES = 4
@@ -65,14 +63,12 @@ def validate(profile: Profile) -> list[Finding]:
 
 def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
     what, points = f"pair {pair.teacher} → {pair.student}", network_points(pair.teacher, profile.data)
-    batch = _random_batch(profile.data)
-    teacher = FrozenTeacher(_settled(seeded_model(pair.teacher, profile.data, 0), batch.images), points.candidates)
-    output, labels = teacher(batch.images), torch.arange(image_counts(profile.data)[0]) % describe(profile.data).classes
+    tried = trial(profile, pair, IMAGES, torch.device("cpu"))
     wrong = []
     for method in profile.methods:
         try:
-            runs = _trial_runs(profile, pair, method)
-            blind = [shape for shape, run in runs.items() if not _reaches_student(run, teacher.model, output, batch, labels)]
+            runs = trial_runs(profile, pair, method)
+            blind = [shape for shape, run in runs.items() if not _reaches_student(run, tried)]
         except (SettingsError, ValueError, RuntimeError) as error:
             wrong.append(method)
             yield Finding(f"{what}, {method}", WRONG, " ".join(str(error).split()))
@@ -81,30 +77,22 @@ def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
             yield Finding(
                 f"{what}, {method}", NOTE, f"nothing is learned from sub-blocks of shape {', '.join(blind)}: no gradient reaches the student"
             )
-    tried = f"{len(profile.methods) - len(wrong)} of {len(profile.methods)} methods, with each of {len(set(points.shapes))} shapes of sub-blocks"
-    yield Finding(what, OK, f"{tried}: parts built, loss finite, gradient in the student and not in the teacher")
+    count = f"{len(profile.methods) - len(wrong)} of {len(profile.methods)} methods, with each of {len(set(points.shapes))} shapes of sub-blocks"
+    yield Finding(what, OK, f"{count}: parts built, loss finite, gradient in the student and not in the teacher")
 
 
-def _trial_runs(profile: Profile, pair: Pair, method: str) -> dict[str, StudentSettings]:
-    """A run with all hints from one sub-block for every shape there is, and one from the middles of segments; one run without hint points."""
-    points = network_points(pair.teacher, profile.data)
-    choices = {"middles": Choice(segment_middles(len(points.candidates), pair.k), "")}
-    choices |= {"×".join(map(str, shape)): Choice((points.shapes.index(shape),) * pair.k, "") for shape in points.shapes}
-    cell = cell_settings(profile, pair, method, profile.seeds[0], choices)
-    return {arm.name: cell.run(arm) for arm in cell.arms}
-
-
-def _reaches_student(run: StudentSettings, teacher: nn.Module, output: TeacherOutput, batch: Batch, labels: Tensor) -> bool:
+def _reaches_student(run: StudentSettings, tried: Trial) -> bool:
     """Whether the loss of the method alone has a gradient in the student.
 
     **Raises:** ``SettingsError`` where a loss or gradient is not finite, or reaches the teacher; what building the parts raises.
     """
-    learner = build_learner(run, teacher, labels).train()
+    teacher = tried.teacher.model
+    learner = build_learner(run, teacher, tried.labels).train()
     learner.epochs = run.schedule.epochs
     # In the first epochs some methods train parts of their own only, and in the last ones others have no loss any more.
     for epoch in dict.fromkeys((run.schedule.epochs - 1, 0)):
         learner.epoch = epoch
-        found = learner(*batch, output)
+        found = learner(*tried.batch, tried.output)
         loss = found.get("hint") if run.hint_weight else found["total"]
         if loss is None:
             continue
@@ -122,19 +110,3 @@ def _reaches_student(run: StudentSettings, teacher: nn.Module, output: TeacherOu
 def _require_finite(what: str, *tensors: Tensor) -> None:
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise SettingsError(f"the {what} is not finite on random images")
-
-
-def _random_batch(data: Data) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, *example_input(data).shape[1:], generator=generator)
-    return Batch(images, torch.arange(IMAGES) % describe(data).classes, torch.arange(IMAGES))
-
-
-@torch.no_grad()
-def _settled(model: nn.Module, images: Tensor) -> nn.Module:
-    """The network with BatchNorm statistics of these images: with those of a fresh one, features vanish or explode with depth."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    model.train()(images)
-    return model

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import describe, example_input
-from ..distillers import ReusedClassifier, Signals, Task, distiller, in_first_stage, linear_classifier, warmth
+from ..distillers import ContrastiveMemory, ReusedClassifier, Signals, Task, distiller, in_first_stage, linear_classifier, warmth
 from ..losses import kd
 from ..models import build_model
 from ..models.folding import folded
@@ -57,6 +57,7 @@ class Learner(nn.Module):
         self.points = ("projector",) if isinstance(network, ReusedClassifier) else run.student_points if run else ()
         self.tap = LayerTap(network, self.points)
         self.epoch, self.epochs = 0, 1
+        self.draws_on_cpu = method is not None and any(isinstance(part, ContrastiveMemory) for part in method.modules())
 
     def weights(self) -> dict[str, float]:
         """Weights of the losses in this epoch; what is not named is not part of the total."""

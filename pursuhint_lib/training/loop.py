@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ..data import Batch, Images, Splits
 from ..files import replacing
 from ..progress import Progress
 from ..settings import PRECISIONS, Schedule, choose
+from .graphs import GraphedSteps
 from .learners import FrozenTeacher, Learner, TeacherOutput
 
 # Seconds between two checkpoints of an unfinished training: what a kill can cost at most.
@@ -44,7 +46,9 @@ class Lane:
         accelerator.backward(parts["total"])
         self.optimizer.step()
         for name, loss in parts.items():
-            self.sums[name] = self.sums.get(name, 0) + loss.detach() * len(batch.labels)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(loss)
+            self.sums[name].add_(loss.detach() * len(batch.labels))
 
     def close_epoch(self, epoch: int, learning_rate: float, images: int, accuracy: float | None, accelerator: Accelerator) -> None:
         """Write the epoch into the history; a loss that is not finite ends the run as failed."""
@@ -185,7 +189,9 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
         lane.wrapped.train()
         lane.learner.epoch, lane.learner.epochs = epoch, schedule.epochs
         for group in lane.optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(epoch)
+            # On a GPU a tensor, which recorded steps read at its place.
+            rate = schedule.learning_rate_at(epoch)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
     def ask(batch: Batch) -> TeacherOutput | None:
         with autocast(accelerator.device, precision):
@@ -202,18 +208,22 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
 
     if pool:
         _overlapped(pool, watched(), ask, step, lanes)
-        return
-    for batch in watched():
-        output = ask(batch)
-        for lane in lanes:
-            step(lane, batch, output)
+    elif accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not any(lane.learner.draws_on_cpu for lane in lanes):
+        graphed = GraphedSteps(ask, [partial(step, lane) for lane in lanes])
+        for batch in watched():
+            graphed(batch)
+    else:
+        for batch in watched():
+            output = ask(batch)
+            for lane in lanes:
+                step(lane, batch, output)
 
 
 def open_lane(name: str, learner: Learner, schedule: Schedule, accelerator: Accelerator) -> Lane:
     """A learner with its optimiser, ready to be trained."""
-    optimizer = torch.optim.SGD(
-        learner.parameters(), lr=schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=True
-    )
+    on_gpu = accelerator.device.type == "cuda"
+    rate = torch.tensor(schedule.learning_rate, device=accelerator.device) if on_gpu else schedule.learning_rate
+    optimizer = torch.optim.SGD(learner.parameters(), lr=rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=True)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     return Lane(name, learner, wrapped, optimizer)
 
