@@ -82,6 +82,7 @@ FIGURES = {
     "training_curves": lambda: plots.training_curves(histories()),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
     "forest": lambda: plots.forest({"against the stage ends": panel(), "against random points": panel()}, margin=0.2),
+    "effect_grid": lambda: plots.effect_grid({"against the stage ends": panel().assign(p_holm=0.01)}, 0.05),
     "compression": lambda: plots.compression(networks()),
     "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),

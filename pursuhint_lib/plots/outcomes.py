@@ -6,13 +6,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from .style import SAFE, arm_colour, new_figure, styled
+from .style import SAFE, WIDTH, arm_colour, new_figure, styled
 
 # Panels side by side at most.
 COLUMNS = 5
 # With more arms than these, lines of single seeds would hide the means.
 FEW_ARMS = 6
+# Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins, and where black letters end.
+DEEPEST, DARK = 1.6, 1.1
 
 
 @styled
@@ -104,6 +107,37 @@ def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
         axis.set(title=title, yticks=range(len(panel)), yticklabels=list(panel["label"]), ylim=(len(panel) - 0.4, -0.6))
         axis.tick_params(axis="y", labelsize=7, left=False)
     figure.supxlabel(f"difference in test accuracy, points (shaded: within ±{margin:g})", fontsize=9)
+    return figure
+
+
+@styled
+def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
+    """Paired differences as numbers on colours: a panel per reference, a row per method, a column per arm.
+
+    **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a number is printed bold in a frame.
+    """
+    frames = {title: panel.pivot(index="label", columns="arm", values=["mean", "p_holm"]) for title, panel in panels.items()}
+    orders = {title: (list(dict.fromkeys(panel["label"])), list(dict.fromkeys(panel["arm"]))) for title, panel in panels.items()}
+    means = np.abs(np.concatenate([panel["mean"].dropna() for panel in panels.values()]))
+    # So that one arm that fails does not bleach all others.
+    limit = max(float(np.quantile(means, 0.9)), 1e-9)
+    rows = max(len(labels) for labels, _ in orders.values())
+    figure, axes = new_figure(1.6 + 0.25 * rows, WIDTH + 1.5, ncols=len(panels), sharey=True, squeeze=False)
+    for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
+        labels, arms = orders[title]
+        values, chances = (frame[name].loc[labels, arms].to_numpy(dtype=float) for name in ("mean", "p_holm"))
+        axis.imshow(values, cmap="RdBu", vmin=-DEEPEST * limit, vmax=DEEPEST * limit, aspect="auto")
+        for row, column in np.argwhere(np.isfinite(values)):
+            sure = chances[row, column] < level
+            number = f"{values[row, column]:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
+            colour = "white" if abs(values[row, column]) > DARK * limit else "black"
+            axis.text(column, row, number, ha="center", va="center", fontsize=6.5, weight="bold" if sure else "normal", color=colour)
+            if sure:
+                axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, lw=1.2))
+        axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
+        axis.set_xticklabels(arms, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
     return figure
 
 
