@@ -16,6 +16,7 @@ from ..settings import Pair, Profile, Schedule
 from ..training import Learner, autocast, build_learner, seeded_model
 from .plan import Step
 from .profile import network_points
+from .shortcuts import compared_methods
 from .trial import Trial, trial, trial_runs
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
@@ -129,6 +130,8 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     missing = {step.name: _missing(profile, step) for step in open_steps}
     training = [step for step in open_steps if missing[step.name]]
     cells = [(profile.pair(step.parameters["pair"]), step.parameters["method"]) for step in training if step.notebook == "03_distillation"]
+    if any(step.notebook == "07_speed" for step in training):
+        cells = list(dict.fromkeys([*cells, *_compared(profile)]))
     teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook[:2] in ("01", "02"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -147,22 +150,28 @@ def _missing(profile: Profile, step: Step) -> int:
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", "03_distillation"):
+    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", "03_distillation", "07_speed"):
         return 0.0
     train, test = image_counts(profile.data)
-    if step.notebook != "03_distillation":
+    if step.notebook in ("01_teacher_and_layers", "02_hint_points"):
         network, schedule = step.parameters["teacher"], profile.teacher
         images = min(train, profile.profile_images)
         teacher = schedule.epochs * train * speeds.train[network] + (_evaluations(schedule) * test + images) * speeds.ask[network]
         if step.notebook == "01_teacher_and_layers":
             return teacher
         return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)
-    pair, method, schedule = profile.pair(step.parameters["pair"]), step.parameters["method"], profile.student
+    pair, method = _compared(profile)[0] if step.notebook == "07_speed" else (profile.pair(step.parameters["pair"]), step.parameters["method"])
+    schedule = profile.student
     own = schedule.epochs * train * speeds.step[pair.name, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
     asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
     # One pass of the teacher serves all arms of a seed.
-    arms = max(1, (step.runs[1] or missing) // len(profile.seeds))
+    arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // len(profile.seeds))
     return missing * own + missing / arms * asked
+
+
+def _compared(profile: Profile) -> list[tuple[Pair, str]]:
+    """(pair, method) of the runs that notebook 07 trains in several ways."""
+    return [(profile.pairs[0], method) for method in compared_methods(profile)]
 
 
 def _evaluations(schedule: Schedule) -> float:

@@ -35,13 +35,18 @@ class Trial:
     cell: DistillSettings
 
 
+def compared_methods(profile: Profile) -> list[str]:
+    """The first methods with hints of a profile."""
+    return [method for method in profile.methods if has_arms(method)][:METHODS]
+
+
 def _trials(profile: Profile) -> Iterator[Trial]:
     """Everything that is compared: the first pair, the first methods with hints, each without hints and in one arm with them."""
     pair = profile.pairs[0]
     arm = "stage-ends" if "stage-ends" in profile.arms else next(arm for arm in profile.arms if arm != "none")
     layer_map = stored_similarity(profile, pair.teacher).layer_map
     choices = {name: choose_points(name, layer_map, pair.k) for name in ("none", arm)}
-    for method in [method for method in profile.methods if has_arms(method)][:METHODS]:
+    for method in compared_methods(profile):
         for seed in range(profile.shortcut_seeds):
             cell = cell_settings(profile, pair, method, seed, choices)
             for way, (precision, alone) in WAYS.items():
