@@ -26,7 +26,7 @@ COMPARISON_SECONDS = 3e-11
 # Pixels of a measured batch: 16 images of 32×32.
 PIXELS = 16 * 32 * 32
 # Seconds of measuring for a profile, if single steps are not slower.
-BUDGET = 4.0
+BUDGET = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Speeds:
     """Seconds per image on one core of this machine, or on its GPU.
 
     **Arguments:** ``train`` a teacher's training step and ``ask`` its forward pass, by network; ``step`` a student's training step with all
-    that its method adds, by (pair, method); ``evaluate`` a student's forward pass, by network.
+    that its method adds, by (student, method): the teacher matters little; ``evaluate`` a student's forward pass, by network.
     """
 
     train: dict[str, float]
@@ -52,13 +52,15 @@ def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Seque
     budget = BUDGET / max(1, len(cells) + 4 * len(teachers))
     for pair in dict.fromkeys([pair for pair, _ in cells] or profile.pairs[:1]):
         tried = trial(profile, pair, images, device)
-        for method in (method for other, method in cells if other == pair):
+        for method in (method for other, method in cells if other == pair and (pair.student, method) not in speeds.step):
             run = next(iter(trial_runs(profile, pair, method).values()))
             learner = build_learner(run, tried.teacher.model, tried.labels).to(device)
-            speeds.step[pair.name, method] = _step_seconds(learner, tried, profile, budget) / images
-        student = seeded_model(pair.student, profile.data, 0).to(device)
-        speeds.evaluate[pair.student] = _pass_seconds(student, tried.batch.images, profile, budget) / images
-        speeds.ask[pair.teacher] = _pass_seconds(tried.teacher.model, tried.batch.images, profile, budget) / images
+            speeds.step[pair.student, method] = _step_seconds(learner, tried, profile, budget) / images
+        if pair.student not in speeds.evaluate:
+            student = seeded_model(pair.student, profile.data, 0).to(device)
+            speeds.evaluate[pair.student] = _pass_seconds(student, tried.batch.images, profile, budget) / images
+        if pair.teacher not in speeds.ask:
+            speeds.ask[pair.teacher] = _pass_seconds(tried.teacher.model, tried.batch.images, profile, budget) / images
     for network in teachers:
         learner = Learner(seeded_model(network, profile.data, 0)).to(device)
         speeds.train[network] = _step_seconds(learner, tried, profile, budget) / images
@@ -162,7 +164,7 @@ def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int
         return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)
     pair, method = _compared(profile)[0] if step.notebook == "07_speed" else (profile.pair(step.parameters["pair"]), step.parameters["method"])
     schedule = profile.student
-    own = schedule.epochs * train * speeds.step[pair.name, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
+    own = schedule.epochs * train * speeds.step[pair.student, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
     asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
     # One pass of the teacher serves all arms of a seed.
     arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // len(profile.seeds))
