@@ -25,6 +25,7 @@ import psutil
 import torch
 from tabulate import tabulate
 from textbook import Textbook
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pursuhint_lib.clustering import random_points
@@ -36,6 +37,7 @@ from pursuhint_lib.profiling import profile_layers
 from pursuhint_lib.records import provenance
 from pursuhint_lib.settings import Data, Schedule, SettingsError, StudentSettings, TeacherSettings
 from pursuhint_lib.study.profile import network_points
+from pursuhint_lib.study.trial import settled
 from pursuhint_lib.training import FrozenTeacher, accelerator_for_this_process, build_learner, resolve_precision, seeded_model
 from pursuhint_lib.training.loop import Lane, cores, open_lane, run_epoch
 
@@ -86,13 +88,19 @@ def load_images() -> tuple[Images, str]:
         return Images(pixels, torch.arange(POOL) % entry.classes, entry, torch.device("cpu")), "random images"
 
 
+def a_teacher(network: str, images: Images) -> nn.Module:
+    """A teacher with fresh weights, but BatchNorm statistics of images: the neutral ones lead to numbers that slow fp32 down by a third."""
+    batch, _ = next(images.ordered_batches(256))
+    return settled(seeded_model(network, DATA, 0), batch).eval()
+
+
 class Sweep:
     """This project's loop: all arms side by side on one teacher pass."""
 
     def __init__(self, case: Case, images: Images):
         self.case, self.images, self.accelerator = case, images, accelerator_for_this_process()
         self.device, runs = self.accelerator.device, case.runs()
-        teacher = seeded_model(case.teacher, DATA, 0).to(self.device)
+        teacher = a_teacher(case.teacher, images).to(self.device)
         self.teacher = FrozenTeacher(teacher, dict.fromkeys(point for run in runs for point in run.teacher_points))
         self.lanes = [self._lane(number, run) for number, run in enumerate(runs)]
         self.schedule, self.epoch, self.step_seconds = runs[0].schedule, 0, float("inf")
@@ -161,7 +169,7 @@ def compare(case: Case, seconds: float) -> dict:
     begun = time.perf_counter()
     images, what = load_images()
     run = case.runs()[0]
-    textbook = Textbook(replace(run, precision="fp32"), seeded_model(case.teacher, DATA, 0), images.images, images.labels, WORKERS)
+    textbook = Textbook(replace(run, precision="fp32"), a_teacher(case.teacher, images), images.images, images.labels, WORKERS)
     sweep = Sweep(case, images)
     textbook_rate(textbook, 0.0)
     sweep.rate(0.0)
@@ -311,7 +319,7 @@ def draw(result: dict, note: str):
 
 def measure_profile(images: Images) -> dict:
     """Features of every sub-block of resnet110 on 10 000 images in one pass: seconds and peak memory."""
-    teacher = seeded_model("resnet110", DATA, 0).to(memory_format=torch.channels_last)
+    teacher = a_teacher("resnet110", images)
     some = images.spread(IMAGES_TO_PROFILE)
     with peak_memory() as most:
         begun = time.perf_counter()

@@ -30,7 +30,7 @@ def trial(profile: Profile, pair: Pair, images: int, device: torch.device) -> Tr
     generator, classes = torch.Generator().manual_seed(0), describe(data).classes
     pixels = torch.randn(images, *example_input(data).shape[1:], generator=generator).contiguous(memory_format=torch.channels_last)
     batch = Batch(*(part.to(device) for part in (pixels, torch.arange(images) % classes, torch.arange(images))))
-    model = _settled(seeded_model(pair.teacher, data, 0).to(device), batch.images)
+    model = settled(seeded_model(pair.teacher, data, 0).to(device), batch.images)
     teacher = FrozenTeacher(model, network_points(pair.teacher, data).candidates)
     return Trial(teacher, batch, teacher(batch.images), torch.arange(image_counts(data)[0]) % classes)
 
@@ -45,7 +45,7 @@ def trial_runs(profile: Profile, pair: Pair, method: str) -> dict[str, StudentSe
 
 
 @torch.no_grad()
-def _settled(model: nn.Module, images: Tensor) -> nn.Module:
+def settled(model: nn.Module, images: Tensor) -> nn.Module:
     """The network with BatchNorm statistics of these images: with those of a fresh one, features vanish or explode with depth."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
