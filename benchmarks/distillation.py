@@ -334,6 +334,10 @@ def measure_curves(case: Case, seconds: float, folder: Path) -> None:
     conditions = provenance(torch.device("cpu"), what)
     note = f"{conditions['device']}, {conditions['threads']} threads, torch {conditions['versions']['torch']}, {case.precision}, {what}"
     folder.mkdir(parents=True, exist_ok=True)
+    # First, as what a process has once had counts as its memory.
+    profile = measure_profile(images)
+    write_json(folder / "profile-step.json", profile | conditions)
+    print(f"profile of {profile['network']} on {profile['images']} images: {profile['seconds']:.1f} s, {profile['peak_memory_gb']:.2f} GB")
     for name in CURVES:
         result = curve(name, case, images, seconds)
         write_json(folder / f"distillation-{name}.json", result | conditions)
@@ -341,9 +345,6 @@ def measure_curves(case: Case, seconds: float, folder: Path) -> None:
             draw(result, note).savefig(folder / f"distillation-{name}.svg")
             draw(result, note).savefig(folder / f"distillation-{name}.png", dpi=150)
         print(f"{name}: " + ", ".join(f"{v}: {t:.3f} s" for v, t in zip(result["values"], result["seconds_per_step"], strict=True)), flush=True)
-    profile = measure_profile(images)
-    write_json(folder / "profile-step.json", profile | conditions)
-    print(f"profile of {profile['network']} on {profile['images']} images: {profile['seconds']:.1f} s, {profile['peak_memory_gb']:.2f} GB")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -137,9 +137,19 @@ def _overlapped(pool: ThreadPoolExecutor, batches: Iterable[Batch], ask: Callabl
             earlier.result()
         step(lane, batch, asked.result())
 
-    asked, latest, under_way = None, dict.fromkeys(lane.name for lane in lanes), deque()
-    for batch in batches:
-        asked = pool.submit(ask_after, asked, batch)
+    def asked_ahead() -> Iterator[tuple[Batch, Future]]:
+        """Batches with the teacher's answers, which was asked for the next one meanwhile, so that no lane waits for it."""
+        earlier = None
+        for batch in batches:
+            asked = pool.submit(ask_after, earlier and earlier[1], batch)
+            if earlier:
+                yield earlier
+            earlier = batch, asked
+        if earlier:
+            yield earlier
+
+    latest, under_way = dict.fromkeys(lane.name for lane in lanes), deque()
+    for batch, asked in asked_ahead():
         for lane in lanes:
             latest[lane.name] = pool.submit(step_after, latest[lane.name], lane, batch, asked)
         under_way.append(list(latest.values()))
