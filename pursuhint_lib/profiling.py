@@ -11,7 +11,7 @@ from .paths import work_root
 from .settings import SettingsError
 from .taps import LayerTap
 
-BATCH = 500
+BATCH = 64
 # Features of all sub-blocks together that are kept in memory (50 000 images of ResNet-110: 403 MB); above it they go to a file.
 MEMORY_BYTES = 1 << 30
 
