@@ -311,8 +311,10 @@ def draw(result: dict, note: str):
             text = f"{result['teacher_seconds']:.3f} s + arms · {result['student_seconds']:.3f} s"
             axes.plot(values, line, color="#8c8c8c", zorder=0, label=f"{text}\n(at most {result['largest_deviation']:.0%} off)")
             axes.legend()
-        axes.set(xlabel={"arms": "arms", "batch": "images per batch (4 arms)", "depth": "depth of the teacher"}[result["varied"]], ylim=(0, None))
-        axes.set(ylabel="seconds per step of all arms", title=f"{' → '.join(result['pair'])}, {result['method']}")
+        teacher, student = ("resnet", result["pair"][1]) if result["varied"] == "depth" else result["pair"]
+        labels = {"arms": "arms", "batch": "images per batch (4 arms)", "depth": "depth of the teacher (8 arms)"}
+        axes.set(xlabel=labels[result["varied"]], ylabel="seconds per step of all arms", ylim=(0, 1.08 * max(times)))
+        axes.set(title=f"{teacher} → {student}, {distiller(result['method']).title}")
         figure.supxlabel(note, fontsize=6, x=0.01, ha="left", color="#8f4a00")
     return figure
 
