@@ -345,3 +345,13 @@ def test_a_step_that_fails_on_one_core_ends_the_run_at_once(monkeypatch):
     with pytest.raises(ArithmeticError, match="no more"):
         training.distill(settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4)))
     assert len(steps) <= 2 * len(ARMS)
+
+
+def test_the_size_of_memories_is_said_before_the_start(capsys, monkeypatch):
+    monkeypatch.setattr(training.runs, "WORTH_SAYING", 0)
+    training.distill(settings("crd"))
+    # Two students, three points, two sides, 60 images of 128 numbers: 0.35 MiB.
+    assert "Memories of 2 students: 0 MiB" in capsys.readouterr().out
+    monkeypatch.setattr(training.runs, "WORTH_SAYING", 1 << 20)
+    training.distill(settings("crd", seed=4))
+    assert "Memories" not in capsys.readouterr().out

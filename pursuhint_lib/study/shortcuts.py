@@ -27,7 +27,7 @@ METHODS = 2
 
 
 @dataclass(frozen=True)
-class Trial:
+class Comparison:
     """A cell with some of its arms, to be trained in one way. ``cell.profile`` says where its records are."""
 
     way: str
@@ -40,7 +40,7 @@ def compared_methods(profile: Profile) -> list[str]:
     return [method for method in profile.methods if has_arms(method)][:METHODS]
 
 
-def _trials(profile: Profile) -> Iterator[Trial]:
+def _comparisons(profile: Profile) -> Iterator[Comparison]:
     """Everything that is compared: the first pair, the first methods with hints, each without hints and in one arm with them."""
     pair = profile.pairs[0]
     arm = "stage-ends" if "stage-ends" in profile.arms else next(arm for arm in profile.arms if arm != "none")
@@ -50,33 +50,33 @@ def _trials(profile: Profile) -> Iterator[Trial]:
         for seed in range(profile.shortcut_seeds):
             cell = cell_settings(profile, pair, method, seed, choices)
             for way, (precision, alone) in WAYS.items():
-                cell = replace(cell, precision=precision, profile=profile.name)
+                cell = replace(cell, precision=precision)
                 if not alone:
-                    yield Trial(way, method, cell)
+                    yield Comparison(way, method, cell)
                     continue
                 for single in cell.arms:
-                    yield Trial(way, method, replace(cell, arms=(single,), profile=f"{profile.name}/{ALONE}"))
+                    yield Comparison(way, method, replace(cell, arms=(single,), profile=f"{profile.name}/{ALONE}"))
 
 
 def shortcut_runs(profile: Profile) -> tuple[int, int | None]:
     """How many of the runs that are compared have a record, and how many there are; the latter is unknown before the teacher's profile."""
     if stored_similarity(profile, profile.pairs[0].teacher) is None:
         return 0, None
-    runs = {(t.cell.profile, records.record_name(t.cell.run(arm))): t.cell.run(arm) for t in _trials(profile) for arm in t.cell.arms}
+    runs = {(t.cell.profile, records.record_name(t.cell.run(arm))): t.cell.run(arm) for t in _comparisons(profile) for arm in t.cell.arms}
     return sum(records.load(folder, run) is not None for (folder, _), run in runs.items()), len(runs)
 
 
 def shortcut_frame(profile: Profile) -> pd.DataFrame:
     """Accuracy of the same runs trained in every one of ``WAYS``, by the same teacher; what has a record is loaded.
 
-    **Returns:** columns pair, method (with its arm), arm (the way), seed, accuracy in %, loss (of the last epoch), seconds.
+    **Returns:** columns pair, method (with its arm), arm (the way), seed, accuracy in %, loss (of the last epoch).
     """
     rows = []
-    for trial in _trials(profile):
-        for arm, record in zip(trial.cell.arms, distill(trial.cell), strict=True):
-            row = {"pair": profile.pairs[0].name, "method": _label(trial.method, arm), "arm": trial.way, "seed": trial.cell.seed}
+    for one in _comparisons(profile):
+        for arm, record in zip(one.cell.arms, distill(one.cell), strict=True):
+            row = {"pair": profile.pairs[0].name, "method": _label(one.method, arm), "arm": one.way, "seed": one.cell.seed}
             found = {"accuracy": record.metrics.get("accuracy", float("nan")), "loss": record.history["loss_total"][-1]}
-            rows.append({**row, **found, "seconds": record.provenance["seconds"]})
+            rows.append({**row, **found})
     return pd.DataFrame(rows).drop_duplicates(["method", "arm", "seed"])
 
 

@@ -23,13 +23,15 @@ class GraphedSteps:
     Batches of another shape, and all batches where recording fails, run as usual. A step that draws by chance on the
     CPU must not be recorded, as the draw would be, too.
 
-    **Arguments:** ``ask`` and one of ``steps`` per lane, as the loop calls them.
+    **Arguments:** ``ask`` (``None`` without a teacher) and one of ``steps`` per lane, as the loop calls them.
     """
 
-    def __init__(self, ask: Ask, steps: Sequence[Step]):
+    def __init__(self, ask: Ask | None, steps: Sequence[Step]):
         self.ask, self.steps = ask, steps
         self.streams = [torch.cuda.Stream() for _ in steps]
         self.batch: Batch | None = None
+        self.output: TeacherOutput | None = None
+        self.asking: torch.cuda.CUDAGraph | None = None
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self.usual = 0
         self.failed = False
@@ -38,7 +40,7 @@ class GraphedSteps:
         """Train every lane on a batch."""
         if self.failed or self.usual < USUAL_STEPS or (self.batch and batch.images.shape != self.batch.images.shape):
             self.usual += 1
-            output = self.ask(batch)
+            output = self.ask(batch) if self.ask else None
             for step in self.steps:
                 step(batch, output)
             return
@@ -53,28 +55,30 @@ class GraphedSteps:
         fixed = Batch(*(part.clone() for part in batch))
         torch.cuda.synchronize()
         try:
-            output = self._capture(lambda: self.ask(fixed), torch.cuda.Stream())
+            if self.ask:
+                self.asking, self.output = self._capture(lambda: self.ask(fixed), torch.cuda.Stream())
             for step, stream in zip(self.steps, self.streams, strict=True):
-                self._capture(lambda step=step: step(fixed, output), stream)
+                graph, _ = self._capture(lambda step=step: step(fixed, self.output), stream)
+                self.graphs.append(graph)
         except RuntimeError as error:
-            self.failed, self.graphs = True, []
+            self.failed, self.asking, self.graphs = True, None, []
             print(f"CUDA graphs cannot be used here ({' '.join(str(error).split())[:200]}); training goes on step by step", flush=True)
             return False
         self.batch = fixed
         return True
 
-    def _capture(self, work: Callable[[], object], stream: torch.cuda.Stream) -> object:
+    @staticmethod
+    def _capture(work: Callable[[], object], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, object]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             result = work()
-        self.graphs.append(graph)
-        return result
+        return graph, result
 
     def _replay(self) -> None:
-        teacher, *lanes = self.graphs
         now = torch.cuda.current_stream()
-        teacher.replay()
-        for graph, stream in zip(lanes, self.streams, strict=True):
+        if self.asking:
+            self.asking.replay()
+        for graph, stream in zip(self.graphs, self.streams, strict=True):
             stream.wait_stream(now)
             with torch.cuda.stream(stream):
                 graph.replay()

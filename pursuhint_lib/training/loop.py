@@ -219,7 +219,7 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
     if pool:
         _overlapped(pool, watched(), ask, step, lanes)
     elif accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not any(lane.learner.draws_on_cpu for lane in lanes):
-        graphed = GraphedSteps(ask, [partial(step, lane) for lane in lanes])
+        graphed = GraphedSteps(ask if teacher else None, [partial(step, lane) for lane in lanes])
         for batch in watched():
             graphed(batch)
     else:
