@@ -143,17 +143,20 @@ def peak_memory() -> Iterator[list[float]]:
     found, over = [], threading.Event()
     process = psutil.Process()
 
+    def now() -> float:
+        sizes = [process.memory_info().rss]
+        for child in process.children(recursive=True):
+            try:
+                sizes.append(child.memory_info().rss - child.memory_info().shared)
+            except psutil.NoSuchProcess:
+                continue
+        return sum(sizes) / 1e9
+
     def watch() -> None:
-        most = 0.0
+        most = now()
         while not over.wait(0.05):
-            sizes = [process.memory_info().rss]
-            for child in process.children(recursive=True):
-                try:
-                    sizes.append(child.memory_info().rss - child.memory_info().shared)
-                except psutil.NoSuchProcess:
-                    continue
-            most = max(most, sum(sizes) / 1e9)
-        found.append(most)
+            most = max(most, now())
+        found.append(max(most, now()))  # once more at the end, as work that is shorter than the pause has an end only
 
     thread = threading.Thread(target=watch)
     thread.start()
