@@ -39,7 +39,8 @@ from pursuhint_lib.settings import Data, Schedule, SettingsError, StudentSetting
 from pursuhint_lib.study.profile import network_points
 from pursuhint_lib.study.trial import settled
 from pursuhint_lib.training import FrozenTeacher, accelerator_for_this_process, build_learner, resolve_precision, seeded_model
-from pursuhint_lib.training.loop import Lane, cores, open_lane, run_epoch
+from pursuhint_lib.training.lanes import Lane, open_lane
+from pursuhint_lib.training.loop import cores, run_epoch
 
 ALTERNATIONS = 5
 # Images that are drawn from in an epoch of this project's loop.

@@ -137,6 +137,10 @@ class StudyPaths:
         """State of an unfinished training."""
         return self.work / "checkpoints" / f"{run}.pt"
 
+    def metrics(self, training: str) -> Path:
+        """What a training says of its epochs while it runs, one line of JSON per epoch and student."""
+        return self.work / "metrics" / f"{file_name(training)}.jsonl"
+
     def stamp(self, step: str, key: str) -> Path:
         """Small file that says that a step is done with the settings behind ``key``."""
         return self.work / "steps" / f"{step}-{key}.json"

@@ -28,8 +28,10 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str = "epoch", done: int = 0):
         self.label, self.total, self.unit, self.done = label, total, unit, done
         file = os.environ.get("PURSUHINT_PROGRESS")
-        self._file = Path(file) if file else None
-        self._bar = None if file else tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+        # Of processes that train together the first one speaks for all.
+        silent = os.environ.get("RANK", "0") != "0"
+        self._file = Path(file) if file and not silent else None
+        self._bar = None if file or silent else tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
         self._write()
 
     def advance(self, figures: str = "") -> None:

@@ -11,7 +11,7 @@ LIBRARY = ROOT / "pursuhint_lib"
 # From the ground up; a module imports from lower layers only. Within the study package its own order holds.
 LAYERS = [
     {"paths", "files", "settings"},
-    {"progress", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
+    {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
     {"profiling", "distillers", "records"},
     {"training"},

@@ -259,7 +259,7 @@ OTHER = {
     "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
     "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64,
     "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
-    "evaluate_every": 2, "part_weights": (1.0, 2.0),
+    "evaluate_every": 2, "sync_batchnorm": True, "part_weights": (1.0, 2.0),
 }  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def test_resolved_settings_are_plain_and_hold_the_defaults():
     plain = resolved(STUDENT)
     assert plain["schedule"] == {
         "epochs": 10, "batch_size": 64, "learning_rate": 0.05, "milestones": [5, 8], "decay": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-        "evaluate_every": 1,
+        "evaluate_every": 1, "sync_batchnorm": False,
     }  # fmt: skip
     assert plain["teacher"]["checkpoint"] is None
     assert plain["teacher_points"] == ["layer1.2", "layer2.2"]

@@ -154,30 +154,32 @@ def test_the_arm_without_hints_is_the_kd_run_of_every_method():
     assert len(names) == 1
 
 
-def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch):
+@pytest.mark.parametrize("method", ["at", "crd"])
+def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, method):
     long = replace(SCHEDULE, epochs=4, milestones=(2,))
-    whole = training.distill(settings(schedule=long))
+    whole = training.distill(settings(method, schedule=long))
     expected = [weights(record) for record in whole]
     for record in whole:
         (StudyPaths("test").records / f"{record.name}.json").unlink()
 
-    monkeypatch.setattr(training.loop, "CHECKPOINT_SECONDS", 0.0)
-    run_epoch = training.loop.run_epoch
+    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    run_epoch = training.fitting.run_epoch
 
-    def dies_in_the_third_epoch(lanes, images, schedule, epoch, **keywords):
-        if epoch == 2:
+    def dies_in_the_third_epoch(lanes, images, schedule, epoch, first, **keywords):
+        if (epoch, first) == (2, 1):
             raise KeyboardInterrupt
-        run_epoch(lanes, images, schedule, epoch, **keywords)
+        return run_epoch(lanes, images, schedule, epoch, first=first, **keywords)
 
-    monkeypatch.setattr(training.loop, "run_epoch", dies_in_the_third_epoch)
+    monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
-        training.distill(settings(schedule=long))
+        training.distill(settings(method, schedule=long))
     assert len(list((StudyPaths("test").work / "checkpoints").iterdir())) == 1
 
-    epochs = []
-    monkeypatch.setattr(training.loop, "run_epoch", lambda *a, **k: (epochs.append(a[3]), run_epoch(*a, **k)))
-    resumed = training.distill(settings(schedule=long))
-    assert epochs == [2, 3]
+    begun = []
+    monkeypatch.setattr(training.fitting, "run_epoch", lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1])
+    resumed = training.distill(settings(method, schedule=long))
+    assert begun == [(2, 1), (3, 0), (3, 1)]
     for record, before, end in zip(resumed, whole, expected, strict=True):
         assert record.history == before.history
         assert same(weights(record), end)
@@ -223,7 +225,7 @@ def test_evaluation_counts_every_image_once():
             self.seen += len(batch)
             return torch.nn.functional.one_hot(torch.where(numbers < 37, labels, (labels + 1) % 10), 10)
 
-    assert training.evaluate(Oracle(), images) == pytest.approx(100 * 37 / 50)
+    assert training.evaluate(Oracle(), images)["accuracy"] == pytest.approx(100 * 37 / 50)
 
 
 def test_a_given_checkpoint_is_evaluated_and_not_trained(tmp_path, monkeypatch):
@@ -234,7 +236,9 @@ def test_a_given_checkpoint_is_evaluated_and_not_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained"))
     record = training.train_teacher(given)
     assert same(weights(record), model.state_dict())
-    assert record.metrics["accuracy"] == pytest.approx(training.evaluate(model.eval(), load_splits(DATA, torch.device("cpu")).test), abs=1e-3)
+    assert record.metrics["accuracy"] == pytest.approx(
+        training.evaluate(model.eval(), load_splits(DATA, torch.device("cpu")).test)["accuracy"], abs=1e-3
+    )
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
@@ -306,7 +310,7 @@ def test_a_public_teacher_is_pinned_once_it_has_passed(monkeypatch):
         training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
     assert read_entry(path) is None
     network = training.seeded_model("resnet14", data, 5)
-    public = replace(public, accuracy=training.evaluate(network, load_splits(data, torch.device("cpu")).test))
+    public = replace(public, accuracy=training.evaluate(network, load_splits(data, torch.device("cpu")).test)["accuracy"])
     training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
     torch.save({"model": training.seeded_model("resnet14", data, 6).state_dict()}, path)
     with pytest.raises(SettingsError, match="is not the checkpoint of resnet14: sha256 is"):
@@ -341,7 +345,7 @@ def test_a_step_that_fails_on_one_core_ends_the_run_at_once(monkeypatch):
         steps.append(lane.name)
         raise ArithmeticError("no more")
 
-    monkeypatch.setattr(training.loop.Lane, "step", failing)
+    monkeypatch.setattr(training.lanes.Lane, "step", failing)
     with pytest.raises(ArithmeticError, match="no more"):
         training.distill(settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4)))
     assert len(steps) <= 2 * len(ARMS)

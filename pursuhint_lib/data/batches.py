@@ -16,6 +16,11 @@ def evenly_spaced(count: int, total: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
+def order_generator(seed: int, epoch: int) -> torch.Generator:
+    """Source of the order of an epoch's images, and of nothing else that depends on more than seed and epoch."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+
+
 class Batch(NamedTuple):
     """Images float32 [B, C, H, W], their labels [B], and their indices [B] in the split."""
 
@@ -38,23 +43,23 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def train_batches(self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Shuffled, augmented batches; the last one may be smaller.
+    def train_batches(self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0) -> Iterator[Batch]:
+        """Shuffled, augmented batches from number ``first`` on; the last one may be smaller.
 
         Each process takes every ``world``-th image of the global batch.
         """
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+        generator = order_generator(seed, epoch)
         order = torch.randperm(len(self), generator=generator)
         shifts = torch.randint(0, 2 * self.entry.padding + 1, (len(self), 2), generator=generator)
         mirrored = torch.rand(len(self), generator=generator) < (0.5 if self.entry.flip else 0.0)
         order, shifts, mirrored = (t.to(self.device) for t in (order, shifts, mirrored))
-        for start in range(0, len(self), batch_size):
+        for start in range(first * batch_size, len(self), batch_size):
             chosen = order[start : start + batch_size][rank::world]
             yield Batch(self._normalised(self._augmented(chosen, shifts[chosen], mirrored[chosen])), self.labels[chosen], chosen)
 
-    def ordered_batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """Un-augmented batches in the stored order."""
-        for start in range(0, len(self), batch_size):
+    def ordered_batches(self, batch_size: int = 500, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Un-augmented batches in the stored order; each process takes every ``world``-th of them."""
+        for start in range(rank * batch_size, len(self), world * batch_size):
             yield self._normalised(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
 
     def spread(self, count: int) -> "Images":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from ..processes import gathered, total
 from .signals import Shapes, Signals, Task
 
 # Numbers in an embedding, as in the benchmark.
@@ -70,7 +71,16 @@ class ContrastiveMemory(nn.Module):
         self.register_buffer("constants", torch.zeros(len(self.students), 2))
         self.register_buffer("labels", task.labels.clone())
         self.seed = int(torch.randint(2**31, ()))
-        self._generator, self._epoch = torch.Generator(), None
+        self._generator, self._epoch = torch.Generator(), -1
+
+    def get_extra_state(self) -> dict:
+        """Where the draws of the epoch are."""
+        return {"generator": self._generator.get_state(), "epoch": self._epoch}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Go on with the draws of an unfinished epoch."""
+        self._generator.set_state(state["generator"].cpu())
+        self._epoch = state["epoch"]
 
     def _draw(self, signals: Signals) -> tuple[Tensor, Tensor]:
         """Indices [M] of the drawn images, and for every image of the batch which of them count [B, M]."""
@@ -100,11 +110,14 @@ class ContrastiveMemory(nn.Module):
     @torch.no_grad()
     def _frozen(self, constant: Tensor, own: Tensor, others: Tensor, counted: Tensor) -> Tensor:
         """Images in memory · mean score of the first batch, kept in ``constant`` from then on."""
-        mean = (own.sum() + (others * counted).sum()) / (len(own) + counted.sum())
+        summed, count = total(torch.stack([own.sum() + (others * counted).sum(), len(own) + counted.sum()]))
+        mean = summed / count
         constant.copy_(torch.where(constant == 0, len(self.labels) * mean, constant))
         # A copy, since the backward pass needs it and the other side's constant lies in the same buffer.
         return constant.clone()
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, embedding: Tensor, indices: Tensor) -> None:
+        # Of the images of all processes, so that their memories stay the same.
+        indices, embedding = gathered(indices), gathered(embedding)
         memory[indices] = losses.common.unit(self.MOMENTUM * memory[indices] + (1 - self.MOMENTUM) * embedding)

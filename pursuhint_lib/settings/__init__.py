@@ -54,6 +54,7 @@ class Schedule:
     - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
     - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
     - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
+    - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes share it, not each from its part.
     """
 
     epochs: int
@@ -64,6 +65,7 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     evaluate_every: int = 1
+    sync_batchnorm: bool = False
 
     def __post_init__(self):
         positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every")

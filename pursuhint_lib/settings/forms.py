@@ -73,7 +73,7 @@ def _convert(hint, value, where: str):
         return build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise SettingsError(f"{where} must be {hint.__name__}, not {value!r}")
     return value
 

@@ -5,8 +5,8 @@ teacher once, and then through every student. Arms see the same initial weights,
 augmentation, so they differ in the teacher's hint points only.
 """
 
+from .lanes import accelerator_for_this_process, autocast, evaluate, resolve_precision
 from .learners import FrozenTeacher, Learner, TeacherOutput, build_learner, seeded_model
-from .loop import accelerator_for_this_process, autocast, evaluate, resolve_precision
 from .runs import distill, load_teacher, train_teacher
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
@@ -11,11 +12,13 @@ from ..data import Splits, describe, load_splits
 from ..distillers import distiller
 from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
+from ..processes import agreed
 from ..records import Record
 from ..settings import DistillSettings, StudentSettings, TeacherSettings, resolved, settings_hash
 from ..teachers import Teacher, check_accuracy, check_entry, find, write_entry
+from .fitting import fit
+from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
 from .learners import FrozenTeacher, Learner, build_learner, seeded_model
-from .loop import Lane, accelerator_for_this_process, evaluate, fit, open_lane
 
 # Bytes of memories of past images from which on they are announced.
 WORTH_SAYING = 1 << 20
@@ -36,12 +39,14 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     learner = Learner(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
     started = time.monotonic()
     lane = open_lane("teacher", learner, settings.schedule, accelerator)
-    checkpoint = StudyPaths(settings.profile).checkpoint(records.record_name(settings))
+    record_name = records.record_name(settings)
+    checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
     if settings.checkpoint is None:
         fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
-            label=f"teacher {settings.network}", checkpoint=checkpoint)  # fmt: skip
+            label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name))  # fmt: skip
     else:
-        lane.history["accuracy"].append(_measure_checkpoint(settings, learner.network, splits))
+        for column, value in _measure_checkpoint(settings, learner.network, splits).items():
+            lane.history[column] = [value]
     record = _finish(settings.profile, "teacher", settings, lane, splits, time.monotonic() - started, accelerator)
     if record.status == "ok" and accelerator.is_main_process:
         entry = describe(settings.data)
@@ -53,21 +58,21 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     return record
 
 
-def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: Splits) -> float:
+def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: Splits) -> dict[str, float]:
     """Test accuracy of a teacher that was trained elsewhere, loaded into ``network``; refused if its manifest entry says otherwise."""
     path, known = find(settings.checkpoint)
     images = describe(settings.data)
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
     load_checkpoint(network, path)
-    accuracy = round(evaluate(network, splits.test, settings.precision), 3)
+    measured = {name: round(value, 3) for name, value in evaluate(network, splits.test, settings.precision).items()}
     # On a part of the test images it may differ from that on all of them.
     if known and settings.data.test_images is None:
-        check_accuracy(known, accuracy)
+        check_accuracy(known, measured["accuracy"])
         if known.addresses:
             # The download was the right one, so from now on no other is.
             write_entry(path, known)
-    return accuracy
+    return measured
 
 
 def load_teacher(settings: TeacherSettings) -> nn.Module:
@@ -92,7 +97,8 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     **Returns:** one record per arm, in the order of ``settings.arms``.
     """
     runs = {records.record_name(settings.run(arm)): settings.run(arm) for arm in settings.arms}
-    found = {name: None if force else records.load(settings.profile, run) for name, run in runs.items()}
+    # One process looks for all, as another study may write a record meanwhile.
+    found = agreed({name: None if force else records.load(settings.profile, run) for name, run in runs.items()})
     missing = {name: run for name, run in runs.items() if found[name] is None}
     if missing:
         found |= _train_students(settings, missing)
@@ -115,12 +121,17 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
     checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
     fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
-        checkpoint=checkpoint)  # fmt: skip
+        checkpoint=checkpoint, metrics=metrics_file(settings))  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
     seconds = (time.monotonic() - started) / len(lanes)
     finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, seconds, accelerator) for lane in lanes}
     checkpoint.unlink(missing_ok=True)
     return finished
+
+
+def metrics_file(settings: DistillSettings) -> Path:
+    """Where the students of these settings say how their training goes."""
+    return StudyPaths(settings.profile).metrics(f"{settings.student}_from_{settings.teacher.network}_{settings.method}_seed{settings.seed}")
 
 
 def _announce_memories(learners: Sequence[Learner]) -> None:
@@ -138,6 +149,8 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     if not lane.failed:
         measured = [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
+        if "top5_accuracy" in lane.history:
+            metrics["top5_accuracy"] = lane.history["top5_accuracy"][-1]
     record = Record(
         name=records.record_name(settings),
         kind=kind,
@@ -145,7 +158,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         status="failed" if lane.failed else "ok",
         metrics=metrics,
         history=lane.history,
-        provenance={"seconds": round(seconds, 2), **records.provenance(accelerator.device, splits.checksum)},
+        provenance={"seconds": round(seconds, 2), "processes": accelerator.num_processes, **records.provenance(accelerator.device, splits.checksum)},
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))

@@ -1,0 +1,56 @@
+"""What a training says of every epoch while it runs: one line of JSON per student, and TensorBoard's files where they are asked for."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .lanes import Lane
+from .loop import Stretch
+
+
+class Metrics:
+    """Appends the rows of a training to a file, in its first process only.
+
+    With ``PURSUHINT_TENSORBOARD`` set in the environment the same goes to TensorBoard's files, in the folder of the file's name without ending.
+
+    **Arguments:** ``file``; ``fresh`` whether the training begins, so that lines of an earlier one are removed; ``writes`` whether this process does.
+    """
+
+    def __init__(self, file: Path, fresh: bool, writes: bool):
+        self._file = file if writes else None
+        self._board = None
+        self._stretches: list[Stretch] = []
+        if not writes:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            file.write_text("")
+        if os.environ.get("PURSUHINT_TENSORBOARD"):
+            # Imported here, as the package need not be there.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(file.with_suffix("")))
+
+    def count(self, stretch: Stretch) -> None:
+        """A part of the present epoch was trained."""
+        self._stretches.append(stretch)
+
+    def close_epoch(self, epoch: int, lanes: Sequence[Lane]) -> dict[str, float]:
+        """Write a row of every lane; returns images per second and the share of the time in which training waited for images."""
+        seconds = sum(stretch.seconds for stretch in self._stretches)
+        images = sum(stretch.images for stretch in self._stretches)
+        speed = {"images_per_second": images / seconds, "data_wait": sum(stretch.waited for stretch in self._stretches) / seconds}
+        self._stretches = []
+        for lane in lanes if self._file else ():
+            row = {column: values[-1] for column, values in lane.history.items()}
+            row = {"lane": lane.name, **row, **{name: float(f"{value:.4g}") for name, value in speed.items()}, "time": round(time.time(), 1)}
+            with self._file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._board:
+                for column, value in row.items():
+                    if isinstance(value, float):
+                        self._board.add_scalar(f"{column}/{lane.name}", value, epoch + 1)
+                self._board.flush()
+        return speed
