@@ -67,18 +67,18 @@ def load(profile: str, settings: TeacherSettings | StudentSettings) -> Record | 
     if not path.is_file():
         return None
     record = read(path)
-    differing = _differing(record.settings, resolved(settings))
-    if differing:
-        raise SettingsError(f"{path} was made with other settings ({', '.join(differing)}) than its name says; delete it to run again")
+    others = differing(record.settings, resolved(settings))
+    if others:
+        raise SettingsError(f"{path} was made with other settings ({', '.join(others)}) than its name says; delete it to run again")
     return record
 
 
-def _differing(stored: dict, wanted: dict) -> list[str]:
+def differing(stored: dict, wanted: dict) -> list[str]:
     """Stored settings that are not the wanted ones; a setting younger than the record is not asked about."""
     names = []
     for key, value in stored.items():
         if isinstance(value, dict) and isinstance(wanted.get(key), dict):
-            names += [f"{key}.{name}" for name in _differing(value, wanted[key])]
+            names += [f"{key}.{name}" for name in differing(value, wanted[key])]
         elif value != wanted.get(key):
             names.append(key)
     return names

@@ -14,7 +14,7 @@ import yaml
 from .forms import SettingsError, build, choose, positive, resolved, settings_hash
 
 __all__ = [
-    "PRECISIONS", "Arm", "Data", "DistillSettings", "Pair", "Profile", "Schedule", "SettingsError", "Stability", "StudentSettings",
+    "PRECISIONS", "Arm", "Data", "DistillSettings", "Launch", "Pair", "Profile", "Schedule", "SettingsError", "Stability", "StudentSettings",
     "TeacherSettings", "Weights", "build", "choose", "read_profile", "resolved", "settings_hash",
 ]  # fmt: skip
 
@@ -235,6 +235,19 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Training of students in processes of their own, which share every batch.
+
+    **Arguments:** ``processes``: how many on this machine; one per GPU when not given.
+    """
+
+    processes: int | None = None
+
+    def __post_init__(self):
+        positive(self, "processes")
+
+
+@dataclass(frozen=True)
 class Profile:
     """A study: every pair × method × arm × seed, on one data set with one recipe.
 
@@ -251,6 +264,7 @@ class Profile:
     - ``margin``: accuracy difference, in points, that is too small to matter.
     - ``stability``: what is varied to see how far the hint points depend on chance.
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
+    - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process when not given.
     - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one; left out when 0.
     """
 
@@ -273,6 +287,7 @@ class Profile:
     note: str = ""
     example_pair: Pair | None = None
     stability: Stability = Stability()
+    launch: Launch | None = None
     shortcut_seeds: int = 0
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ from ..files import write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
 from ..quality import layer_quality
-from ..records import provenance
+from ..records import differing, provenance
 from ..settings import Profile, SettingsError, resolved
 from ..similarity import rank, similarity_matrices
 from .arms import Choice, LayerMap, choose_points
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict | None:
 def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
     """The stored report of a teacher, if it was made with the profile's settings and has all its metrics."""
     content = read_json(StudyPaths(profile.name).similarity(teacher))
-    if content is None or content.get("settings") != _wanted(profile, teacher):
+    if content is None or "settings" not in content or differing(content["settings"], _wanted(profile, teacher)):
         return None
     if not set(profile.metrics) <= set(content["similarity"]) or not all("quality" in block for block in content["sub_blocks"]):
         return None

@@ -20,7 +20,7 @@ from ..files import write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
 from ..progress import Progress
-from ..records import provenance
+from ..records import differing, provenance
 from ..settings import Profile, TeacherSettings, resolved
 from ..similarity import similarity_matrices
 from .hints import layer_similarity, read_json
@@ -61,7 +61,9 @@ def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
 def stored_stability(profile: Profile, teacher: str, k: int) -> list[dict] | None:
     """What the changes gave, if it is on file and was made with the profile's settings."""
     content = read_json(StudyPaths(profile.name).stability(teacher, k))
-    return content["changes"] if content is not None and content.get("settings") == _wanted(profile, teacher, k) else None
+    if content is None or "settings" not in content or differing(content["settings"], _wanted(profile, teacher, k)):
+        return None
+    return content["changes"]
 
 
 def stability_frame(profile: Profile, teacher: str, k: int) -> pd.DataFrame:

@@ -7,9 +7,10 @@ augmentation, so they differ in the teacher's hint points only.
 
 from .lanes import accelerator_for_this_process, autocast, evaluate, resolve_precision
 from .learners import FrozenTeacher, Learner, TeacherOutput, build_learner, seeded_model
-from .runs import distill, load_teacher, train_teacher
+from .pauses import Stopped
+from .runs import distill, load_teacher, metrics_file, train_teacher
 
 __all__ = [
-    "FrozenTeacher", "Learner", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "distill", "evaluate",
-    "load_teacher", "resolve_precision", "seeded_model", "train_teacher",
+    "FrozenTeacher", "Learner", "Stopped", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "distill", "evaluate",
+    "load_teacher", "metrics_file", "resolve_precision", "seeded_model", "train_teacher",
 ]  # fmt: skip
