@@ -41,6 +41,11 @@ def array_cache(dataset: str) -> Path:
     return work_root() / "data" / f"{dataset}.safetensors"
 
 
+def sample_tree() -> Path:
+    """Image tree in ImageNet's form that is made from CIFAR-100."""
+    return work_root() / "data" / "imagenet-sample"
+
+
 def gpu_lock(index: int) -> Path:
     """Lock file of one GPU, so that a job has its card for itself."""
     return work_root() / f"gpu-{index}.lock"

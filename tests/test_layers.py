@@ -31,6 +31,8 @@ STUDY = [
     "shortcuts",
     "catalogue",
     "publish",
+    "launch",
+    "worker",
     "finish",
     "plan",
     "trial",

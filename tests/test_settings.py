@@ -257,7 +257,7 @@ def test_the_profile_name_does_not_enter_the_hash():
 OTHER = {
     "network": "resnet56", "student": "resnet14", "method": "at", "teacher_points": ("layer1.0",), "student_points": ("layer3.0",),
     "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
-    "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64,
+    "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64, "classes": 5,
     "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
     "evaluate_every": 2, "sync_batchnorm": True, "part_weights": (1.0, 2.0),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Data sets as uint8 arrays, and batches of them made on the device.
 
 A data set is decoded once (``load_splits``) and lives on the device as uint8; cropping, flipping
-and normalising happen there, in batches. Order and augmentation are a function of (seed, epoch) only.
+and normalising happen there, in batches. ImageNet stays files, which are decoded while training.
+Order and augmentation are a function of (seed, epoch) only.
 """
 
 import hashlib
@@ -14,15 +15,18 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ..paths import data_root
+from ..paths import data_root, sample_tree
 from ..settings import Data, SettingsError, choose
 from .batches import Batch, Images, evenly_spaced
 from .entry import DataError, Dataset, NotDownloaded
+from .preflight import Listing, check_readable, check_structure, digest
+from .sample import SAMPLE_CLASSES, SAMPLE_IMAGES, make_sample
+from .stream import StreamedImages, of_classes, rows
 from .trees import cached, check_whole, class_names, list_images, split_folders
 
 __all__ = [
-    "DATASETS", "Batch", "Data", "DataError", "Dataset", "Images", "NotDownloaded", "Splits", "describe", "evenly_spaced", "example_input",
-    "image_counts", "load_splits",
+    "DATASETS", "Batch", "Data", "DataError", "Dataset", "Images", "NotDownloaded", "Splits", "StreamedImages", "class_positions", "describe",
+    "evenly_spaced", "example_input", "image_counts", "load_splits",
 ]  # fmt: skip
 
 
@@ -32,6 +36,12 @@ def describe(settings: Data) -> Dataset:
     **Raises:** ``SettingsError`` for an unknown name, ``DataError`` for a folder without classes.
     """
     entry = DATASETS[choose("data set", settings.dataset, DATASETS)]
+    if entry.streamed:
+        if settings.classes and not 2 <= settings.classes <= entry.classes:
+            raise SettingsError(f"classes is {settings.classes}, but {settings.dataset} has {entry.classes}; give 2 to {entry.classes}")
+        return replace(entry, classes=settings.classes or entry.classes, image_size=settings.image_size or entry.image_size)
+    if settings.classes:
+        raise SettingsError(f"classes can be given for {', '.join(name for name, e in DATASETS.items() if e.streamed)}, not for {settings.dataset}")
     if settings.dataset != "imagefolder":
         return entry
     if not settings.root or not settings.image_size:
@@ -46,9 +56,16 @@ def example_input(settings: Data) -> Tensor:
     return torch.zeros(1, entry.channels, entry.image_size, entry.image_size)
 
 
+def class_positions(settings: Data) -> list[int] | None:
+    """Positions of the settings' classes among all of the data set; nothing when all are used."""
+    return None if settings.classes is None else evenly_spaced(settings.classes, DATASETS[settings.dataset].classes).tolist()
+
+
 def image_counts(settings: Data) -> tuple[int, int]:
-    """Number of training and test images that a run will see."""
+    """Number of training and test images that a run will see; for some of ImageNet's classes about their share of all."""
     train, test = describe(settings).counts
+    if settings.classes:
+        train, test = (count * settings.classes // DATASETS[settings.dataset].classes for count in (train, test))
     if settings.dataset == "imagefolder":
         train, test = (len(list_images(folder)) for folder in split_folders(data_root() / settings.root))
     return settings.train_images or train, settings.test_images or test
@@ -58,8 +75,8 @@ def image_counts(settings: Data) -> tuple[int, int]:
 class Splits:
     """Training and test images of one run, and a checksum of both."""
 
-    train: Images
-    test: Images
+    train: Images | StreamedImages
+    test: Images | StreamedImages
     checksum: str
 
 
@@ -69,6 +86,8 @@ def load_splits(settings: Data, device: torch.device) -> Splits:
     **Raises:** ``DataError`` if it is not there, not readable, or smaller than asked for.
     """
     entry = describe(settings)
+    if entry.streamed:
+        return _streamed_splits(settings, entry, device)
     arrays = entry.load(settings)
     parts = {}
     for split, count in (("train", settings.train_images), ("test", settings.test_images)):
@@ -80,6 +99,17 @@ def load_splits(settings: Data, device: torch.device) -> Splits:
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
     return Splits(Images(*parts["train"], entry, device), Images(*parts["test"], entry, device), digest.hexdigest()[:16])
+
+
+def _streamed_splits(settings: Data, entry: Dataset, device: torch.device) -> Splits:
+    """Listings of the classes and subsets that the settings ask for; the checksum is of names and sizes, for the pixels are never read at once."""
+    positions = class_positions(settings)
+    listings = []
+    for split, listing, count in zip(("train", "test"), entry.load(settings), (settings.train_images, settings.test_images), strict=True):
+        listing = listing if positions is None else of_classes(listing, positions)
+        keep = _stratified(torch.from_numpy(listing.labels), count, settings.subset_seed, f"{settings.dataset} {split}")
+        listings.append(rows(listing, keep.numpy()))
+    return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
 
 
 def _stratified(labels: Tensor, count: int | None, seed: int, what: str) -> Tensor:
@@ -156,9 +186,40 @@ def _locate_imagefolder(settings: Data) -> str:
     return f"image tree {data_root() / settings.root}, {train} + {test} images"
 
 
+def _imagenet(settings: Data) -> tuple[Listing, Listing]:
+    """The image tree <data>/imagenet/{train,val}/<class>/, or that in the data folder itself, if it is the whole of ImageNet."""
+    entry = DATASETS["imagenet"]
+    return check_structure(data_root(), entry.counts, entry.classes)
+
+
+def _locate_imagenet(settings: Data) -> str:
+    train, test = _imagenet(settings)
+    for listing in (train, test):
+        check_readable(listing)
+    return f"image tree {train.folder.parent}, {len(train)} + {len(test)} images of {len(train.classes)} classes, a sample of them decoded"
+
+
+def _sample(settings: Data) -> tuple[Listing, Listing]:
+    """An image tree of ImageNet's form, made from some of CIFAR-100 when it is not there."""
+    tree = sample_tree()
+    if not tree.is_dir():
+        make_sample(DATASETS["cifar100"].load(Data("cifar100")), tree)
+    return check_structure(tree, None, None)
+
+
+def _locate_sample(settings: Data) -> str:
+    if sample_tree().is_dir():
+        train, test = _sample(settings)
+        return f"image tree {sample_tree()}, {len(train)} + {len(test)} images"
+    return f"will be made in {sample_tree()} from CIFAR-100: {DATASETS['cifar100'].locate(Data('cifar100'))}"
+
+
 _fashion = _Torchvision("fashion-mnist", "FashionMNIST", torchvision.datasets.FashionMNIST)
 _cifar10 = _Torchvision("cifar10", "cifar-10-batches-py", torchvision.datasets.CIFAR10)
 _cifar100 = _Torchvision("cifar100", "cifar-100-python", torchvision.datasets.CIFAR100)
+_IMAGENET = {
+    "channels": 3, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "padding": 0, "flip": True, "streamed": True, "top5": True,
+}  # fmt: skip
 _CIFAR = {"channels": 3, "image_size": 32, "padding": 4, "flip": True, "counts": (50_000, 10_000)}
 
 # A new data set is one entry. Mean and standard deviation are those of the training images.
@@ -176,6 +237,14 @@ DATASETS: dict[str, Dataset] = {
     ),
     "cifar100": Dataset(
         classes=100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), **_CIFAR, load=_cifar100.load, locate=_cifar100.locate
+    ),
+    "imagenet": Dataset(
+        classes=1000, image_size=224, counts=(1_281_167, 50_000), **_IMAGENET, load=_imagenet, locate=_locate_imagenet
+    ),
+    # What the code for ImageNet is tried with where there is no ImageNet.
+    "imagenet-sample": Dataset(
+        classes=SAMPLE_CLASSES, image_size=64, counts=(SAMPLE_CLASSES * SAMPLE_IMAGES[0], SAMPLE_CLASSES * SAMPLE_IMAGES[1]), **_IMAGENET,
+        load=_sample, locate=_locate_sample,
     ),
     # Statistics of ImageNet, which its pretrained networks expect; classes, size and padding come from the folder.
     "imagefolder": Dataset(

@@ -29,6 +29,11 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that convolutions like."""
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 class Images:
     """One split on one device.
 
@@ -78,5 +83,4 @@ class Images:
         return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        scaled = (images.float() / 255 - self._mean) / self._std
-        return scaled.contiguous(memory_format=torch.channels_last)
+        return normalised(images, self._mean, self._std)

@@ -5,7 +5,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -95,8 +95,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, draft)
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> None:
     """Load weights in place: safetensors, a plain state dict, or ``{"model": state_dict, …}`` as the public teachers have it.
+
+    **Arguments:** ``classes``: the model's classes among those of the checkpoint, whose classifier may have more.
 
     Prefixes that wrappers leave (``module.``, ``_orig_mod.``) are dropped; otherwise every name and shape must agree.
 
@@ -116,10 +118,23 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
         raise SettingsError(f"{path} is no state dict (names and tensors), alone or under the key 'model'; save the network's state_dict()")
-    difference = _first_difference(model.state_dict(), state := {_without_wrappers(name): tensor for name, tensor in state.items()})
+    state = {_without_wrappers(name): tensor for name, tensor in state.items()}
+    if classes is not None:
+        state = _for_classes(state, model.state_dict(), list(classes))
+    difference = _first_difference(model.state_dict(), state)
     if difference:
         raise SettingsError(f"{path} is a checkpoint of another network: {difference}")
     model.load_state_dict(state)
+
+
+def _for_classes(state: dict[str, Tensor], expected: dict[str, Tensor], classes: list[int]) -> dict[str, Tensor]:
+    """The state with only the rows of these classes where the model has one row per class and the state has more."""
+
+    def is_classifier(name: str, tensor: Tensor) -> bool:
+        wanted = expected.get(name)
+        return wanted is not None and wanted.shape[:1] == (len(classes),) and wanted.shape[1:] == tensor.shape[1:] and len(tensor) > max(classes)
+
+    return {name: tensor[classes] if tensor.ndim and is_classifier(name, tensor) else tensor for name, tensor in state.items()}
 
 
 def _without_wrappers(name: str) -> str:

@@ -30,7 +30,8 @@ class Data:
     - ``subset_seed``: which subset.
     - ``test_images``: the same for the test images, for smoke tests only.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
-    - ``image_size``: side in pixels that an ImageFolder is decoded to (``imagefolder`` only).
+    - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for ImageNet when not given).
+    - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet`` only).
     """
 
     dataset: str
@@ -39,9 +40,15 @@ class Data:
     test_images: int | None = None
     root: str | None = None
     image_size: int | None = None
+    classes: int | None = None
 
     def __post_init__(self):
-        positive(self, "train_images", "test_images", "image_size")
+        positive(self, "train_images", "test_images", "image_size", "classes")
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the test images are those that a teacher's manifest entry speaks of, at their usual size."""
+        return self.test_images is None and self.classes is None and (self.image_size is None or self.root is not None)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from .. import records
-from ..data import DATASETS, DataError, NotDownloaded, describe
+from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe
 from ..models import load_checkpoint
 from ..paths import StudyPaths, results_root, work_root
 from ..settings import Profile, SettingsError, TeacherSettings
@@ -92,7 +92,7 @@ def _origin(settings: TeacherSettings) -> str:
     claim = f", {known.accuracy:.2f} % by its manifest entry, ± {TOLERANCE} or the run stops" if known else ""
     if not path.is_file():
         return f"will be downloaded from {known.addresses[0]}{claim}"
-    load_checkpoint(seeded_model(settings.network, settings.data, 0), find(settings.checkpoint)[0])
+    load_checkpoint(seeded_model(settings.network, settings.data, 0), find(settings.checkpoint)[0], class_positions(settings.data))
     return f"from {settings.checkpoint}{claim}"
 
 

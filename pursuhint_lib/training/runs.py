@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import records
-from ..data import Splits, describe, load_splits
+from ..data import Splits, class_positions, describe, load_splits
 from ..distillers import distiller
 from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
@@ -64,10 +64,10 @@ def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: S
     images = describe(settings.data)
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
-    load_checkpoint(network, path)
+    load_checkpoint(network, path, class_positions(settings.data))
     measured = {name: round(value, 3) for name, value in evaluate(network, splits.test, settings.precision).items()}
     # On a part of the test images it may differ from that on all of them.
-    if known and settings.data.test_images is None:
+    if known and settings.data.as_published:
         check_accuracy(known, measured["accuracy"])
         if known.addresses:
             # The download was the right one, so from now on no other is.

@@ -1,0 +1,119 @@
+"""One image file → uint8 pixels for training or evaluation, in a fraction of the time of torchvision's transforms.
+
+Crops and sizes are those of torchvision's ImageNet recipe. For training, torchvision decodes JPEGs (the pixels are Pillow's, without
+its fourth byte per pixel), and torch's antialiasing resize for uint8 scales the crop. For evaluation, Pillow does all of it, as in
+torchvision's own preset. benchmarks/imagenet_loader.py compares the speed, and says which other ways were tried.
+
+Values stay uint8: normalising a whole batch on the device is cheaper than normalising each image here.
+"""
+
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from .entry import DataError
+
+# Share of the area, and width / height, of a random crop (Szegedy et al. 2015, arXiv 1409.4842, section 6), and how often it is tried.
+SHARES = (0.08, 1.0)
+RATIOS = (3 / 4, 4 / 3)
+TRIES = 10
+# The shorter side before the centre crop, per pixel of the crop.
+MARGIN = 256 / 224
+# What Pillow's readers raise for damaged files of one format or another.
+DAMAGES = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+
+
+def crop_box(width: int, height: int, draws: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random crop, in pixels.
+
+    It has the distribution of torchvision's ``RandomResizedCrop.get_params`` with its default scale and ratio: ten tries to find a
+    crop that fits, then the largest central one with a ratio in range.
+    """
+    low, high = (math.log(ratio) for ratio in RATIOS)
+    for _ in range(TRIES):
+        area = width * height * draws.uniform(*SHARES)
+        ratio = math.exp(draws.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = (int(draws.integers(room + 1)) for room in (width - w, height - h))
+            return left, top, w, h
+    w, h = min(width, round(height * RATIOS[1])), min(height, round(width / RATIOS[0]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def train_pixels(path: Path, side: int, draws: np.random.Generator) -> np.ndarray:
+    """A random crop, resized, and mirrored with probability 1/2: uint8 [side, side, 3], RGB.
+
+    The crop is drawn before the mirroring, and neither depends on what the image shows. The file may be of any kind that Pillow reads.
+
+    **Raises:** ``DataError`` naming a file that is not there, empty, truncated or no image.
+    """
+    pixels = _decoded(path)
+    height, width = pixels.shape[2:]
+    left, top, w, h = crop_box(width, height, draws)
+    # The resize is fast for bytes that lie as in a file, pixel by pixel.
+    crop = pixels[:, :, top : top + h, left : left + w].contiguous(memory_format=torch.channels_last)
+    resized = interpolate(crop, size=(side, side), mode="bilinear", antialias=True)
+    if draws.random() < 0.5:
+        resized = resized.flip(3)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def test_pixels(path: Path, side: int) -> np.ndarray:
+    """The centre of an image whose shorter side is scaled to 256/224 of ``side``: uint8 [side, side, 3], RGB.
+
+    For 224 pixels that is, bit by bit, what torchvision's ``ImageClassification(crop_size=224, resize_size=256)`` normalises,
+    the preset of the evaluation of its pretrained networks.
+
+    **Raises:** ``DataError`` as ``train_pixels``.
+    """
+    image = _opened(path)
+    short = round(side * MARGIN)
+    image = image.resize([int(short * length / min(image.size)) for length in image.size], Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in image.size)
+    # A copy, as NumPy may not write to Pillow's memory, which torch asks for.
+    return np.array(image.crop((left, top, left + side, top + side)))
+
+
+def _decoded(path: Path) -> Tensor:
+    """All pixels of an image: uint8 [1, 3, H, W], RGB."""
+    try:
+        return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)[None]
+    except (OSError, RuntimeError):
+        # Not a JPEG, whatever its name says, or damaged: Pillow reads it or knows what is wrong.
+        return torch.from_numpy(np.array(_opened(path))).permute(2, 0, 1)[None]
+
+
+def _opened(path: Path) -> Image.Image:
+    """An image as RGB, by Pillow.
+
+    **Raises:** ``DataError`` if it cannot be read.
+    """
+    try:
+        with _without_remarks(), Image.open(path) as image:
+            if image.mode.startswith("I"):
+                # Pillow would clip 16 bits to white, where others keep the upper 8.
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image.load()
+            # Converting RGB would copy it.
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except DAMAGES as error:
+        raise DataError(f"{path} is not a readable image: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Pillow does not warn of odd metadata, unused transparency or very large images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
