@@ -40,12 +40,13 @@ def resume(lanes: Sequence[Lane], path: Path, accelerator: Accelerator) -> Posit
     """Restore all lanes from the file, if there is one; returns where the training is."""
     if not path.is_file():
         return Position()
-    state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     for lane in lanes:
         entry = state["lanes"][lane.name]
         lane.learner.load_state_dict(entry["learner"])
         lane.optimizer.load_state_dict(entry["optimizer"])
         lane.history, lane.failed = entry["history"], entry["failed"]
         # The sums are of all processes; the first one keeps them.
-        lane.sums = {name: summed if accelerator.is_main_process else torch.zeros_like(summed) for name, summed in entry["sums"].items()}
+        own = 1.0 if accelerator.is_main_process else 0.0
+        lane.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}
     return Position(state["epoch"], state["batch"])
