@@ -34,7 +34,8 @@ class Record:
     - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
       ``parameters``; accuracies are missing for a failed run.
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
-    - ``provenance``: seconds, device, versions, git commit, data checksum, threads, peak memory of the process.
+    - ``provenance``: seconds, images per second (each through all students of the training) and share of the time spent waiting for them,
+      processes, device, versions, git commit, data checksum, threads, peak memory of the process.
     """
 
     name: str

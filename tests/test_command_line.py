@@ -118,7 +118,7 @@ def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
 
     plan = write_plan(profile, steps, 1, 0)
     monkeypatch.setattr(engine, "subprocess", SimpleNamespace(Popen=ends_after_one_step, STDOUT=subprocess.STDOUT))
-    assert engine.execute("smoke", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0), 1, 0, []) == 1
+    assert engine.execute("smoke", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0), 1, 0, []) == 1
     assert engine.failed_steps("smoke", steps) == [(steps[3].name, "ValueError: of today")]
 
 

@@ -31,6 +31,7 @@ STUDY = [
     "shortcuts",
     "catalogue",
     "publish",
+    "published",
     "launch",
     "worker",
     "finish",

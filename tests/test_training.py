@@ -137,7 +137,7 @@ def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
 def test_only_missing_arms_are_trained(monkeypatch):
     training.distill(settings(arms=ARMS[:2]))
     trained, fit = [], training.runs.fit
-    monkeypatch.setattr(training.runs, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k)))
+    monkeypatch.setattr(training.runs, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k))[1])
     found = training.distill(settings())
     assert trained == [found[2].name]
 
@@ -359,3 +359,14 @@ def test_the_size_of_memories_is_said_before_the_start(capsys, monkeypatch):
     monkeypatch.setattr(training.runs, "WORTH_SAYING", 1 << 20)
     training.distill(settings("crd", seed=4))
     assert "Memories" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["ab", "fitnet-stages", "fsp", "ft"])
+def test_methods_in_stages_train_to_the_end(method):
+    # Parameters that rest in the first epoch have their first gradient when others have had several.
+    (record,) = training.distill(settings(method, arms=ARMS[1:2], schedule=replace(SCHEDULE, epochs=3), hint_weight=0.1))
+    assert record.status == "ok"
+    assert None not in record.history["loss_total"]
+    first, *later = record.history["loss_hint"]
+    assert first is not None
+    assert all((hint is None) == (method != "ft") for hint in later)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401 (it brings the operator below)
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from .entry import DataError
 
@@ -29,6 +29,10 @@ RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
 # The shorter side before the centre crop, per pixel of the crop.
 MARGIN = 256 / 224
+# The operator behind torchvision.io.decode_jpeg, which itself warns at every call that it will move to another package. Where it is
+# missing Pillow decodes: the same pixels, more slowly. The number is that of torchvision.io.ImageReadMode.RGB.
+DECODE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
+RGB = 3
 # What Pillow's readers raise for damaged files of one format or another.
 DAMAGES = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
@@ -88,10 +92,12 @@ def test_pixels(path: Path, side: int) -> np.ndarray:
 def _decoded(path: Path) -> Tensor:
     """All pixels of an image: uint8 [1, 3, H, W], RGB."""
     try:
-        return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)[None]
+        if DECODE_JPEG:
+            return DECODE_JPEG(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), RGB)[None]
     except (OSError, RuntimeError):
         # Not a JPEG, whatever its name says, or damaged: Pillow reads it or knows what is wrong.
-        return torch.from_numpy(np.array(_opened(path))).permute(2, 0, 1)[None]
+        pass
+    return torch.from_numpy(np.array(_opened(path)))[None].permute(0, 3, 1, 2)
 
 
 def _opened(path: Path) -> Image.Image:

@@ -6,6 +6,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -39,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", action="store_true", help="print the steps, which are done, and the time and disk that the rest will take")
     parser.add_argument("--check", action="store_true", help="look at data, teachers, device and disk; train nothing")
     parser.add_argument("--force", action="store_true", help="do everything again; the records that exist are set aside, not deleted")
+    parser.add_argument("--data", metavar="DIR", help="folder of the data sets, or an ImageNet tree (default: PURSUHINT_DATA, or data/)")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save what is in training after so long and end; the same command goes on")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside the metrics (needs the package tensorboard)")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
     parser.add_argument("engine", nargs="*", metavar="-- engine options", help="passed to snakemake unchanged")
     return parser
@@ -47,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.cores < 1:
         raise SettingsError(f"--cores {options.cores} is not possible; give 1 to {os.cpu_count()}")
+    _tell_processes(options)
     profile = load_profile(options.profile)
     if options.check:
         return _print_check(profile)
@@ -79,6 +85,22 @@ def _run(options: argparse.Namespace) -> int:
             return _print_failure(profile.name, steps, 1)
     _print_results(profile, steps, time.monotonic() - begun)
     return 0
+
+
+def _tell_processes(options: argparse.Namespace) -> None:
+    """Options that every process of the run has to know, here and on other machines, as environment variables."""
+    if options.data is not None:
+        if not Path(options.data).is_dir():
+            raise SettingsError(f"--data {options.data} is no folder; give the one that holds the data sets")
+        os.environ["PURSUHINT_DATA"] = str(Path(options.data).resolve())
+    if options.max_minutes is not None:
+        if not options.max_minutes > 0:
+            raise SettingsError(f"--max-minutes {options.max_minutes} is not possible; give a number above 0")
+        os.environ["PURSUHINT_DEADLINE"] = str(time.time() + 60 * options.max_minutes)
+    if options.tensorboard:
+        if find_spec("tensorboard") is None:
+            raise SettingsError("--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard")
+        os.environ["PURSUHINT_TENSORBOARD"] = "1"
 
 
 def _refuse_wrong(findings: Sequence[Finding]) -> None:
@@ -114,8 +136,10 @@ def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: 
         return
     counted = f"{trainings} trainings to do" if trainings else "every run is on record, nothing is trained"
     what = "trainings are still to be counted" if unknown else counted
+    device = "GPU" if torch.cuda.is_available() else "core"
+    time_left = f"about {duration(expected.seconds)} on {cores} cores, {expected.trained / 3600:.3g} {device}-hours of training"
     size = f"{expected.bytes / 2**20:.0f} MiB of disk ({free_bytes() / 2**30:.0f} GiB free)"
-    print(f"{len(steps) - left} of {len(steps)} steps are done; {what}; about {duration(expected.seconds)} on {cores} cores, {size}.", flush=True)
+    print(f"{len(steps) - left} of {len(steps)} steps are done; {what}; {time_left}, {size}.", flush=True)
 
 
 def _set_aside(profile: str) -> None:

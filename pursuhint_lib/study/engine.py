@@ -24,6 +24,8 @@ from .plan import Step
 MARK = "PURSUHINT_RUN"
 # Seconds between two looks at the steps, and between two lines about one step.
 POLL = 0.5
+# Seconds that processes have to save their state when they are told to end.
+GRACE = 30.0
 REPORT = 15.0
 
 
@@ -57,14 +59,14 @@ def _alive(owner: dict) -> bool:
 
 
 def end_orphans(run: str) -> None:
-    """End every process of a run but this one: politely, then for good."""
+    """End every process of a run but this one: politely, so that trainings save their state, then for good."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARK) == run:
                 found.append(process)
                 process.terminate()
-    _, alive = psutil.wait_procs(found, timeout=5)
+    _, alive = psutil.wait_procs(found, timeout=GRACE)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -1,20 +1,22 @@
 """How long the rest of a profile will take on this machine, from a few seconds of measuring."""
 
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..data import describe, image_counts
+from ..data import DataError, describe, image_counts, load_splits
 from ..distillers import distiller
 from ..models import parameter_count
 from ..paths import results_root, work_root
 from ..settings import Pair, Profile, Schedule
 from ..training import Learner, autocast, build_learner, seeded_model
-from .plan import Step
+from .plan import DISTILLING, Step
 from .profile import network_points
 from .shortcuts import compared_methods
 from .trial import Trial, trial, trial_runs
@@ -23,8 +25,10 @@ from .trial import Trial, trial, trial_runs
 NOTEBOOK_SECONDS = 7.0
 # Comparing all layers, per image and squared number of their channels (measured: 0.65 s for 10 000 and 2016, and as much again for RBF CKA).
 COMPARISON_SECONDS = 3e-11
-# Pixels of a measured batch: 16 images of 32×32.
-PIXELS = 16 * 32 * 32
+# Rows of pixels in a measured batch: 16 images of 32×32, 2 of 224×224.
+ROWS = 16 * 32
+# Images that are read to see how long it takes.
+READ_IMAGES = 16
 # Seconds of measuring for a profile, if single steps are not slower.
 BUDGET = 2.0
 
@@ -34,13 +38,15 @@ class Speeds:
     """Seconds per image on one core of this machine, or on its GPU.
 
     **Arguments:** ``train`` a teacher's training step and ``ask`` its forward pass, by network; ``step`` a student's training step with all
-    that its method adds, by (student, method): the teacher matters little; ``evaluate`` a student's forward pass, by network.
+    that its method adds, by (student, method): the teacher matters little; ``evaluate`` a student's forward pass, by network; ``read``
+    decoding and augmenting of an image that is streamed, on a core.
     """
 
     train: dict[str, float]
     ask: dict[str, float]
     step: dict[tuple[str, str], float]
     evaluate: dict[str, float]
+    read: float = 0.0
 
 
 def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Sequence[str]) -> Speeds:
@@ -48,7 +54,8 @@ def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Seque
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speeds = Speeds({}, {}, {}, {})
     size = describe(profile.data).image_size
-    images = max(2, min(profile.student.batch_size, PIXELS // size**2))
+    # A GPU shows its speed on whole batches only.
+    images = profile.student.batch_size if device.type == "cuda" else max(2, min(profile.student.batch_size, ROWS // size))
     budget = BUDGET / max(1, len(cells) + 4 * len(teachers))
     for pair in dict.fromkeys([pair for pair, _ in cells] or profile.pairs[:1]):
         tried = trial(profile, pair, images, device)
@@ -65,7 +72,21 @@ def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Seque
         learner = Learner(seeded_model(network, profile.data, 0)).to(device)
         speeds.train[network] = _step_seconds(learner, tried, profile, budget) / images
         speeds.ask.setdefault(network, _pass_seconds(learner.network, tried.batch.images, profile, budget) / images)
-    return speeds
+    return replace(speeds, read=_reading_seconds(profile))
+
+
+def _reading_seconds(profile: Profile) -> float:
+    """Seconds in which a core reads an image that is streamed; 0 where images are in memory, or are not there to be tried."""
+    if not describe(profile.data).streamed:
+        return 0.0
+    try:
+        images = load_splits(profile.data, torch.device("cpu")).train.spread(READ_IMAGES)
+    except DataError:
+        return 0.0
+    begun = time.perf_counter()
+    for _ in images.train_batches(READ_IMAGES, 0, 0):
+        pass
+    return (time.perf_counter() - begun) / len(images)
 
 
 def _step_seconds(learner: Learner, tried: Trial, profile: Profile, budget: float) -> float:
@@ -108,15 +129,16 @@ def _seconds(work: Callable[[], None], device: torch.device, budget: float) -> f
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each step that is not done, how many can run at once, and bytes on disk."""
+    """Seconds of each step that is not done, how many can run at once, bytes on disk, and the seconds that single cores or GPUs will train."""
 
     steps: dict[str, float]
     lanes: int
     bytes: int
+    trained: float
 
     def wall(self, names: Iterable[str]) -> float:
         """Seconds until these steps are over: distillations side by side, the others one after the other."""
-        alone = {name: self.steps[name] for name in names if not name.startswith("03")}
+        alone = {name: self.steps[name] for name in names if not name.startswith(DISTILLING[0])}
         together = [self.steps[name] for name in names if name not in alone]
         return sum(alone.values()) + sum(together) / max(1, min(self.lanes, len(together)))
 
@@ -131,7 +153,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     open_steps = [step for step in steps if not step.done]
     missing = {step.name: _missing(profile, step) for step in open_steps}
     training = [step for step in open_steps if missing[step.name]]
-    cells = [(profile.pair(step.parameters["pair"]), step.parameters["method"]) for step in training if step.notebook == "03_distillation"]
+    cells = [(profile.pair(step.parameters["pair"]), step.parameters["method"]) for step in training if step.notebook in DISTILLING]
     if any(step.notebook == "07_speed" for step in training):
         cells = list(dict.fromkeys([*cells, *_compared(profile)]))
     teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook[:2] in ("01", "02"))
@@ -139,11 +161,20 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     torch.set_num_threads(1)
     speeds = measure(profile, cells, tuple(teachers)) if training else Speeds({}, {}, {}, {})
     torch.set_num_threads(threads)
-    seconds = {step.name: NOTEBOOK_SECONDS + _training_seconds(profile, step, speeds, missing[step.name]) for step in open_steps}
+    trained = {step.name: _training_seconds(profile, step, speeds, missing[step.name]) for step in open_steps}
+    # Processes that train together share a step out among all cores or GPUs.
+    shared = {step.name: cores if step.notebook == DISTILLING[1] else 1 for step in open_steps}
+    seconds = {name: NOTEBOOK_SECONDS + max(own / shared[name], _read_seconds(profile, speeds, missing[name])) for name, own in trained.items()}
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
     largest = max((parameter_count(seeded_model(pair.student, profile.data, 0)) for pair, _ in cells), default=0)
     size = sum(missing.values()) * (largest * 4 + 5_000) + 2 * cores * len(profile.arms) * largest * 8
-    return Estimate(seconds, cores, size)
+    return Estimate(seconds, cores, size, sum(trained.values()))
+
+
+def _read_seconds(profile: Profile, speeds: Speeds, missing: int) -> float:
+    """Seconds that the cores of this machine read images for so many students, which share them within a seed."""
+    train, _ = image_counts(profile.data)
+    return math.ceil(missing / len(profile.arms)) * profile.student.epochs * train * speeds.read / os.cpu_count()
 
 
 def _missing(profile: Profile, step: Step) -> int:
@@ -152,13 +183,16 @@ def _missing(profile: Profile, step: Step) -> int:
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", "03_distillation", "07_speed"):
+    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed"):
         return 0.0
     train, test = image_counts(profile.data)
     if step.notebook in ("01_teacher_and_layers", "02_hint_points"):
         network, schedule = step.parameters["teacher"], profile.teacher
         images = min(train, profile.profile_images)
-        teacher = schedule.epochs * train * speeds.train[network] + (_evaluations(schedule) * test + images) * speeds.ask[network]
+        # A teacher that is given is evaluated once.
+        given = step.notebook == "01_teacher_and_layers" and network in profile.checkpoints
+        learning = 0.0 if given else schedule.epochs * train * speeds.train[network]
+        teacher = learning + ((1 if given else _evaluations(schedule)) * test + images) * speeds.ask[network]
         if step.notebook == "01_teacher_and_layers":
             return teacher
         return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)

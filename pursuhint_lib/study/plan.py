@@ -16,6 +16,9 @@ from .runs import has_arms, runs_of
 from .shortcuts import shortcut_runs
 from .stability import further_teachers, stored_stability
 
+# The notebook that trains students in its own process, and the one that trains them in several.
+DISTILLING = ("03_distillation", "04_imagenet")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -52,13 +55,14 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
         draft.add("01_teacher_and_layers", teacher=teacher)
     for teacher, k in dict.fromkeys((pair.teacher, pair.k) for pair in profile.pairs):
         draft.add("02_hint_points", step_name("01_teacher_and_layers", teacher), teacher=teacher, k=k)
+    notebook = DISTILLING[profile.launch is not None]
     for pair in profile.pairs:
         for method in profile.methods:
             # The plain runs come first: they are the arm "none" of every method with hints.
-            plain = [step_name("03_distillation", pair.name, m) for m in profile.methods if not has_arms(m)] if has_arms(method) else []
+            plain = [step_name(notebook, pair.name, m) for m in profile.methods if not has_arms(m)] if has_arms(method) else []
             points = step_name("02_hint_points", pair.teacher, pair.k)
-            draft.add("03_distillation", points, *plain, pair=pair.name, method=method)
-    draft.add("05_results", *(step.name for step in draft.steps if step.notebook == "03_distillation"))
+            draft.add(notebook, points, *plain, pair=pair.name, method=method)
+    draft.add("05_results", *(step.name for step in draft.steps if step.notebook in DISTILLING))
     if profile.example_pair:
         draft.add("06_your_own_pair", step_name("05_results"))
     if profile.shortcut_seeds:
@@ -92,7 +96,7 @@ class _Draft:
         key = hashlib.sha256(text).hexdigest()[:12]
         stamp = self.paths.stamp(name, key)
         runs = self._runs(notebook, parameters)
-        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] in ("01", "02", "03", "06", "07"), runs, self._done(stamp, runs))
+        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] not in ("00", "05"), runs, self._done(stamp, runs))
         self.steps.append(step)
 
     def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
@@ -105,7 +109,7 @@ class _Draft:
             return found + int(stored_stability(self.profile, **parameters) is not None), len(teachers) + 1
         if notebook == "07_speed":
             return shortcut_runs(self.profile)
-        if notebook != "03_distillation":
+        if notebook not in DISTILLING:
             return 0, 0
         pair: Pair = self.profile.pair(parameters["pair"])
         runs = runs_of(self.profile, pair, parameters["method"])
@@ -161,7 +165,10 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         needs = [name for name in step.needs if name in waiting]
-        threads = cores if step.notebook[:2] in ("01", "02") else max(1, cores // len(hinted)) if step.name in hinted else 1
-        content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads})
+        # Processes that train together take the whole machine, and all its GPUs.
+        alone = step.notebook[:2] in ("01", "02", "04")
+        threads = cores if alone else max(1, cores // len(hinted)) if step.name in hinted else 1
+        cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus
+        content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads, "gpus": cards if step.trains else 0})
     write_json(paths.plan, content)
     return paths.plan

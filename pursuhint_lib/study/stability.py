@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import training
 from ..clustering import HintPoints, choose_hint_points
-from ..data import Images, evenly_spaced, load_splits
+from ..data import Images, StreamedImages, evenly_spaced, load_splits
 from ..files import write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
@@ -121,7 +121,9 @@ def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
 
     settings = profile.stability
     count = min(profile.profile_images, len(splits.train))
-    sizes = sorted({n for n in (*settings.images, len(splits.train)) if n <= len(splits.train)} - {count})
+    # Features of all images are kept at once, so that those of a data set which is streamed are too many.
+    whole = () if isinstance(splits.train, StreamedImages) else (len(splits.train),)
+    sizes = sorted({n for n in (*settings.images, *whole) if n <= len(splits.train)} - {count})
     others = further_teachers(profile, teacher)
 
     def changes() -> Iterator[Change]:

@@ -1,6 +1,7 @@
 """A lane of a training: one learner with its optimiser and history, and the device and precision it runs in."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -87,9 +88,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def accelerator_for_this_process() -> Accelerator:
     """Device and process group. Precision is a setting of the run, so accelerate is kept out of it."""
-    # In some epochs of some methods a part of the student gets no gradient: its classifier in a stage of hints alone. Buffers are
-    # brought together where they are needed: at every step only the first process's would count.
-    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
+    # Buffers are brought together where they are needed: at every step only the first process's would count.
+    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 
 def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[str, float]:
@@ -122,7 +122,15 @@ def open_lane(name: str, learner: Learner, schedule: Schedule, accelerator: Acce
     on_gpu = accelerator.device.type == "cuda"
     rate = torch.tensor(schedule.learning_rate, device=accelerator.device) if on_gpu else schedule.learning_rate
     optimizer = torch.optim.SGD(learner.parameters(), lr=rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=True)
+    for parameter in learner.parameters():
+        # As the first step would leave it, but for parameters that have no gradient yet, with which the fused step cannot work.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     if schedule.sync_batchnorm and accelerator.num_processes > 1:
         learner = over_all_processes(learner, accelerator.device)
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    # Where every parameter has a gradient in every step, looking for those that have none would only take time.
+    accelerator.ddp_handler.find_unused_parameters = learner.rests
+    with warnings.catch_warnings():
+        # accelerate is about to give the option on buffers another name.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped, optimizer = accelerator.prepare(learner, optimizer)
     return Lane(name, learner, wrapped, optimizer)

@@ -59,6 +59,12 @@ class Learner(nn.Module):
         self.epoch, self.epochs = 0, 1
         self.draws_on_cpu = method is not None and any(isinstance(part, ContrastiveMemory) for part in method.modules())
 
+    @property
+    def rests(self) -> bool:
+        """Whether some parameters may have no gradient in some epochs: of a method that learns in stages, or a classifier that is replaced."""
+        own = self.method is not None and any(True for _ in self.method.parameters())
+        return own or isinstance(self.network, ReusedClassifier) or (self.run is not None and distiller(self.run.method).stages)
+
     def weights(self) -> dict[str, float]:
         """Weights of the losses in this epoch; what is not named is not part of the total."""
         if self.run is None:

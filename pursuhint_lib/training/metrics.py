@@ -22,6 +22,7 @@ class Metrics:
         self._file = file if writes else None
         self._board = None
         self._stretches: list[Stretch] = []
+        self._all: list[Stretch] = []
         if not writes:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,14 +39,13 @@ class Metrics:
         self._stretches.append(stretch)
 
     def close_epoch(self, epoch: int, lanes: Sequence[Lane]) -> dict[str, float]:
-        """Write a row of every lane; returns images per second and the share of the time in which training waited for images."""
-        seconds = sum(stretch.seconds for stretch in self._stretches)
-        images = sum(stretch.images for stretch in self._stretches)
-        speed = {"images_per_second": images / seconds, "data_wait": sum(stretch.waited for stretch in self._stretches) / seconds}
+        """Write a row of every lane; returns the speed of the epoch."""
+        speed = _speed(self._stretches)
+        self._all += self._stretches
         self._stretches = []
         for lane in lanes if self._file else ():
             row = {column: values[-1] for column, values in lane.history.items()}
-            row = {"lane": lane.name, **row, **{name: float(f"{value:.4g}") for name, value in speed.items()}, "time": round(time.time(), 1)}
+            row = {"lane": lane.name, **row, **speed, "time": round(time.time(), 1)}
             with self._file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if self._board:
@@ -54,3 +54,13 @@ class Metrics:
                         self._board.add_scalar(f"{column}/{lane.name}", value, epoch + 1)
                 self._board.flush()
         return speed
+
+    def speed(self) -> dict[str, float]:
+        """Speed of all epochs that this process has closed; empty if it has closed none."""
+        return _speed(self._all) if self._all else {}
+
+
+def _speed(stretches: Sequence[Stretch]) -> dict[str, float]:
+    """Images per second, over all processes, that pass through every lane, and the share of the time in which training waited for them."""
+    seconds, images, waited = (sum(getattr(stretch, name) for stretch in stretches) for name in ("seconds", "images", "waited"))
+    return {"images_per_second": float(f"{images / seconds:.4g}"), "data_wait": round(waited / seconds, 4)}

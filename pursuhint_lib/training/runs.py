@@ -41,13 +41,14 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     lane = open_lane("teacher", learner, settings.schedule, accelerator)
     record_name = records.record_name(settings)
     checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
+    speed = {}
     if settings.checkpoint is None:
-        fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
+        speed = fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
             label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name))  # fmt: skip
     else:
         for column, value in _measure_checkpoint(settings, learner.network, splits).items():
             lane.history[column] = [value]
-    record = _finish(settings.profile, "teacher", settings, lane, splits, time.monotonic() - started, accelerator)
+    record = _finish(settings.profile, "teacher", settings, lane, splits, {"seconds": time.monotonic() - started, **speed}, accelerator)
     if record.status == "ok" and accelerator.is_main_process:
         entry = describe(settings.data)
         write_entry(
@@ -119,12 +120,12 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
         lanes.append(open_lane(name, learner, settings.schedule, accelerator))
     _announce_memories([lane.learner for lane in lanes])
     checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
-    fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
+    speed = fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
         checkpoint=checkpoint, metrics=metrics_file(settings))  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
-    seconds = (time.monotonic() - started) / len(lanes)
-    finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, seconds, accelerator) for lane in lanes}
+    took = {"seconds": (time.monotonic() - started) / len(lanes), **speed}
+    finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
     checkpoint.unlink(missing_ok=True)
     return finished
 
@@ -141,7 +142,7 @@ def _announce_memories(learners: Sequence[Learner]) -> None:
         print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", flush=True)
 
 
-def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, seconds: float,
+def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, took: dict,
             accelerator: Accelerator) -> Record:  # fmt: skip
     """Save weights and record of a lane that has come to its end."""
     network = lane.learner.network
@@ -151,6 +152,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
         if "top5_accuracy" in lane.history:
             metrics["top5_accuracy"] = lane.history["top5_accuracy"][-1]
+    together = {"seconds": round(took["seconds"], 2), "processes": accelerator.num_processes}
     record = Record(
         name=records.record_name(settings),
         kind=kind,
@@ -158,7 +160,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         status="failed" if lane.failed else "ok",
         metrics=metrics,
         history=lane.history,
-        provenance={"seconds": round(seconds, 2), "processes": accelerator.num_processes, **records.provenance(accelerator.device, splits.checksum)},
+        provenance={**took, **together, **records.provenance(accelerator.device, splits.checksum)},
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
