@@ -32,8 +32,8 @@ def parameters(file) -> str:
 
 
 def test_all_notebooks_are_there():
-    names = ["00_start_here", "01_teacher_and_layers", "02_hint_points", "03_distillation", "04_imagenet", "05_results", "06_your_own_pair", "07_speed"]
-    assert [file.stem for file in FILES] == names
+    first = ["00_start_here", "01_teacher_and_layers", "02_hint_points", "03_distillation", "04_imagenet"]
+    assert [file.stem for file in FILES] == [*first, "05_results", "06_your_own_pair", "07_speed"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

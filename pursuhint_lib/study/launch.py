@@ -64,8 +64,10 @@ def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -
     known = {file: _rows(file) for file in files}
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment(processes)) as launched:
         try:
-            while launched.poll() is None:
+            over = False
+            while not over:
                 time.sleep(POLL)
+                over = launched.poll() is not None
                 for line in _news(known):
                     print(line, file=sys.stderr, flush=True)
         finally:

@@ -1,6 +1,7 @@
 """A lane of a training: one learner with its optimiser and history, and the device and precision it runs in."""
 
 import math
+import os
 import warnings
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data import Batch, Images
 from ..processes import rank, total, world
-from ..settings import PRECISIONS, Schedule, choose
+from ..settings import PRECISIONS, Schedule, SettingsError, choose
 from .learners import Learner, TeacherOutput
 from .normalisation import over_all_processes
 
@@ -87,9 +88,18 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def accelerator_for_this_process() -> Accelerator:
-    """Device and process group. Precision is a setting of the run, so accelerate is kept out of it."""
+    """Device and process group. Precision is a setting of the run, so accelerate is kept out of it.
+
+    **Raises:** ``SettingsError`` if this process was started as one of several and would train alone: each would write the same records.
+    """
     # Buffers are brought together where they are needed: at every step only the first process's would count.
-    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise SettingsError(
+            f"this is one of {started} processes, but accelerate trains in {accelerator.num_processes}; without GPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
 
 
 def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[str, float]:

@@ -1,0 +1,217 @@
+"""Notebook 04 on two processes at a tiny size, what ends its processes, and what is said of an ImageNet tree before anything runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pursuhint_lib import data, training
+from pursuhint_lib.paths import NOTEBOOKS, ROOT, StudyPaths, sample_tree
+from pursuhint_lib.settings import Launch, SettingsError
+from pursuhint_lib.study import launch
+from pursuhint_lib.study.__main__ import main
+from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.publish import Page
+from pursuhint_lib.study.published import PUBLISHED, accuracy_table, published
+from pursuhint_lib.study.runs import run_cell
+
+PROFILE = """
+name: mini
+title: a few steps in two processes
+data: {dataset: imagenet-sample, image_size: 16}
+teacher: {epochs: 1, batch_size: 20, learning_rate: 0.05}
+student: {epochs: 2, batch_size: 20, learning_rate: 0.05}
+pairs:
+  - {teacher: resnet14, student: resnet8x0.25}
+methods: [kd, at]
+arms: [none, stage-ends, random-1]
+seeds: [0]
+metrics: [cka-linear]
+profile_images: 100
+launch: {processes: 2}
+"""
+
+
+def write_tree(root: Path, classes: list[str], images: dict[str, int], side: int = 24) -> None:
+    """An image tree of random pictures: split → images of each class."""
+    draws = np.random.default_rng(0)
+    for split, count in images.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draws.integers(256, size=(side, side + number, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}_{number}.JPEG")
+
+
+@pytest.fixture
+def mini(tmp_path) -> str:
+    """File of a tiny profile, whose images are there."""
+    write_tree(sample_tree(), [f"class{label}" for label in range(10)], {"train": 10, "val": 2})
+    file = tmp_path / "mini.yaml"
+    file.write_text(PROFILE)
+    return str(file)
+
+
+def test_notebook_04_trains_in_two_processes_and_draws(mini, tmp_path):
+    drawn = tmp_path / "drawn.ipynb"
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "04_imagenet.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "-p", "profile", mini, "-p", "method", "at"], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    profile = load_profile(mini)
+    records = run_cell(profile, profile.pairs[0], "at")
+    assert {record.provenance["processes"] for (record,) in records.values()} == {2}
+    assert all(0 <= record.metrics["accuracy"] <= record.metrics["top5_accuracy"] <= 100 for (record,) in records.values())
+    stem = "04_imagenet-resnet14-resnet8x0.25-at"
+    published = {path.name for path in StudyPaths("mini").results.rglob("*") if path.name.startswith(stem)}
+    assert {f"{stem}-{name}.svg" for name in ("points", "curves")} | {f"{stem}-accuracy.csv"} <= published
+    told = [text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", [])]
+    assert sum(": epoch 2, loss " in line and "images/s" in line for line in told) == 3
+
+
+def test_a_plan_with_a_launch_uses_notebook_04(mini, capsys):
+    assert main([mini, "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "04_imagenet-resnet14-resnet8x0.25-at" in out
+    assert "03_distillation" not in out
+    assert "core-hours of training" in out
+
+
+def started(monkeypatch, script: str) -> None:
+    """In place of torchrun this Python script is started."""
+    monkeypatch.setattr(launch, "launch_command", lambda worker, processes: [sys.executable, "-c", script])
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("print('error: stopped by SIGTERM in epoch 2'); raise SystemExit(1)", "stopped by SIGTERM in epoch 2; whole log: "),
+        ("raise ValueError('odd')", "a process of the training died (ValueError: odd); the same command goes on"),
+        ("import os; os.kill(os.getpid(), 9)", "a process of the training died, killed from outside or for want of memory; the same"),
+    ],
+)
+def test_why_the_processes_ended_is_said(mini, monkeypatch, script, reason):
+    started(monkeypatch, script)
+    profile = load_profile(mini)
+    with pytest.raises(RuntimeError) as ended:
+        launch.train_in_processes(profile, mini, profile.pairs[0], "kd")
+    assert str(ended.value).startswith(reason.partition(" (")[0])
+    assert reason in str(ended.value)
+
+
+def test_a_mistake_in_a_process_is_said_in_its_own_words(mini, monkeypatch):
+    profile = load_profile(mini)
+    started(monkeypatch, f"import sys; from pursuhint_lib.study.worker import main; sys.exit(main({mini!r}, 'nobody', 'kd'))")
+    with pytest.raises(RuntimeError, match="unknown pair 'nobody'; valid: resnet14-resnet8x0.25; whole log"):
+        launch.train_in_processes(profile, mini, profile.pairs[0], "kd")
+
+
+def test_one_of_several_processes_does_not_train_alone(monkeypatch):
+    monkeypatch.setattr(training.lanes, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SettingsError, match="this is one of 3 processes, but accelerate trains in 1; without GPUs set ACCELERATE_USE_CPU=true"):
+        training.accelerator_for_this_process()
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "expected"), [(None, 0, 1), (2, 0, 2), (None, 4, 4), (2, 4, 2)])
+def test_the_number_of_processes(mini, monkeypatch, wanted, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.process_count(replace(load_profile(mini), launch=Launch(wanted))) == expected
+
+
+def test_more_processes_than_gpus_are_refused(mini, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SettingsError, match="launch.processes is 4, but there are 2 GPUs; give at most 2, or none for one per GPU"):
+        launch.process_count(replace(load_profile(mini), launch=Launch(4)))
+
+
+def test_published_figures_stand_beside_the_stage_ends_only(mini):
+    profile = load_profile(mini)
+    profile = replace(profile, data=data.Data("imagenet"), pairs=(load_profile("imagenet").pairs[0],))
+    record = run_cell(load_profile(mini), load_profile(mini).pairs[0], "kd")["none"][0]
+    table = accuracy_table(profile, profile.pairs[0], "at", {"none": [record], "stage-ends": [record]})
+    assert table["published"].tolist() == ["", "70.70 (torchdistill, of the original)"]
+    assert table["difference"].tolist() == ["", f"{record.metrics['accuracy'] - 70.7:+.2f}"]
+    assert published("cifar100", "resnet56", "resnet20", "at") is None
+    assert all(60 < accuracy < 80 for methods in PUBLISHED.values() for accuracy, _ in methods.values())
+    Page(profile, "04_imagenet").table(table, "accuracy", "A table.")
+
+
+class TestCheckOfATree:
+    """``--check --data DIR`` for the whole of ImageNet, which has three classes with three and two images here."""
+
+    CLASSES = ("n01440764", "n01443537", "n01484850")
+
+    @pytest.fixture(autouse=True)
+    def small_imagenet(self, monkeypatch):
+        monkeypatch.setitem(data.DATASETS, "imagenet", replace(data.DATASETS["imagenet"], classes=3, counts=(9, 6)))
+
+    @pytest.fixture
+    def profile(self, tmp_path) -> str:
+        file = tmp_path / "small.yaml"
+        file.write_text(PROFILE.replace("{dataset: imagenet-sample, image_size: 16}", "{dataset: imagenet, image_size: 32}"))
+        return str(file)
+
+    def check(self, profile: str, tree: Path, capsys) -> tuple[int, str]:
+        status = main([profile, "--check", "--data", str(tree)])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line[3:].startswith("data: ")]
+        return status, line
+
+    def test_a_good_tree(self, profile, tmp_path, capsys):
+        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
+        status, line = self.check(profile, tmp_path / "tree", capsys)
+        assert status == 0
+        assert line == f" ✓ data: imagenet: image tree {tmp_path / 'tree'}, 9 + 6 images of 3 classes, a sample of them decoded"
+
+    def test_an_empty_tree(self, profile, tmp_path, capsys):
+        (tmp_path / "tree").mkdir()
+        status, line = self.check(profile, tmp_path / "tree", capsys)
+        assert status == 2
+        assert f"{tmp_path / 'tree'} is empty" in line
+
+    def test_a_flat_validation_folder(self, profile, tmp_path, capsys):
+        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
+        for path in list((tmp_path / "tree" / "val").rglob("*.JPEG")):
+            path.rename(tmp_path / "tree" / "val" / path.name)
+        for name in self.CLASSES:
+            (tmp_path / "tree" / "val" / name).rmdir()
+        status, line = self.check(profile, tmp_path / "tree", capsys)
+        assert status == 2
+        assert "val has all its 6 images in one flat folder" in line
+
+    def test_a_truncated_tree(self, profile, tmp_path, capsys):
+        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
+        for path in (tmp_path / "tree" / "train" / self.CLASSES[2]).iterdir():
+            path.unlink()
+        (tmp_path / "tree" / "train" / self.CLASSES[2]).rmdir()
+        status, line = self.check(profile, tmp_path / "tree", capsys)
+        assert status == 2
+        assert "train has 2 of 3 class folders; it was unpacked or copied only in part" in line
+
+    def test_a_truncated_image(self, profile, tmp_path, capsys):
+        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2}, side=64)
+        broken = tmp_path / "tree" / "val" / self.CLASSES[1] / f"{self.CLASSES[1]}_1.JPEG"
+        broken.write_bytes(broken.read_bytes()[:-300])
+        status, line = self.check(profile, tmp_path / "tree", capsys)
+        assert status == 2
+        assert f"{broken} cannot be decoded" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/no/such/folder"], "--data /no/such/folder is no folder; give the one that holds the data sets"),
+        (["--max-minutes", "0"], "--max-minutes 0.0 is not possible; give a number above 0"),
+    ],
+)
+def test_impossible_options_are_refused(arguments, message, capsys):
+    assert main(["smoke", *arguments]) == 2
+    assert capsys.readouterr().err.strip() == f"error: {message}"
