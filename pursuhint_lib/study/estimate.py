@@ -164,17 +164,23 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     trained = {step.name: _training_seconds(profile, step, speeds, missing[step.name]) for step in open_steps}
     # Processes that train together share a step out among all cores or GPUs.
     shared = {step.name: cores if step.notebook == DISTILLING[1] else 1 for step in open_steps}
-    seconds = {name: NOTEBOOK_SECONDS + max(own / shared[name], _read_seconds(profile, speeds, missing[name])) for name, own in trained.items()}
+    reading = {step.name: _read_seconds(profile, step, speeds, missing[step.name]) for step in open_steps}
+    seconds = {name: NOTEBOOK_SECONDS + max(own / shared[name], reading[name]) for name, own in trained.items()}
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
     largest = max((parameter_count(seeded_model(pair.student, profile.data, 0)) for pair, _ in cells), default=0)
     size = sum(missing.values()) * (largest * 4 + 5_000) + 2 * cores * len(profile.arms) * largest * 8
     return Estimate(seconds, cores, size, sum(trained.values()))
 
 
-def _read_seconds(profile: Profile, speeds: Speeds, missing: int) -> float:
-    """Seconds that the cores of this machine read images for so many students, which share them within a seed."""
-    train, _ = image_counts(profile.data)
-    return math.ceil(missing / len(profile.arms)) * profile.student.epochs * train * speeds.read / os.cpu_count()
+def _read_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
+    """Seconds that the cores of this machine read images for a step; students of a seed share them."""
+    train, test = image_counts(profile.data)
+    if step.notebook in DISTILLING:
+        images = math.ceil(missing / len(profile.arms)) * (profile.student.epochs * train + _evaluations(profile.student) * test)
+    else:
+        given = step.parameters.get("teacher") in profile.checkpoints
+        images = profile.profile_images + (test if given else profile.teacher.epochs * train)
+    return bool(missing) * images * speeds.read / os.cpu_count()
 
 
 def _missing(profile: Profile, step: Step) -> int:
