@@ -1,5 +1,6 @@
 """Training: arms are paired and independent, the teacher is never touched, runs resume and fail cleanly."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -154,8 +155,29 @@ def test_the_arm_without_hints_is_the_kd_run_of_every_method():
     assert len(names) == 1
 
 
-@pytest.mark.parametrize("method", ["at", "crd"])
-def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, method):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def zeroed(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def of_another(path):
+    torch.save({"epoch": 0, "batch": 0, "lanes": {"someone": {}}}, path.with_name("other"))
+    content = path.with_name("other").read_bytes()
+    path.with_name("other").unlink()
+    path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+@pytest.mark.parametrize(("method", "damage"), [("at", None), ("crd", None), *(("at", damage) for damage in (cut, zeroed, flipped, of_another))])
+def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, method, damage):
     long = replace(SCHEDULE, epochs=4, milestones=(2,))
     whole = training.distill(settings(method, schedule=long))
     expected = [weights(record) for record in whole]
@@ -174,12 +196,16 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, method):
     monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         training.distill(settings(method, schedule=long))
-    assert len(list((StudyPaths("test").work / "checkpoints").iterdir())) == 1
+    newest, before = sorted((StudyPaths("test").work / "checkpoints").iterdir())
+    assert before.name == f"{newest.name}.previous"
+    if damage:
+        damage(newest)
 
     begun = []
     monkeypatch.setattr(training.fitting, "run_epoch", lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1])
     resumed = training.distill(settings(method, schedule=long))
-    assert begun == [(2, 1), (3, 0), (3, 1)]
+    assert begun == [*([(2, 0)] if damage else []), (2, 1), (3, 0), (3, 1)]
+    assert ("is not used" in capsys.readouterr().out) == bool(damage)
     for record, before, end in zip(resumed, whole, expected, strict=True):
         assert record.history == before.history
         assert same(weights(record), end)

@@ -1,14 +1,21 @@
-"""The state of an unfinished training, the same whatever number of processes wrote it or goes on from it."""
+"""The state of an unfinished training, the same whatever number of processes wrote it or goes on from it.
 
+A checkpoint is the SHA-256 of what follows, as a line of hex digits, and torch's file of the state. The one before stays beside it until the
+next is known to be whole.
+"""
+
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
 
 from ..files import replacing
-from ..processes import total
+from ..processes import agreed, total
 from .lanes import Lane
 from .normalisation import average_statistics
 
@@ -21,6 +28,17 @@ class Position:
     batch: int = 0
 
 
+def previous(path: Path) -> Path:
+    """The checkpoint before the last one."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def remove(path: Path) -> None:
+    """Remove the checkpoints of a training that is over."""
+    for file in (path, previous(path)):
+        file.unlink(missing_ok=True)
+
+
 def save_state(lanes: Sequence[Lane], position: Position, path: Path, accelerator: Accelerator) -> None:
     """Write the state of all lanes; every process calls it, and the first one writes."""
     average_statistics(lane.learner for lane in lanes)
@@ -31,16 +49,60 @@ def save_state(lanes: Sequence[Lane], position: Position, path: Path, accelerato
         for lane in lanes:
             entry = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict(), "sums": sums[lane.name]}
             state["lanes"][lane.name] = {**entry, "history": lane.history, "failed": lane.failed}
-        with replacing(path) as draft:
-            torch.save(state, draft)
+        _write(state, path)
     accelerator.wait_for_everyone()
 
 
+def _write(state: dict, path: Path) -> None:
+    content = io.BytesIO()
+    torch.save(state, content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
+    with replacing(path) as draft:
+        with draft.open("wb") as file:
+            file.write(f"{digest}\n".encode())
+            file.write(content.getbuffer())
+        _read(draft)
+        if path.is_file():
+            path.replace(previous(path))
+
+
+def _read(path: Path) -> dict:
+    """The state in a file.
+
+    **Raises:** ``ValueError`` saying what is wrong with the file.
+    """
+    digest, newline, content = path.read_bytes().partition(b"\n")
+    if not newline or hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("it is not what was written")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def _usable(lanes: Sequence[Lane], path: Path) -> Path | None:
+    """The newest checkpoint that is whole and of these lanes; says which one is not."""
+    for file in (path, previous(path)):
+        if not file.is_file():
+            continue
+        try:
+            if {*_read(file)["lanes"]} != {lane.name for lane in lanes}:
+                raise ValueError("it is of another training")
+        except (ValueError, KeyError, TypeError) as error:
+            before = file == path and previous(path).is_file()
+            print(f"checkpoint {file} is not used: {error}; {'the one before is tried' if before else 'training begins anew'}", flush=True)
+        else:
+            return file
+    return None
+
+
 def resume(lanes: Sequence[Lane], path: Path, accelerator: Accelerator) -> Position:
-    """Restore all lanes from the file, if there is one; returns where the training is."""
-    if not path.is_file():
+    """Restore all lanes from the last checkpoint that can be used, if there is one; returns where the training is."""
+    # All processes go on from the one that the first finds.
+    file = agreed(_usable(lanes, path) if accelerator.is_main_process else None)
+    if file is None:
         return Position()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(file)
     for lane in lanes:
         entry = state["lanes"][lane.name]
         lane.learner.load_state_dict(entry["learner"])

@@ -16,6 +16,7 @@ from ..processes import agreed
 from ..records import Record
 from ..settings import DistillSettings, StudentSettings, TeacherSettings, resolved, settings_hash
 from ..teachers import Teacher, check_accuracy, check_entry, find, write_entry
+from . import checkpoints
 from .fitting import fit
 from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
 from .learners import FrozenTeacher, Learner, build_learner, seeded_model
@@ -55,7 +56,7 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
             StudyPaths(settings.profile).weights(record.name),
             Teacher(record.name, settings.network, settings.data.dataset, entry.classes, record.metrics["accuracy"], entry.mean, entry.std),
         )
-    checkpoint.unlink(missing_ok=True)
+    checkpoints.remove(checkpoint)
     return record
 
 
@@ -126,7 +127,7 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
     # Students share the clock: a run's seconds are its share of the whole.
     took = {"seconds": (time.monotonic() - started) / len(lanes), **speed}
     finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
-    checkpoint.unlink(missing_ok=True)
+    checkpoints.remove(checkpoint)
     return finished
 
 
