@@ -32,7 +32,7 @@ class Record:
     - ``settings``: resolved settings, as plain values.
     - ``status``: ``ok``, or ``failed`` when the loss stopped being finite.
     - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
-      ``parameters``; accuracies are missing for a failed run.
+      ``parameters``; accuracies are missing for a failed run, which has ``failed_in_step`` (from 1).
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
     - ``provenance``: seconds, images per second (each through all students of the training) and share of the time spent waiting for them,
       processes, device, versions, git commit, data checksum, threads, peak memory of the process.

@@ -212,15 +212,32 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
     assert not list((StudyPaths("test").work / "checkpoints").iterdir())
 
 
-def test_a_diverged_arm_is_recorded_as_failed_and_the_others_finish():
+def test_a_diverged_arm_is_recorded_as_failed_with_its_step_and_the_others_finish():
     # Only hints are scaled up, so the arm without them trains as ever.
     none, first, _ = training.distill(settings("fitnet", hint_weight=1e30))
     assert none.status == "ok"
     assert none.metrics["accuracy"] >= 0
+    assert "failed_in_step" not in none.metrics
     assert first.status == "failed"
     assert "accuracy" not in first.metrics
+    # The first step's gradient breaks the weights, the second one's loss shows it.
+    assert first.metrics["failed_in_step"] == 2
     assert first.history["loss_total"][-1] is None
     json.dumps(first.history, allow_nan=False)
+
+
+def test_a_gradient_that_breaks_in_the_last_step_is_noticed(monkeypatch):
+    step, taken = training.lanes.Lane.step, []
+
+    def breaks_at_the_end(lane, *arguments):
+        step(lane, *arguments)
+        taken.append(lane)
+        if len(taken) == 4:
+            next(lane.learner.parameters()).data[0] = float("inf")
+
+    monkeypatch.setattr(training.lanes.Lane, "step", breaks_at_the_end)
+    record = training.train_teacher(TEACHER)
+    assert (record.status, record.metrics["failed_in_step"]) == ("failed", 4)
 
 
 def test_the_learning_rate_follows_the_schedule():

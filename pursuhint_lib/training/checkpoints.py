@@ -47,8 +47,9 @@ def save_state(lanes: Sequence[Lane], position: Position, path: Path, accelerato
     if accelerator.is_main_process:
         state = {"epoch": position.epoch, "batch": position.batch, "lanes": {}}
         for lane in lanes:
-            entry = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict(), "sums": sums[lane.name]}
-            state["lanes"][lane.name] = {**entry, "history": lane.history, "failed": lane.failed}
+            learned = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
+            told = {"sums": sums[lane.name], "steps": lane.steps, "broke": lane.broke, "history": lane.history, "failed": lane.failed}
+            state["lanes"][lane.name] = learned | told
         _write(state, path)
     accelerator.wait_for_everyone()
 
@@ -108,6 +109,8 @@ def resume(lanes: Sequence[Lane], path: Path, accelerator: Accelerator) -> Posit
         lane.learner.load_state_dict(entry["learner"])
         lane.optimizer.load_state_dict(entry["optimizer"])
         lane.history, lane.failed = entry["history"], entry["failed"]
+        lane.steps.copy_(entry["steps"])
+        lane.broke.copy_(entry["broke"])
         # The sums are of all processes; the first one keeps them.
         own = 1.0 if accelerator.is_main_process else 0.0
         lane.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}

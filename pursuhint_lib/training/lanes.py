@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from ..data import Batch, Images
-from ..processes import rank, total, world
+from ..processes import gathered, rank, total, world
 from ..settings import PRECISIONS, Schedule, SettingsError, choose
 from .learners import Learner, TeacherOutput
 from .normalisation import over_all_processes
@@ -28,6 +28,9 @@ class Lane:
     history: dict[str, list] = field(default_factory=lambda: {"epoch": [], "learning_rate": [], "accuracy": []})
     failed: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
+    # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the device, so that nothing waits.
+    steps: Tensor | None = None
+    broke: Tensor | None = None
 
     def prepare(self, epoch: int, schedule: Schedule) -> None:
         """Ready for steps of this epoch (from 0)."""
@@ -48,16 +51,23 @@ class Lane:
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["total"] * share)
         self.optimizer.step()
+        self.steps += 1
+        self.broke.copy_(torch.where((self.broke == 0) & ~torch.isfinite(parts["total"].detach()), self.steps, self.broke))
         for name, loss in parts.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(loss)
             self.sums[name].add_(loss.detach() * len(batch.labels))
 
     def close_epoch(self, epoch: int, learning_rate: float, images: int, measured: dict[str, float]) -> None:
-        """Write the epoch into the history; a loss that is not finite ends the run as failed."""
+        """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
         means = {name: float(total(summed)) / images for name, summed in self.sums.items()}
         self.sums = {}
-        self.failed = not math.isfinite(means["total"])
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.learner.parameters()]).all()
+        self.failed = not math.isfinite(means["total"]) or not finite
+        if self.failed:
+            steps = gathered(self.broke[None])
+            # None if it was the gradient of the last step that was not finite, and not its loss.
+            self.broke.copy_(steps[steps > 0].min() if steps.any() else self.steps)
         losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
         row = {"epoch": epoch + 1, "learning_rate": _rounded(learning_rate), "accuracy": None, **measured, **losses}
         for column in {**self.history, **row}:
@@ -143,4 +153,5 @@ def open_lane(name: str, learner: Learner, schedule: Schedule, accelerator: Acce
         # accelerate is about to give the option on buffers another name.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    return Lane(name, learner, wrapped, optimizer)
+    none = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    return Lane(name, learner, wrapped, optimizer, steps=none.clone(), broke=none)

@@ -148,6 +148,8 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     """Save weights and record of a lane that has come to its end."""
     network = lane.learner.network
     metrics: dict = {"parameters": parameter_count(network)}
+    if lane.failed:
+        metrics["failed_in_step"] = int(lane.broke)
     if not lane.failed:
         measured = [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
