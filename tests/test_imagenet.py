@@ -215,3 +215,11 @@ class TestCheckOfATree:
 def test_impossible_options_are_refused(arguments, message, capsys):
     assert main(["smoke", *arguments]) == 2
     assert capsys.readouterr().err.strip() == f"error: {message}"
+
+
+def test_cores_are_shared_out_among_the_processes_for_every_library(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    # As the workflow engine has set it for the notebook.
+    monkeypatch.setenv("MKL_NUM_THREADS", "8")
+    shared = launch.environment(4)
+    assert {shared[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"2"}

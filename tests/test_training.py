@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pursuhint_lib import records, teachers, training
 from pursuhint_lib.data import DATASETS, Data, load_splits
-from pursuhint_lib.models import build_model, save_weights
+from pursuhint_lib.models import MODELS, build_model, save_weights
 from pursuhint_lib.paths import StudyPaths, teacher_file
 from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
 from pursuhint_lib.teachers import Teacher, read_entry, write_entry
@@ -413,3 +413,31 @@ def test_methods_in_stages_train_to_the_end(method):
     first, *later = record.history["loss_hint"]
     assert first is not None
     assert all((hint is None) == (method != "ft") for hint in later)
+
+
+class Dropping(torch.nn.Module):
+    """A network that draws by chance in every step."""
+
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.first = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5))
+        self.last = torch.nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.last(self.first(images).mean((2, 3)))
+
+
+def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkeypatch):
+    monkeypatch.setitem(MODELS, "dropping", Dropping)
+    cell = settings(student="dropping", student_points=("first",), arms=(Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",))))
+    together = training.distill(cell)
+    expected = [weights(record) for record in together]
+    assert not same(*expected)
+    for record in together:
+        (StudyPaths("test").records / f"{record.name}.json").unlink()
+    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    for arm, before in zip(cell.arms, expected, strict=True):
+        torch.manual_seed(123)
+        (alone,) = training.distill(replace(cell, arms=(arm,)))
+        assert same(weights(alone), before)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..paths import data_root, sample_tree
 from ..settings import Data, SettingsError, choose
-from .batches import Batch, Images, evenly_spaced
+from .batches import Batch, Images, drawn_seed, evenly_spaced
 from .entry import DataError, Dataset, NotDownloaded
 from .preflight import Listing, check_readable, check_structure, digest
 from .sample import SAMPLE_CLASSES, SAMPLE_IMAGES, make_sample
@@ -26,7 +26,7 @@ from .trees import cached, check_whole, class_names, list_images, split_folders
 
 __all__ = [
     "DATASETS", "Batch", "Data", "DataError", "Dataset", "Images", "NotDownloaded", "Splits", "StreamedImages", "class_positions", "describe",
-    "evenly_spaced", "example_input", "image_counts", "load_splits",
+    "drawn_seed", "evenly_spaced", "example_input", "image_counts", "load_splits",
 ]  # fmt: skip
 
 

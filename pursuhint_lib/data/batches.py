@@ -16,9 +16,14 @@ def evenly_spaced(count: int, total: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
+def drawn_seed(*numbers: int) -> int:
+    """One seed from several numbers, any of which changes it as if by chance."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def order_generator(seed: int, epoch: int) -> torch.Generator:
-    """Source of the order of an epoch's images, and of nothing else that depends on more than seed and epoch."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+    """Source of the order of an epoch's images: a function of seed and epoch only."""
+    return torch.Generator().manual_seed(drawn_seed(seed, epoch))
 
 
 class Batch(NamedTuple):

@@ -16,7 +16,7 @@ from .. import data
 from ..paths import ROOT, StudyPaths
 from ..settings import Profile, SettingsError
 from .check import NOTE, OK, WRONG, Finding, check
-from .engine import duration, execute, failed_steps, owned, run_in_slot
+from .engine import duration, elsewhere, execute, failed_steps, owned, run_in_slot
 from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; a setting that cannot be used ends with one line and exit status 2."""
     if arguments[:2] == ["slot", "--"]:
         return run_in_slot(arguments[2:], torch.cuda.device_count())
-    options = _parser().parse_args(arguments)
+    # By hand: argparse refuses what follows "--" where an option stands between the profile and it.
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = _parser().parse_args(arguments[:cut], argparse.Namespace(engine=arguments[cut + 1 :]))
     try:
         return _run(options)
     except (SettingsError, PermissionError) as error:
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Run the study of one profile, or say what that would take.")
+    about = "Run the study of one profile, or say what that would take. What follows -- is passed to snakemake unchanged."
+    parser = argparse.ArgumentParser(prog="./run_all.sh", description=about)
     parser.add_argument("profile", nargs="?", default="quick", help="a name in config/ or a YAML file of your own (default: quick)")
     parser.add_argument("--plan", action="store_true", help="print the steps, which are done, and the time and disk that the rest will take")
     parser.add_argument("--check", action="store_true", help="look at data, teachers, device and disk; train nothing")
@@ -45,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-minutes", type=float, metavar="M", help="save what is in training after so long and end; the same command goes on")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside the metrics (needs the package tensorboard)")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
-    parser.add_argument("engine", nargs="*", metavar="-- engine options", help="passed to snakemake unchanged")
     return parser
 
 
@@ -67,7 +69,8 @@ def _run(options: argparse.Namespace) -> int:
     steps = make_plan(profile, source)
     if not options.plan and any(step.trains and not step.done for step in steps):
         _refuse_wrong(validate(profile))
-    gpus = torch.cuda.device_count()
+    # Jobs of a cluster get their GPU from its scheduler; only those that run here share the cards of this machine.
+    gpus = 0 if elsewhere(options.engine) else torch.cuda.device_count()
     expected = estimate(profile, steps, gpus or options.cores)
     _print_plan(profile, steps, expected, options.cores, whole=options.plan)
     if options.plan:

@@ -27,6 +27,8 @@ POLL = 0.5
 # Seconds that processes have to save their state when they are told to end.
 GRACE = 30.0
 REPORT = 15.0
+# Seconds that the engine has to cancel the jobs of a cluster.
+CANCEL = 60.0
 
 
 @contextlib.contextmanager
@@ -87,7 +89,10 @@ def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate,
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(paths.work), "--config", f"plan={plan}"]
     # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
     command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
-    if not any(option.startswith("--executor") for option in options):
+    # A kernel can lose the race for its ports when several start at once; a second try loads what the first has trained. The Snakefile does not
+    # say so, since every snakemake that a cluster's job starts would try twice again.
+    command += ["--retries", "1"]
+    if not elsewhere(options):
         command += ["--cores", str(cores), "--resources", f"gpu={gpus}"]
     with owned(profile) as run, paths.engine_log.open("w") as log:
         engine = subprocess.Popen([*command, *options], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: run}, start_new_session=True)
@@ -96,10 +101,20 @@ def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate,
             _follow(engine, paths, steps, expected)
         except KeyboardInterrupt:
             print("\nStopping; finished runs are kept, and the same command goes on from here.", flush=True)
+            if elsewhere(options):
+                # Interrupted, the engine cancels its jobs; ended, it would leave them with the cluster.
+                engine.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    engine.wait(timeout=CANCEL)
             return 130
         finally:
             signal.signal(signal.SIGTERM, previous)
     return engine.returncode
+
+
+def elsewhere(options: Sequence[str]) -> bool:
+    """Whether the engine's options, or a profile that they name, say where jobs run."""
+    return any(option.startswith(("-e", "--executor", "--profile", "--workflow-profile")) for option in options)
 
 
 def _interrupt(_number, _frame) -> None:

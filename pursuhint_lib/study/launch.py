@@ -19,6 +19,7 @@ from .runs import cell_settings, has_arms
 
 # Seconds between two looks at the metrics.
 POLL = 0.5
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def process_count(profile: Profile) -> int:
@@ -44,7 +45,8 @@ def launch_command(worker: Sequence[str], processes: int) -> list[str]:
 def environment(processes: int) -> dict[str, str]:
     """Environment of the processes: cores shared out, and no GPU looked for where there is none."""
     cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-    shared = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
+    # The workflow engine sets them all, and each counts for some library.
+    shared = {**os.environ, **dict.fromkeys(THREADS, str(max(1, cores // processes)))}
     return shared if torch.cuda.is_available() else {**shared, "ACCELERATE_USE_CPU": "true"}
 
 

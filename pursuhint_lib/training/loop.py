@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from ..data import Batch, Images
+from ..data import Batch, Images, drawn_seed
 from ..settings import Schedule
 from .graphs import GraphedSteps
 from .lanes import Lane, autocast
@@ -105,6 +105,9 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
         lane.prepare(epoch, schedule)
     done, world = Stretch(first, first, -(-len(images) // schedule.batch_size)), accelerator.num_processes
     begun = time.perf_counter()
+    # What is drawn on one source of chance must be drawn in order, and not be recorded.
+    chance = any(lane.learner.drops for lane in lanes)
+    recordable = world == 1 and not chance and not any(lane.learner.draws_on_cpu for lane in lanes)
 
     def ask(batch: Batch) -> TeacherOutput | None:
         with autocast(accelerator.device, precision):
@@ -123,9 +126,9 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
             watch(done.last / done.batches)
             yield batch
 
-    if pool:
+    if pool and not chance:
         _overlapped(pool, watched(), ask, step, lanes)
-    elif accelerator.device.type == "cuda" and world == 1 and not any(lane.learner.draws_on_cpu for lane in lanes):
+    elif accelerator.device.type == "cuda" and recordable:
         graphed = GraphedSteps(ask if teacher else None, [partial(step, lane) for lane in lanes])
         for batch in watched():
             graphed(batch)
@@ -135,6 +138,9 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
             # The last batch may not be shared out evenly.
             whole = min(schedule.batch_size, len(images) - (done.last - 1) * schedule.batch_size)
             for lane in lanes:
+                if chance:
+                    # A function of seed, epoch and batch, so that a resumed training draws the same, and the same for all arms.
+                    torch.manual_seed(drawn_seed(seed, epoch, done.last, accelerator.process_index))
                 step(lane, batch, output, len(batch.labels) * world / whole)
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize(accelerator.device)
