@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Set up as run_all.sh does, then run the tests; arguments go to pytest.
+# Set up as run_all.sh does, then run the tests: ./run_tests.sh [--all] [pytest's arguments]; --all runs those that take minutes too.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/workflow/environment.sh"
 cd "$here"
-exec "$PYTHON" -m pytest "$@"
+chosen=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+    shift
+    chosen=()
+fi
+exec "$PYTHON" -m pytest "${chosen[@]}" "$@"
