@@ -9,4 +9,4 @@ if [ "${1:-}" = --all ]; then
     shift
     chosen=()
 fi
-exec "$PYTHON" -m pytest "${chosen[@]}" "$@"
+exec "$PYTHON" -m pytest ${chosen[@]+"${chosen[@]}"} "$@"

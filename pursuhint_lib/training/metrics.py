@@ -50,7 +50,7 @@ class Metrics:
                 file.write(json.dumps(row) + "\n")
             if self._board:
                 for column, value in row.items():
-                    if isinstance(value, float):
+                    if isinstance(value, float) and column != "time":
                         self._board.add_scalar(f"{column}/{lane.name}", value, epoch + 1)
                 self._board.flush()
         return speed
