@@ -259,7 +259,7 @@ OTHER = {
     "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
     "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64, "classes": 5,
     "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
-    "evaluate_every": 2, "sync_batchnorm": True, "part_weights": (1.0, 2.0),
+    "evaluate_every": 2, "sync_batchnorm": True, "deterministic": True, "part_weights": (1.0, 2.0),
 }  # fmt: skip
 
 
@@ -340,6 +340,6 @@ def test_an_arm_without_points_is_one_plain_run_for_every_method(kd_weight, meth
 
 
 def test_a_profile_hands_its_settings_to_its_teachers():
-    profile = build(Profile, GOOD | {"teacher_seed": 5, "precision": "bf16"}, "here")
+    profile = build(Profile, GOOD | {"teacher_seed": 5, "precision": "bf16", "deterministic": True}, "here")
     teacher = profile.teacher_settings("resnet14")
-    assert teacher == TeacherSettings("resnet14", Data("digits"), Schedule(4, 50, 0.05), 5, "bf16", None, "mine")
+    assert teacher == TeacherSettings("resnet14", Data("digits"), Schedule(4, 50, 0.05), 5, "bf16", None, True, "mine")

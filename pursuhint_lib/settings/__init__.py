@@ -99,6 +99,7 @@ class TeacherSettings:
     seed: int = 0
     precision: str = "fp32"
     checkpoint: str | None = None
+    deterministic: bool = False
     # Where the record goes; not part of what the run is.
     profile: str = field(default="", metadata={"hashed": False})
 
@@ -134,6 +135,7 @@ class StudentSettings:
     precision: str = "fp32"
     # Weights of the parts of a sum such as at+rkd, inside ``hint_weight``.
     part_weights: tuple[float, ...] = ()
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class DistillSettings:
     seed: int
     precision: str = "fp32"
     part_weights: tuple[float, ...] = ()
+    deterministic: bool = False
     plain: StudentSettings | None = None
     profile: str = field(default="", metadata={"hashed": False})
 
@@ -266,6 +269,7 @@ class Profile:
     - ``pairs``, ``methods``, ``arms``, ``seeds``: the grid. ``kd`` and ``ce`` have no arms.
     - ``metrics``: similarity metrics to profile the teachers with.
     - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``: ``bf16`` where the hardware has it.
+    - ``deterministic``: whether every run gives the same bits on the same kind of machine (``training.determinism``), at some cost of speed.
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
     - ``margin``: accuracy difference, in points, that is too small to matter.
@@ -287,6 +291,7 @@ class Profile:
     metrics: tuple[str, ...] = ("r2", "cka-linear", "cka-rbf")
     weights: Weights = Weights()
     precision: str = "fp32"
+    deterministic: bool = False
     profile_images: int = 10_000
     teacher_seed: int = 0
     checkpoints: dict[str, str] = field(default_factory=dict)
@@ -328,6 +333,7 @@ class Profile:
             seed=self.teacher_seed if seed is None else seed,
             precision=self.precision,
             checkpoint=self.checkpoints.get(network) if seed is None else None,
+            deterministic=self.deterministic,
             profile=self.name,
         )
 

@@ -44,6 +44,7 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
         schedule=profile.student,
         seed=seed,
         precision=profile.precision,
+        deterministic=profile.deterministic,
         profile=profile.name,
     )
 

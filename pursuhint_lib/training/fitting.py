@@ -11,6 +11,7 @@ from ..data import Splits
 from ..progress import Progress
 from ..settings import Schedule, SettingsError
 from .checkpoints import Position, resume, save_state
+from .determinism import bitwise
 from .lanes import Lane, evaluate
 from .learners import FrozenTeacher
 from .loop import cores, run_epoch
@@ -20,11 +21,12 @@ from .pauses import Pauses, Stopped
 
 
 def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: FrozenTeacher | None, seed: int, precision: str,
-        accelerator: Accelerator, label: str, checkpoint: Path, metrics: Path) -> dict[str, float]:  # fmt: skip
+        accelerator: Accelerator, label: str, checkpoint: Path, metrics: Path, deterministic: bool = False) -> dict[str, float]:  # fmt: skip
     """Train all lanes side by side to the end of the schedule, from the checkpoint if there is one.
 
     **Arguments:** ``teacher`` is asked once a batch; ``seed`` decides order and augmentation; ``label`` names
-    the work to whoever watches; ``checkpoint`` is written now and then and removed by the caller; ``metrics`` gets a line per epoch and lane.
+    the work to whoever watches; ``checkpoint`` is written now and then and removed by the caller; ``metrics`` gets a line per epoch and lane;
+    ``deterministic`` asks for the same bits again (``determinism.bitwise``).
 
     **Returns:** ``images_per_second`` and ``data_wait``, the share of the time spent waiting for images; empty if no epoch was left to train.
 
@@ -33,7 +35,8 @@ def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: F
     check_shares(len(splits.train), schedule.batch_size, accelerator.num_processes)
     at = resume(lanes, checkpoint, accelerator)
     told = Metrics(metrics, fresh=at == Position(), writes=accelerator.is_main_process)
-    with Progress(label, schedule.epochs, done=at.epoch) as progress, cores(len(lanes), accelerator) as pool, Pauses(accelerator.device) as pauses:
+    with Progress(label, schedule.epochs, done=at.epoch) as progress, cores(len(lanes), accelerator) as pool, \
+            Pauses(accelerator.device) as pauses, bitwise(deterministic):  # fmt: skip
         while at.epoch < schedule.epochs:
             running = [lane for lane in lanes if not lane.failed]
             stretch = run_epoch(running, splits.train, schedule, at.epoch, teacher=teacher, seed=seed, precision=precision,
