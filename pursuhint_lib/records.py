@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
@@ -34,8 +35,9 @@ class Record:
     - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
       ``parameters``; accuracies are missing for a failed run, which has ``failed_in_step`` (from 1).
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
-    - ``provenance``: seconds, images per second (each through all students of the training) and share of the time spent waiting for them,
-      processes, device, versions, git commit, data checksum, threads, peak memory of the process.
+    - ``provenance``: seconds and CPU seconds (of this process; students that train side by side share both), images per second (each through all
+      students of the training) and share of the time spent waiting for them, processes, device, driver, versions, git commit, checksums of the
+      data and of the teacher's weights, threads, peak memory of the process. Older records lack some of it.
     """
 
     name: str
@@ -127,13 +129,27 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+@cache
+def _gpu_driver() -> str | None:
+    """Version of the GPU's driver; nothing where its tool is missing."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def provenance(device: torch.device, data_checksum: str) -> dict:
-    """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the process has had, in MiB."""
+    """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the process has had, in MiB.
+
+    On a GPU also the most of its memory, and the versions of driver and CUDA.
+    """
     # The kernel counts in KiB, but in bytes on a Mac.
     unit = 1 if sys.platform == "darwin" else 1024
-    memory = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)}
+    measured = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)}
     if device.type == "cuda":
-        memory["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+        measured["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+        measured |= {"gpu_driver": _gpu_driver(), "cuda": torch.version.cuda}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device_type": device.type,
@@ -141,6 +157,22 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "data_checksum": data_checksum,
-        **memory,
+        **measured,
         **_git(),
     }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Command line: ``verify FOLDER [PROFILE]`` draws a folder of results again from its records and compares.
+
+    **Returns:** the exit status, as ``study.verify`` says.
+    """
+    if arguments[:1] != ["verify"]:
+        print("usage: python -m pursuhint_lib.records verify results/PROFILE", file=sys.stderr)
+        return 2
+    # A process of its own, since drawing is of a higher layer, which this one must not import.
+    return subprocess.call([sys.executable, "-m", "pursuhint_lib.study.verify", *arguments[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -34,6 +34,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
         mean = np.mean([accuracies for _, accuracies in curves], axis=0)
         axis.plot(epochs, mean, color=colour, lw=1.0 if muted else 1.8, ls=":" if muted else "-", marker="." if len(epochs) < 15 else "", label=arm)
     axis.set(xlabel="epoch", ylabel=ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if len(histories) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure

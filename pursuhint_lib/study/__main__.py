@@ -21,6 +21,7 @@ from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
 from .validate import points_table, validate
+from .worker import fault
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,9 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments[:cut], argparse.Namespace(engine=arguments[cut + 1 :]))
     try:
         return _run(options)
-    except (SettingsError, PermissionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (SettingsError, OSError) as error:
+        print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,29 +62,41 @@ def _run(options: argparse.Namespace) -> int:
     profile = load_profile(options.profile)
     if options.check:
         return _print_check(profile)
-    if not options.plan:
-        _refuse_wrong([finding for finding in check(profile) if finding.what != "data"])
-        if options.force:
-            # Without images nothing could take the place of what is set aside.
-            data.load_splits(profile.data, torch.device("cpu"))
-            _set_aside(profile.name)
     # Notebooks run in their own folder, so a file is named by its full path.
     source = str(profile_path(options.profile).resolve()) if options.profile.endswith((".yaml", ".yml")) else options.profile
-    steps = make_plan(profile, source)
-    if not options.plan and any(step.trains and not step.done for step in steps):
-        _refuse_wrong(validate(profile))
-    # Jobs of a cluster get their GPU from its scheduler; only those that run here share the cards of this machine.
-    gpus = 0 if elsewhere(options.engine) else torch.cuda.device_count()
-    expected = estimate(profile, steps, gpus or options.cores)
-    _print_plan(profile, steps, expected, options.cores, whole=options.plan)
     if options.plan:
+        steps = make_plan(profile, source)
+        _print_plan(profile, steps, estimate(profile, steps, _gpus(options) or options.cores), options.cores, whole=True)
         return 0
+    _refuse_wrong([finding for finding in check(profile) if finding.what != "data"])
+    with owned(profile.name) as run:
+        return _study(profile, source, run, options)
+
+
+def _gpus(options: argparse.Namespace) -> int:
+    """Jobs of a cluster get their GPU from its scheduler; only those that run here share the cards of this machine."""
+    return 0 if elsewhere(options.engine) else torch.cuda.device_count()
+
+
+def _study(profile: Profile, source: str, run: str, options: argparse.Namespace) -> int:
+    """Do what is not done, while nobody else runs the profile."""
+    if options.force:
+        # Without images nothing could take the place of what is set aside.
+        data.load_splits(profile.data, torch.device("cpu"))
+        _set_aside(profile.name)
+    steps = make_plan(profile, source)
+    if any(step.trains and not step.done for step in steps):
+        _refuse_wrong(validate(profile))
+    gpus = _gpus(options)
+    expected = estimate(profile, steps, gpus or options.cores)
+    _print_plan(profile, steps, expected, options.cores, whole=False)
     begun = time.monotonic()
     if not all(step.done for step in steps):
         if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
             # Decoded, or downloaded, once and before any job: a missing data set is found here.
             data.load_splits(profile.data, torch.device("cpu"))
-        status = execute(profile.name, write_plan(profile, steps, options.cores, gpus), steps, expected, options.cores, gpus, options.engine)
+        plan = write_plan(profile, steps, options.cores, gpus)
+        status = execute(profile.name, run, plan, steps, expected, options.cores, gpus, options.engine)
         if status:
             return _print_failure(profile.name, steps, status)
         steps = make_plan(profile, source)
@@ -149,12 +165,11 @@ def _set_aside(profile: str) -> None:
     """Move records, hints and stamps out of the way, so that everything is done again."""
     paths = StudyPaths(profile)
     aside = paths.work / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
-    with owned(profile):
-        folders = (paths.records, paths.hints, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
-        moved = [folder for folder in folders if folder.exists()]
-        for folder in moved:
-            aside.mkdir(parents=True, exist_ok=True)
-            shutil.move(folder, aside / folder.name)
+    folders = (paths.records, paths.hints, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
+    moved = [folder for folder in folders if folder.exists()]
+    for folder in moved:
+        aside.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, aside / folder.name)
     if moved:
         print(f"Set aside what was there: {_short(aside)}")
 

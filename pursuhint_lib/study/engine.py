@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,12 +12,11 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
-from ..files import write_json
 from ..paths import SNAKEFILE, StudyPaths, gpu_lock
-from ..settings import SettingsError
 from .estimate import Estimate
 from .plan import Step
 
@@ -33,31 +33,46 @@ CANCEL = 60.0
 
 @contextlib.contextmanager
 def owned(profile: str) -> Iterator[str]:
-    """Hold a profile for this process: one run at a time. What a killed run left behind is ended first.
+    """Hold a profile for this process, once no other does: one run at a time. What a killed run left behind is ended first.
 
-    **Raises:** ``SettingsError`` if a living process holds it.
+    The operating system keeps the lock: of two that start at the same instant one gets it, a process that dies lets go of it, whatever
+    number the next one has, and on a shared disk it holds on every machine.
     """
-    lock = StudyPaths(profile).run_lock
-    if lock.is_file():
-        with contextlib.suppress(json.JSONDecodeError):
-            owner = json.loads(lock.read_text())
-            if _alive(owner):
-                raise SettingsError(f"profile {profile} is already being run by process {owner['pid']}; wait for it or end it")
-            end_orphans(owner["run"])
-    run = uuid.uuid4().hex
-    write_json(lock, {"pid": os.getpid(), "started": psutil.Process().create_time(), "run": run})
-    try:
-        yield run
-    finally:
-        end_orphans(run)
-        lock.unlink(missing_ok=True)
+    file = StudyPaths(profile).run_lock
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Never removed: who waits for it would get the lock of a file that is no more.
+    with file.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"profile {profile} is being run by {_owner(lock)}; waiting for it to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if killed := _read_owner(lock):
+            end_orphans(killed["run"])
+        run = uuid.uuid4().hex
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "run": run}))
+        lock.flush()
+        try:
+            yield run
+        finally:
+            lock.truncate(0)
 
 
-def _alive(owner: dict) -> bool:
-    try:
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1
-    except psutil.NoSuchProcess:
-        return False
+def _read_owner(lock: TextIO) -> dict | None:
+    """What the last owner wrote; nothing once it has ended well."""
+    lock.seek(0)
+    with contextlib.suppress(ValueError):
+        owner = json.loads(lock.read())
+        return owner if isinstance(owner, dict) and {"pid", "host", "run"} <= owner.keys() else None
+    return None
+
+
+def _owner(lock: TextIO) -> str:
+    owner = _read_owner(lock)
+    if not owner:
+        return "another process"
+    return f"process {owner['pid']}" + ("" if owner["host"] == platform.node() else f" on {owner['host']}")
 
 
 def end_orphans(run: str) -> None:
@@ -74,10 +89,11 @@ def end_orphans(run: str) -> None:
             process.kill()
 
 
-def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate, cores: int, gpus: int, options: Sequence[str]) -> int:
-    """Run the open steps of a plan and tell how it goes.
+def execute(profile: str, run: str, plan: Path, steps: Sequence[Step], expected: Estimate, cores: int, gpus: int, options: Sequence[str]) -> int:
+    """Run the open steps of a plan and tell how it goes. No process of the run is left when it returns.
 
-    **Arguments:** ``options`` are passed to snakemake unchanged; with an executor of their own they replace the local cores.
+    **Arguments:** ``run`` the id that ``owned`` gave; ``options`` are passed to snakemake unchanged; with an executor of their own they
+    replace the local cores.
 
     **Returns:** snakemake's exit status.
     """
@@ -94,11 +110,11 @@ def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate,
     command += ["--retries", "1"]
     if not elsewhere(options):
         command += ["--cores", str(cores), "--resources", f"gpu={gpus}"]
-    with owned(profile) as run, paths.engine_log.open("w") as log:
+    with paths.engine_log.open("w") as log:
         engine = subprocess.Popen([*command, *options], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: run}, start_new_session=True)
-        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            _follow(engine, paths, steps, expected)
+            with _interruptible():
+                _follow(engine, paths, steps, expected)
         except KeyboardInterrupt:
             print("\nStopping; finished runs are kept, and the same command goes on from here.", flush=True)
             if elsewhere(options):
@@ -108,7 +124,7 @@ def execute(profile: str, plan: Path, steps: Sequence[Step], expected: Estimate,
                     engine.wait(timeout=CANCEL)
             return 130
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            end_orphans(run)
     return engine.returncode
 
 
@@ -117,7 +133,24 @@ def elsewhere(options: Sequence[str]) -> bool:
     return any(option.startswith(("-e", "--executor", "--profile", "--workflow-profile")) for option in options)
 
 
-def _interrupt(_number, _frame) -> None:
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A context in which SIGTERM and a terminal that closes do what Ctrl-C does. Under nohup the terminal may close."""
+    signals = [signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+    previous = {number: signal.signal(number, _interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number, _frame) -> None:
+    if number == signal.SIGHUP:
+        # Nobody reads any more, and to write to a terminal that is gone is an error.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
     raise KeyboardInterrupt
 
 

@@ -1,5 +1,7 @@
 """Runs from settings to record: teachers, and all arms of a student side by side. What has a record is loaded."""
 
+import hashlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
 from ..processes import agreed
 from ..records import Record
-from ..settings import DistillSettings, StudentSettings, TeacherSettings, resolved, settings_hash
+from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 from ..teachers import Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
 from .fitting import fit
@@ -23,6 +25,8 @@ from .learners import FrozenTeacher, Learner, build_learner, seeded_model
 
 # Bytes of memories of past images from which on they are announced.
 WORTH_SAYING = 1 << 20
+# Set where results are drawn again from their records alone: whatever would have to be trained or measured for them is an error then.
+RECORDS_ONLY = "PURSUHINT_RECORDS_ONLY"
 
 
 def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
@@ -35,10 +39,11 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     found = None if force else records.load(settings.profile, settings)
     if found is not None:
         return found
+    _refuse_if_records_only(f"record {records.record_name(settings)}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     learner = Learner(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
-    started = time.monotonic()
+    started = _clocks()
     lane = open_lane("teacher", learner, settings.schedule, accelerator)
     record_name = records.record_name(settings)
     checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
@@ -49,7 +54,7 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     else:
         for column, value in _measure_checkpoint(settings, learner.network, splits).items():
             lane.history[column] = [value]
-    record = _finish(settings.profile, "teacher", settings, lane, splits, {"seconds": time.monotonic() - started, **speed}, accelerator)
+    record = _finish(settings.profile, "teacher", settings, lane, splits, {**_since(started), **speed}, accelerator)
     if record.status == "ok" and accelerator.is_main_process:
         entry = describe(settings.data)
         write_entry(
@@ -83,6 +88,7 @@ def load_teacher(settings: TeacherSettings) -> nn.Module:
     **Raises:** ``SettingsError`` where the weights have changed since.
     """
     weights = StudyPaths(settings.profile).weights(records.record_name(settings))
+    _refuse_if_records_only(f"a file of the folder hints that is made with {weights.stem}")
     if not weights.is_file():
         train_teacher(settings, force=True)
     find(str(weights))
@@ -103,6 +109,7 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     found = agreed({name: None if force else records.load(settings.profile, run) for name, run in runs.items()})
     missing = {name: run for name, run in runs.items() if found[name] is None}
     if missing:
+        _refuse_if_records_only(f"record {next(iter(missing))}")
         found |= _train_students(settings, missing)
     return [found[records.record_name(settings.run(arm))] for arm in settings.arms]
 
@@ -110,11 +117,11 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
 def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings]) -> dict[str, Record]:
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
-    started = time.monotonic()
-    teacher = None
+    started, teacher, teacher_checksum = _clocks(), None, {}
     if any(distiller(run.method).uses_teacher for run in runs.values()):
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
+        teacher_checksum = {"teacher_checksum": _checksum(StudyPaths(settings.profile).weights(records.record_name(settings.teacher)))}
     lanes = []
     for name, run in runs.items():
         learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
@@ -125,10 +132,33 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
         checkpoint=checkpoint, metrics=metrics_file(settings))  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
-    took = {"seconds": (time.monotonic() - started) / len(lanes), **speed}
+    took = {**_since(started, len(lanes)), **speed, **teacher_checksum}
     finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
     checkpoints.remove(checkpoint)
     return finished
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds on the wall's clock, and those that all cores together have worked for this process."""
+    return time.monotonic(), time.process_time()
+
+
+def _since(started: tuple[float, float], students: int = 1) -> dict[str, float]:
+    """A run's share of both clocks' seconds since then."""
+    seconds, cpu_seconds = (round((now - then) / students, 2) for now, then in zip(_clocks(), started, strict=True))
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def _checksum(weights: Path) -> str:
+    """The first digits of a file's SHA-256."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _refuse_if_records_only(missing: str) -> None:
+    """Refuse to make what is missing where results are drawn from their records alone."""
+    if os.environ.get(RECORDS_ONLY):
+        raise SettingsError(f"{missing} is missing, and nothing may be trained or measured in its place here")
 
 
 def metrics_file(settings: DistillSettings) -> Path:
@@ -155,7 +185,6 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
         if "top5_accuracy" in lane.history:
             metrics["top5_accuracy"] = lane.history["top5_accuracy"][-1]
-    together = {"seconds": round(took["seconds"], 2), "processes": accelerator.num_processes}
     record = Record(
         name=records.record_name(settings),
         kind=kind,
@@ -163,7 +192,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         status="failed" if lane.failed else "ok",
         metrics=metrics,
         history=lane.history,
-        provenance={**took, **together, **records.provenance(accelerator.device, splits.checksum)},
+        provenance={**took, "processes": accelerator.num_processes, **records.provenance(accelerator.device, splits.checksum)},
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
