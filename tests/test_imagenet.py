@@ -223,3 +223,17 @@ def test_cores_are_shared_out_among_the_processes_for_every_library(monkeypatch)
     monkeypatch.setenv("MKL_NUM_THREADS", "8")
     shared = launch.environment(4)
     assert {shared[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("launched", "state", "words"),
+    [
+        ("{processes: 2}", "✓", "processes: 2 on this machine, 10 images of every batch each"),
+        ("{processes: 3}", "✗", "a batch of 20 images cannot be shared out evenly among 3 processes; give 1, 2, 4, 5, 10, 20 processes"),
+    ],
+)
+def test_the_check_says_whether_the_batches_can_be_shared(mini, tmp_path, capsys, launched, state, words):
+    file = tmp_path / "shared.yaml"
+    file.write_text(PROFILE.replace("{processes: 2}", launched))
+    assert main([str(file), "--check"]) == (0 if state == "✓" else 2)
+    assert any(line.startswith(f" {state} processes: ") and words in line for line in capsys.readouterr().out.splitlines())

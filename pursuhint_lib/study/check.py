@@ -1,6 +1,7 @@
 """Is everything there that a profile needs? Looks at data, teachers, device, disk and folders; trains nothing."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import psutil
 import torch
 
 from .. import records
-from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe
+from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe, image_counts
 from ..models import load_checkpoint
 from ..paths import StudyPaths, results_root, work_root
 from ..settings import Profile, SettingsError, TeacherSettings
 from ..teachers import TOLERANCE, check_entry, find, locate
-from ..training import seeded_model
+from ..training import check_shares, seeded_model
 from .estimate import free_bytes
+from .launch import process_count
 from .profile import network_points
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -38,6 +40,7 @@ def check(profile: Profile) -> list[Finding]:
     return [
         Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"),
         _device(),
+        *_processes(profile),
         _data(profile),
         *[_teacher(profile, teacher) for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs)],
         *[_folder(name, folder) for name, folder in (("results", results_root()), ("work", work_root()))],
@@ -51,6 +54,22 @@ def _device() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", OK, f"{torch.cuda.device_count()} GPU: {names}")
     return Finding("device", OK, f"CPU, {os.cpu_count()} cores, {memory:.0f} GiB free memory; no GPU")
+
+
+def _processes(profile: Profile) -> Iterator[Finding]:
+    """Whether the processes that train together can share the batches; nothing for a profile without a launch."""
+    if profile.launch is None:
+        return
+    try:
+        processes = process_count(profile)
+        check_shares(image_counts(profile.data)[0], profile.student.batch_size, processes)
+    except DataError:
+        # Images that are not there are a finding of their own.
+        return
+    except SettingsError as error:
+        yield Finding("processes", WRONG, str(error))
+    else:
+        yield Finding("processes", OK, f"{processes} on this machine, {profile.student.batch_size // processes} images of every batch each")
 
 
 def _data(profile: Profile) -> Finding:

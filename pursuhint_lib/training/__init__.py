@@ -5,12 +5,13 @@ teacher once, and then through every student. Arms see the same initial weights,
 augmentation, so they differ in the teacher's hint points only.
 """
 
+from .fitting import check_shares
 from .lanes import accelerator_for_this_process, autocast, evaluate, resolve_precision
 from .learners import FrozenTeacher, Learner, TeacherOutput, build_learner, seeded_model
 from .pauses import Stopped
 from .runs import distill, load_teacher, metrics_file, train_teacher
 
 __all__ = [
-    "FrozenTeacher", "Learner", "Stopped", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "distill", "evaluate",
-    "load_teacher", "metrics_file", "resolve_precision", "seeded_model", "train_teacher",
+    "FrozenTeacher", "Learner", "Stopped", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "check_shares", "distill",
+    "evaluate", "load_teacher", "metrics_file", "resolve_precision", "seeded_model", "train_teacher",
 ]  # fmt: skip
