@@ -9,4 +9,5 @@ if [ "${1:-}" = --all ]; then
     shift
     chosen=()
 fi
-exec "$PYTHON" -m pytest ${chosen[@]+"${chosen[@]}"} "$@"
+# Files of tests are shared out among two processes, as most tests use one core.
+exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile ${chosen[@]+"${chosen[@]}"} "$@"
