@@ -173,8 +173,8 @@ def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
     if (error > 1e-6).any():
         worst = int(error.argmax())
         raise ValueError(f"sub-block {worst + 1} is {similarity[worst, worst]:g} like itself, not 1; give similarities scaled to 1, not distances")
-    if not 1 <= k <= len(similarity):
-        raise ValueError(f"k is {k}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and {len(similarity)}")
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(similarity):
+        raise ValueError(f"k is {k!r}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and {len(similarity)}")
     return similarity
 
 
@@ -374,9 +374,11 @@ CRITERIA: dict[str, Callable[[np.ndarray, str, int, int, int], KCurve]] = {
 def segment_middles(layers: int, k: int) -> tuple[int, ...]:
     """Middle sub-block of each of k equal depth segments: where the paper's k-means ends, or nearly, when the metric tells depth only.
 
-    **Returns:** k ascending 0-based indices; segment j of [0, layers) is [j·layers/k, (j+1)·layers/k), and of two middles
+    **Returns:** k ascending 0-based indices, 1 ≤ k ≤ ``layers``; segment j of [0, layers) is [j·layers/k, (j+1)·layers/k), and of two middles
     the earlier one is taken, as the paper's rule does.
     """
+    if not 1 <= k <= layers:
+        raise ValueError(f"k is {k}; {layers} sub-blocks have 1 to {layers} segments, so give k between these")
     return tuple(((2 * j + 1) * layers - 1) // (2 * k) for j in range(k))
 
 

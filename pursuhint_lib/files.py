@@ -1,10 +1,21 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and JSON that says when it was damaged."""
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
+import platform
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
+
+# The entry of a JSON object that holds the checksum of all others.
+SEAL = "sha256"
+# This machine, in few characters, for file names have a limit.
+HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 @contextlib.contextmanager
@@ -12,10 +23,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A draft to write in place of ``path``; it takes the name when all went well and is on the disk, so that no reader sees half a file,
     not even after the power fails.
 
-    The draft's name holds the process number: two processes that write the same file don't mix.
+    The draft's name holds machine and process number: two processes that write the same file don't mix. Drafts that killed processes of this
+    machine have left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    stem = f"{path.name}.{HERE}-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*.tmp"):
+        owner = left.name.removeprefix(stem).removesuffix(".tmp")
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            left.unlink(missing_ok=True)
+    draft = path.with_name(f"{stem}{os.getpid()}.tmp")
     try:
         yield draft
         _to_disk(draft)
@@ -39,3 +56,28 @@ def write_json(path: Path, content: dict) -> None:
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
     with replacing(path) as draft:
         draft.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def sealed(content: dict) -> dict:
+    """The content with the SHA-256 of its JSON as a last entry, whatever the order and spacing in which the JSON is written.
+
+    **Arguments:** ``content`` what JSON can hold, without an entry ``sha256``.
+    """
+    return {**content, SEAL: _digest(content)}
+
+
+def unsealed(content: dict) -> dict:
+    """The content without its checksum; one that never had any is taken as it is.
+
+    **Raises:** ``ValueError`` where the checksum is of something else, or the content is no JSON object.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    if SEAL in content and content[SEAL] != _digest(rest):
+        raise ValueError(f"it is not what was written: its {SEAL} is of something else")
+    return rest
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import version as torch_version
 
-from .files import write_json
+from .files import sealed, unsealed, write_json
 from .paths import ROOT, StudyPaths
 from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 
@@ -93,18 +94,18 @@ def read(path: Path) -> Record:
     **Raises:** ``SettingsError`` naming the file if it is not a record.
     """
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = Record(**unsealed(json.loads(path.read_text(encoding="utf-8"))))
         wrong = [f.name for f in fields(Record) if not isinstance(getattr(record, f.name), f.type)]
         if wrong:
             raise TypeError(f"{wrong[0]} is of the wrong kind")
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise SettingsError(f"{path} is not a record ({' '.join(str(error).split())}); delete it to run again") from None
     return record
 
 
 def save(profile: str, record: Record) -> None:
     """Write a record."""
-    write_json(StudyPaths(profile).records / f"{record.name}.json", asdict(record))
+    write_json(StudyPaths(profile).records / f"{record.name}.json", sealed(asdict(record)))
 
 
 @cache
@@ -134,8 +135,8 @@ def _gpu_driver() -> str | None:
     """Version of the GPU's driver; nothing where its tool is missing."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
@@ -149,7 +150,7 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
     measured = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)}
     if device.type == "cuda":
         measured["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-        measured |= {"gpu_driver": _gpu_driver(), "cuda": torch.version.cuda}
+        measured |= {"gpu_driver": _gpu_driver(), "cuda": torch_version.cuda}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device_type": device.type,

@@ -31,13 +31,20 @@ class Effect:
     p: float
 
 
+def _measured(differences: Sequence[float]) -> np.ndarray:
+    """Differences without those that are missing."""
+    values = np.asarray(differences, dtype=float)
+    if np.isinf(values).any():
+        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
+    return values[~np.isnan(values)]
+
+
 def paired_effect(differences: Sequence[float]) -> Effect:
     """Mean of paired differences [n] with Student's interval; infinite for a single pair.
 
     Missing differences (failed runs) are left out and lower ``n``.
     """
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
+    values = _measured(differences)
     n = len(values)
     mean = float(values.mean()) if n else float("nan")
     if n < 2:
@@ -51,10 +58,9 @@ def paired_effect(differences: Sequence[float]) -> Effect:
 
 def bootstrap_interval(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of paired differences [n], n ≥ 2 (too narrow for n below about 8)."""
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
+    values = _measured(differences)
     if len(values) < 2:
-        raise ValueError(f"a bootstrap needs at least 2 differences, not {len(values)}")
+        raise ValueError(f"a bootstrap needs at least 2 differences, not {len(values)}; take more seeds")
     result = stats.bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed))
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
@@ -64,8 +70,9 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
 
     Schuirmann (1987). ``margin`` is in the unit of the differences, > 0.
     """
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
+    if not margin > 0:
+        raise ValueError(f"margin is {margin}; give a number above 0")
+    values = _measured(differences)
     n = len(values)
     if n < 2:
         return 1.0
@@ -80,6 +87,8 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """p-values [m] adjusted for m comparisons, step-down. Holm (1979)."""
     p = np.asarray(p_values, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values {p[~((p >= 0) & (p <= 1))].tolist()} are not probabilities; give numbers between 0 and 1")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
     adjusted = np.empty_like(p)

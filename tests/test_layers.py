@@ -41,6 +41,7 @@ STUDY = [
     "check",
     "validate",
     "engine",
+    "verify",
     "__main__",
 ]
 NOTEBOOK_TOOLS = {"papermill", "snakemake", "IPython", "nbformat", "nbclient", "jupyterlab"}

@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from two_processes import CASES, TEACHER, outcome
+from two_processes import CASES, NETWORKS, TEACHER, outcome
 
 from pursuhint_lib import training
+from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import ROOT, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.launch import environment, launch_command
@@ -41,6 +42,15 @@ def use(folder: Path, monkeypatch) -> None:
     """Work and results of this process are in the folder."""
     for name in ("work", "results"):
         monkeypatch.setenv(f"PURSUHINT_{name.upper()}", str(folder / name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    """The networks of the cases are known as long as these tests run."""
+    MODELS.update(NETWORKS)
+    yield
+    for name in NETWORKS:
+        del MODELS[name]
 
 
 @pytest.fixture(scope="module")

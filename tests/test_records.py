@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from pursuhint_lib import records
-from pursuhint_lib.files import replacing, write_json
+from pursuhint_lib.files import HERE, replacing, unsealed, write_json
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import PACKAGES, Record, load, provenance, record_name, save
@@ -120,10 +123,13 @@ def test_the_profile_is_no_part_of_a_name():
 
 
 def tampered(change) -> str:
-    """Save a record, change its file's content, and return the message with which it is refused."""
+    """Save a record, change its file's content, and return the message with which it is refused.
+
+    The file is one without a checksum, as older ones are.
+    """
     save("mine", record_of(STUDENT))
     path = path_of(STUDENT)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = unsealed(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(change(content)), encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
         load("mine", STUDENT)
@@ -204,6 +210,29 @@ def test_a_setting_younger_than_the_record_is_not_asked_about(keys):
     assert load("mine", STUDENT) == record
 
 
+def test_a_record_is_refused_when_any_value_was_changed_and_taken_in_any_spacing_and_order():
+    save("mine", record_of(STUDENT))
+    path = path_of(STUDENT)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(content.items())), indent=4), encoding="utf-8")
+    assert load("mine", STUDENT) == record_of(STUDENT)
+    path.write_text(json.dumps(content | {"metrics": content["metrics"] | {"accuracy": 91.26}}), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"is not a record \(it is not what was written: its sha256 is of something else\); delete it to run"):
+        load("mine", STUDENT)
+
+
+def test_a_record_without_a_checksum_is_taken_as_it_is():
+    write_json(path_of(STUDENT), dataclasses.asdict(record_of(STUDENT)))
+    assert load("mine", STUDENT) == record_of(STUDENT)
+
+
+def test_the_same_record_gives_the_same_bytes():
+    save("mine", record_of(STUDENT))
+    first = path_of(STUDENT).read_bytes()
+    save("mine", records.read(path_of(STUDENT)))
+    assert path_of(STUDENT).read_bytes() == first
+
+
 def test_provenance_says_where_and_with_what_a_run_was_made():
     torch.set_num_threads(1)
     found = provenance(torch.device("cpu"), "abc")
@@ -274,6 +303,18 @@ def test_a_draft_that_was_never_written_leaves_the_old_file(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(path):
         pass
     assert path.read_text() == "old"
+
+
+def test_drafts_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = tmp_path / f"file.txt.{HERE}-{gone.pid}.tmp"
+    others = [tmp_path / name for name in (f"file.txt.{HERE}-{os.getppid()}.tmp", f"file.txt.00000000-{gone.pid}.tmp", f"{left.name}.tmp")]
+    for draft in (left, *others):
+        draft.touch()
+    with replacing(tmp_path / "file.txt") as draft:
+        draft.write_text("new")
+    assert {*tmp_path.iterdir()} == {tmp_path / "file.txt", *others}
 
 
 CONTENT = {"name": "Größe – 8×8", "empty": {}, "nested": {"a": [1, 2.5, None], "b": True}, 'a "key"': [], "number": 1e-12}

@@ -216,13 +216,13 @@ def test_a_stamp_counts_only_while_its_outputs_and_records_are_there(profile, tm
     figure.write_text("x")
     stamp = StudyPaths(profile.name).stamp(name, step().key)
     stamp.parent.mkdir(parents=True)
-    stamp.write_text(json.dumps({"outputs": [str(figure)]}))
+    stamp.write_text(json.dumps({"step": name, "outputs": [str(figure)]}))
     assert step().done
     figure.unlink()
     assert not step().done
     assert not stamp.exists()
     figure.write_text("x")
-    stamp.write_text(json.dumps({"outputs": [str(figure)]}))
+    stamp.write_text(json.dumps({"step": name, "outputs": [str(figure)]}))
     assert step().done
     next(StudyPaths(profile.name).records.glob("*_kd_*")).unlink()
     assert not step().done

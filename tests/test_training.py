@@ -398,7 +398,7 @@ def test_the_size_of_memories_is_said_before_the_start(capsys, monkeypatch):
     monkeypatch.setattr(training.runs, "WORTH_SAYING", 0)
     training.distill(settings("crd"))
     # Two students, three points, two sides, 60 images of 128 numbers: 0.35 MiB.
-    assert "Memories of 2 students: 0 MiB" in capsys.readouterr().out
+    assert "Memories of 2 students: 0 MiB" in capsys.readouterr().err
     monkeypatch.setattr(training.runs, "WORTH_SAYING", 1 << 20)
     training.distill(settings("crd", seed=4))
     assert "Memories" not in capsys.readouterr().out

@@ -47,7 +47,7 @@ class Normalised(Plain):
         self.second.insert(1, nn.BatchNorm2d(12))
 
 
-MODELS.update(plain=Plain, normalised=Normalised)
+NETWORKS = {"plain": Plain, "normalised": Normalised}
 
 
 def settings(method: str, **changes) -> DistillSettings:
@@ -99,6 +99,7 @@ def weights_of(record) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     folder, *cases = sys.argv[1:]
+    MODELS.update(NETWORKS)
     # A state to go on from is saved between any two batches.
     training.pauses.CHECKPOINT_SECONDS, training.pauses.SAVING_SHARE = 0.0, float("inf")
     training.accelerator_for_this_process()

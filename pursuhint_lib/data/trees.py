@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
 from ..paths import array_cache
+from .decoding import DAMAGES
 from .entry import DataError, Dataset
 
 # An image tree is decoded into memory as a whole; beyond this it has to be streamed.
@@ -117,8 +118,8 @@ def _decode(files: list[Path], side: int, channels: int) -> Tensor:
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB" if channels == 3 else "L")
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{path} is not a readable image: {error}") from None
+        except DAMAGES as error:
+            raise DataError(f"{path} is not a readable image: {' '.join(str(error).split())}") from None
         if min(image.size) != side:
             scale = side / min(image.size)
             image = image.resize(tuple(max(side, round(length * scale)) for length in image.size), Image.Resampling.BILINEAR)

@@ -5,6 +5,7 @@
 
 import difflib
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,8 +13,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..files import replacing
@@ -39,6 +39,8 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 
 TORCHVISION = "torchvision/"
 TIMM = "timm/"
+# The attribute that makes a member of a zip archive a folder.
+FOLDER = 0x10
 
 # Prefixes that data-parallel and compiled wrappers leave in a state dict.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -92,7 +94,8 @@ def parameter_count(model: nn.Module) -> int:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors."""
     with replacing(path) as draft:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, draft)
+        # In memory first: a full disk is then an error of the system, not one of the format.
+        draft.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def load_checkpoint(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> None:
@@ -107,14 +110,7 @@ def load_checkpoint(model: nn.Module, path: Path, classes: Sequence[int] | None 
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"no checkpoint at {path}")
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise SettingsError(f"{path} is damaged or holds more than tensors, and pickled code is not run; save its state_dict alone") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingsError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    state = _stored(path)
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()):
         raise SettingsError(f"{path} is no state dict (names and tensors), alone or under the key 'model'; save the network's state_dict()")
@@ -125,6 +121,34 @@ def load_checkpoint(model: nn.Module, path: Path, classes: Sequence[int] | None 
     if difference:
         raise SettingsError(f"{path} is a checkpoint of another network: {difference}")
     model.load_state_dict(state)
+
+
+def _stored(path: Path) -> object:
+    """What a checkpoint file holds."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_members(path)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise SettingsError(f"{path} is damaged or holds more than tensors, and pickled code is not run; save its state_dict alone") from None
+    except Exception as error:  # of a damaged file the readers let through whatever they stumble over
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"{path} cannot be read as a checkpoint: {reason}") from None
+
+
+def _check_members(path: Path) -> None:
+    """Look at the checksums that torch writes of every tensor, and does not look at itself when it reads.
+
+    **Raises:** ``ValueError`` naming a tensor that is not what was saved.
+    """
+    with zipfile.ZipFile(path) as members:
+        # Of a member that is marked as a folder torch would read nothing, and take what is in memory.
+        damaged = next((info.filename for info in members.infolist() if info.external_attr & FOLDER), None) or members.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} in it is not what was saved")
 
 
 def _for_classes(state: dict[str, Tensor], expected: dict[str, Tensor], classes: list[int]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from .forms import SettingsError, build, choose, positive, resolved, settings_hash
+from .forms import SettingsError, build, choose, not_negative, once, positive, resolved, settings_hash
 
 __all__ = [
     "PRECISIONS", "Arm", "Data", "DistillSettings", "Launch", "Pair", "Profile", "Schedule", "SettingsError", "Stability", "StudentSettings",
@@ -44,6 +44,7 @@ class Data:
 
     def __post_init__(self):
         positive(self, "train_images", "test_images", "image_size", "classes")
+        not_negative(self, "subset_seed")
 
     @property
     def as_published(self) -> bool:
@@ -75,7 +76,11 @@ class Schedule:
     sync_batchnorm: bool = False
 
     def __post_init__(self):
-        positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every")
+        positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every", "decay")
+        not_negative(self, "momentum", "weight_decay")
+        if self.momentum >= 1:
+            raise SettingsError(f"momentum is {self.momentum}, with which every step would be larger than the last; give a number below 1")
+        once("milestones", self.milestones)
         late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
         if late:
             raise SettingsError(f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and {self.epochs - 1}")
@@ -87,6 +92,8 @@ class Schedule:
 
 # Of a profile; a run has one of the latter two.
 PRECISIONS = ("auto", "fp32", "bf16")
+# What every random generator takes.
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,7 @@ class Pair:
 
     def __post_init__(self):
         positive(self, "k")
+        once("student_points", self.student_points)
 
     @property
     def name(self) -> str:
@@ -221,6 +229,10 @@ class Weights:
 
     def __post_init__(self):
         positive(self, "temperature")
+        not_negative(self, "ce", "kd")
+        for method, weight in self.hint.items():
+            if not weight >= 0:
+                raise SettingsError(f"hint weight of {method} is {weight}; give a number of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -303,20 +315,20 @@ class Profile:
     shortcut_seeds: int = 0
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise SettingsError(f"name {self.name!r} cannot be a folder; use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.name):
+            raise SettingsError(f"name {self.name!r} cannot be a folder; use at most 100 letters, digits, '.', '_' and '-'")
         for key in ("pairs", "methods", "arms", "seeds", "metrics"):
             # Results are kept by the pair's name, so two pairs must not share one.
             values = [pair.name for pair in self.pairs] if key == "pairs" else getattr(self, key)
             if not values:
                 raise SettingsError(f"{key} is empty; give at least one")
-            repeated = sorted({str(v) for v in values if values.count(v) > 1})
-            if repeated:
-                raise SettingsError(f"{key} names {', '.join(repeated)} more than once")
+            once(key, values)
         if self.shortcut_seeds < 0 or self.shortcut_seeds == 1:
             raise SettingsError(f"shortcut_seeds is {self.shortcut_seeds}; give 2 or more, or 0 for no comparison")
-        if min(*self.seeds, self.teacher_seed, *self.stability.teacher_seeds) < 0:
-            raise SettingsError(f"seeds are {list(self.seeds)} and teacher_seed is {self.teacher_seed}; give numbers of 0 or more")
+        teachers = (self.teacher_seed, *self.stability.teacher_seeds)
+        if min(*self.seeds, *teachers) < 0 or max(*self.seeds, *teachers) > MAX_SEED:
+            raise SettingsError(f"seeds are {list(self.seeds)} and those of teachers {list(teachers)}; give numbers of 0 or more, up to {MAX_SEED}")
+        once("teacher_seed and stability.teacher_seeds together", teachers)
         choose("precision", self.precision, PRECISIONS)
         positive(self, "profile_images", "margin")
 
@@ -344,7 +356,34 @@ def read_profile(path: Path) -> Profile:
     **Raises:** ``SettingsError`` when the file is not YAML or has a key or value that does not fit.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        repeated = _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"{path} is not a YAML file: {' '.join(str(error).split())}; mend it there") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is not a YAML file of settings: it is nested too deeply; write it flat") from None
+    if repeated:
+        raise SettingsError(f"{path.name} gives {repeated.value!r} again in line {repeated.start_mark.line + 1}; leave one of the two")
     return build(Profile, content, path.name)
+
+
+def _repeated(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first key that is given twice in one mapping; YAML would silently take the last of its values."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        # What an alias stands for is looked at once, also where it contains itself.
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                return key
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            waiting.append(value)
+    return None

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import reprlib
 import types
 import typing
 
@@ -12,12 +14,33 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message names it and what would be right."""
 
 
+def _shown(value) -> str:
+    """A value as a message shows it: its beginning, for with YAML's aliases a few lines can stand for more than a memory holds."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 4, 4, 40
+    return short.repr(value)
+
+
 def positive(settings, *names: str) -> None:
     """Refuse values of 0 or less; ``None`` stands for 'not given'."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value > 0:  # so that NaN is refused too
             raise SettingsError(f"{name} is {value}; give a number above 0")
+
+
+def not_negative(settings, *names: str) -> None:
+    """Refuse values below 0."""
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise SettingsError(f"{name} is {getattr(settings, name)}; give a number of 0 or more")
+
+
+def once(what: str, values: typing.Sequence) -> None:
+    """Refuse values that are given more than once."""
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise SettingsError(f"{what} names {', '.join(repeated)} more than once; leave it there once")
 
 
 def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
@@ -41,7 +64,7 @@ def build(cls, value, where: str):
     **Raises:** ``SettingsError``.
     """
     if not isinstance(value, dict):
-        raise SettingsError(f"{where} must be a mapping of settings, not {value!r}")
+        raise SettingsError(f"{where} must be a mapping of settings, not {_shown(value)}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in value:
@@ -49,7 +72,7 @@ def build(cls, value, where: str):
     required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in value]
     if missing:
-        raise SettingsError(f"{where} lacks {', '.join(missing)}")
+        raise SettingsError(f"{where} lacks {', '.join(missing)}; add what is lacking")
     try:
         return cls(**{key: _convert(hints[key], entry, f"{where}.{key}") for key, entry in value.items()})
     except SettingsError as error:
@@ -63,18 +86,23 @@ def _convert(hint, value, where: str):
         return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise SettingsError(f"{where} must be a list, not {value!r}")
+            raise SettingsError(f"{where} must be a list, not {_shown(value)}")
         return tuple(_convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise SettingsError(f"{where} must be a mapping, not {value!r}")
+            raise SettingsError(f"{where} must be a mapping, not {_shown(value)}")
         return {str(key): _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        # What no float can hold is refused as infinity is.
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        raise SettingsError(f"{where} must be {hint.__name__}, not {value!r}")
+        raise SettingsError(f"{where} must be {hint.__name__}, not {_shown(value)}")
+    if hint is float and not math.isfinite(value):
+        raise SettingsError(f"{where} must be a finite number, not {value}")
+    if hint is str and not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise SettingsError(f"{where} holds half a character (a surrogate), which no file can hold: {value!a}; write the character itself")
     return value
 
 

@@ -47,7 +47,7 @@ def similarity_matrix(features: Sequence[Tensor], metric: str) -> Tensor:
 def _matrices(layers: Layers, metrics: Sequence[str]) -> dict[str, Tensor]:
     for metric in metrics:
         if metric not in METRICS:
-            raise KeyError(metric)
+            raise KeyError(f"unknown metric {metric!r}; valid: {', '.join(METRICS)}")
     found = moment_matrices(layers, {metric: MOMENT_METRICS[metric] for metric in metrics if metric in MOMENT_METRICS})
     if "cka-rbf" in metrics:
         found["cka-rbf"] = _symmetric(rbf_matrix(layers))

@@ -20,8 +20,12 @@ ALL = (-torch.inf, torch.finfo(torch.float64).max)
 def rbf_matrix(layers: Layers, bandwidth: float = 1.0) -> Tensor:
     """CKA with the kernel exp(−d² / (2 · bandwidth² · median d²)), float64 [L, L].
 
+    **Raises:** ``ValueError`` for a bandwidth that is not above 0.
+
     ⟨HKH, HMH⟩ = ΣKM − (2/N) Σ k m + (ΣK)(ΣM)/N² with k, m the row sums, so raw kernels can be accumulated.
     """
+    if not bandwidth > 0:
+        raise ValueError(f"bandwidth is {bandwidth}; give a number above 0")
     n, count = layers.images, len(layers.features)
     scales = [2 * bandwidth**2 * _median_squared_distance(layers, i) for i in range(count)]
     products = torch.zeros(count, count, dtype=torch.float64, device=layers.device)

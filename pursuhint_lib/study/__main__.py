@@ -1,6 +1,7 @@
 """Command line behind run_all.sh: ``python -m pursuhint_lib.study [PROFILE] …``, and ``slot -- COMMAND`` to wait for a GPU."""
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -21,18 +22,21 @@ from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
 from .validate import points_table, validate
-from .worker import fault
+from .verify import sums_file, write_sums
+from .worker import fault, full_disk
+
+# A disk with less free space than this is full: a log, a figure or a checkpoint may not fit.
+FULL_BYTES = 1 << 20
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; a setting that cannot be used ends with one line and exit status 2."""
-    if arguments[:2] == ["slot", "--"]:
-        return run_in_slot(arguments[2:], torch.cuda.device_count())
-    # By hand: argparse refuses what follows "--" where an option stands between the profile and it.
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    options = _parser().parse_args(arguments[:cut], argparse.Namespace(engine=arguments[cut + 1 :]))
     try:
-        return _run(options)
+        if arguments[:2] == ["slot", "--"]:
+            return run_in_slot(arguments[2:], torch.cuda.device_count())
+        # By hand: argparse refuses what follows "--" where an option stands between the profile and it.
+        cut = arguments.index("--") if "--" in arguments else len(arguments)
+        return _run(_parser().parse_args(arguments[:cut], argparse.Namespace(engine=arguments[cut + 1 :])))
     except (SettingsError, OSError) as error:
         print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
@@ -59,6 +63,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.cores < 1:
         raise SettingsError(f"--cores {options.cores} is not possible; give 1 to {os.cpu_count()}")
     _tell_processes(options)
+    # This process takes a few steps on a few images only, in which threads would mostly wait for each other.
+    torch.set_num_threads(1)
     profile = load_profile(options.profile)
     if options.check:
         return _print_check(profile)
@@ -91,7 +97,10 @@ def _study(profile: Profile, source: str, run: str, options: argparse.Namespace)
     expected = estimate(profile, steps, gpus or options.cores)
     _print_plan(profile, steps, expected, options.cores, whole=False)
     begun = time.monotonic()
+    results = StudyPaths(profile.name).results
     if not all(step.done for step in steps):
+        # Until the run is over, what stands there is neither the old results nor the new.
+        sums_file(results).unlink(missing_ok=True)
         if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
             # Decoded, or downloaded, once and before any job: a missing data set is found here.
             data.load_splits(profile.data, torch.device("cpu"))
@@ -102,6 +111,8 @@ def _study(profile: Profile, source: str, run: str, options: argparse.Namespace)
         steps = make_plan(profile, source)
         if not all(step.done for step in steps):
             return _print_failure(profile.name, steps, 1)
+    if not sums_file(results).is_file():
+        write_sums(results)
     _print_results(profile, steps, time.monotonic() - begun)
     return 0
 
@@ -176,8 +187,15 @@ def _set_aside(profile: str) -> None:
 
 def _print_failure(profile: str, steps: list[Step], status: int) -> int:
     paths = StudyPaths(profile)
-    for name, reason in failed_steps(profile, steps) if status != 130 else []:
+    failed = failed_steps(profile, steps) if status != 130 else []
+    for name, reason in failed:
         print(f"error: step {name} failed: {reason}\n       whole log: {_short(paths.step_log(name))}", file=sys.stderr)
+    # What fails for want of space may not even find the space to say so.
+    if failed and (free_bytes() < FULL_BYTES or any(os.strerror(errno.ENOSPC) in reason for _, reason in failed)):
+        print(f"error: {full_disk()}", file=sys.stderr)
+    if not failed and status != 130:
+        said = [line for line in paths.engine_log.read_text(errors="replace").splitlines() if line.strip()]
+        print(f"error: the engine ended before any step: {said[-1].strip() if said else 'it said nothing'}", file=sys.stderr)
     print(f"Not finished; what is done is kept, and the same command goes on from there. Engine's log: {_short(paths.engine_log)}", file=sys.stderr)
     return status
 

@@ -130,5 +130,8 @@ def _folder(name: str, folder: Path) -> Finding:
 
 def _disk() -> Finding:
     free = free_bytes()
-    state = OK if free > NEEDED_BYTES else WRONG
-    return Finding("disk", state, f"{free / 2**30:.1f} GiB free" + ("" if state == OK else f"; at least {NEEDED_BYTES >> 20} MiB are needed"))
+    found = f"{free / 2**30:.1f} GiB free"
+    if free > NEEDED_BYTES:
+        return Finding("disk", OK, found)
+    remedy = "make room, or move work and results to another disk (PURSUHINT_WORK, PURSUHINT_RESULTS)"
+    return Finding("disk", WRONG, f"{found}; at least {NEEDED_BYTES >> 20} MiB are needed: {remedy}")

@@ -17,6 +17,7 @@ from typing import TextIO
 import psutil
 
 from ..paths import SNAKEFILE, StudyPaths, gpu_lock
+from ..settings import SettingsError
 from .estimate import Estimate
 from .plan import Step
 
@@ -203,7 +204,7 @@ def _running(paths: StudyPaths, waiting: dict[str, Step]) -> Iterator[str]:
     for name in waiting:
         file = paths.progress(name)
         if file.is_file():
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 state = json.loads(file.read_text())
                 yield f"{state['label']}: {state['unit']} {state['done']} of {state['total']} {state['figures']}".rstrip()
 
@@ -230,7 +231,13 @@ def run_in_slot(command: Sequence[str], gpus: int) -> int:
     """Run a command with a GPU for itself: wait for a free one and hide the others.
 
     **Returns:** the command's exit status.
+
+    **Raises:** ``SettingsError`` where there is no GPU to wait for, or nothing to run.
     """
+    if not command:
+        raise SettingsError("slot -- is followed by no command; give the one that needs a GPU")
+    if gpus < 1:
+        raise SettingsError("slot waits for a GPU, and this machine has none; run the command without it")
     while True:
         for index in range(gpus):
             path = gpu_lock(index)

@@ -1,6 +1,8 @@
 """Similarity matrices and hint points of a teacher as committed files: loaded when they are there, made when not."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .. import training
 from ..data import Images, load_splits
-from ..files import write_json
+from ..files import sealed, unsealed, write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
 from ..quality import layer_quality
@@ -49,19 +51,31 @@ def read_json(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
         raise SettingsError(f"{path} is damaged ({error}); delete it to make it again") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} is damaged (no JSON object); delete it to make it again")
-    return content
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Say of a stored object without checksum that it is damaged where something in it is missing or of the wrong kind."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); delete it to make it again") from None
 
 
 def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
     """The stored report of a teacher, if it was made with the profile's settings and has all its metrics."""
-    content = read_json(StudyPaths(profile.name).similarity(teacher))
-    if content is None or "settings" not in content or differing(content["settings"], _wanted(profile, teacher)):
+    path = StudyPaths(profile.name).similarity(teacher)
+    content = read_json(path)
+    if content is None or "settings" not in content:
         return None
+    with naming_damage(path):
+        return _report(profile, content) if not differing(content["settings"], _wanted(profile, teacher)) else None
+
+
+def _report(profile: Profile, content: dict) -> LayerReport | None:
     if not set(profile.metrics) <= set(content["similarity"]) or not all("quality" in block for block in content["sub_blocks"]):
         return None
     matrices = {metric: np.array(content["similarity"][metric]) for metric in profile.metrics}
@@ -89,7 +103,7 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
         "similarity": {metric: np.round(matrix.numpy(), DIGITS).tolist() for metric, matrix in matrices.items()},
         "provenance": provenance(images.device, splits.checksum),
     }
-    write_json(StudyPaths(profile.name).similarity(teacher), content)
+    write_json(StudyPaths(profile.name).similarity(teacher), sealed(content))
     return stored_similarity(profile, teacher)
 
 
@@ -116,7 +130,7 @@ def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
         content[arm] = entry | _clustering(choice)
     path = StudyPaths(profile.name).hint_points(teacher, k)
     if read_json(path) != json.loads(json.dumps(content)):
-        write_json(path, content)
+        write_json(path, sealed(content))
     return choices
 
 

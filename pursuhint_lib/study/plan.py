@@ -1,6 +1,7 @@
 """The steps of a profile: each is one execution of one notebook, with what it needs and whether it is done."""
 
 import ast
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
@@ -96,7 +97,7 @@ class _Draft:
         key = hashlib.sha256(text).hexdigest()[:12]
         stamp = self.paths.stamp(name, key)
         runs = self._runs(notebook, parameters)
-        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] not in ("00", "05"), runs, self._done(stamp, runs))
+        step = Step(name, notebook, given, key, str(stamp), needs, notebook[:2] not in ("00", "05"), runs, self._done(name, stamp, runs))
         self.steps.append(step)
 
     def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
@@ -118,27 +119,34 @@ class _Draft:
         wanted = {records.record_name(run): run for run in runs.values()}
         return sum(records.load(self.profile.name, run) is not None for run in wanted.values()), len(wanted)
 
-    def _done(self, stamp: Path, runs: tuple[int, int | None]) -> bool:
-        """Whether the stamp stands and all that it promises is there; a stamp that promises too much is removed."""
+    def _done(self, name: str, stamp: Path, runs: tuple[int, int | None]) -> bool:
+        """Whether the stamp stands and all that it promises is there; one that promises too much, or is damaged, is removed."""
         if not stamp.is_file():
             return False
-        outputs = json.loads(stamp.read_text())["outputs"]
-        if runs[0] == runs[1] and all(Path(path).is_file() for path in outputs):
-            return True
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            content = json.loads(stamp.read_text(encoding="utf-8"))
+            if content["step"] == name and runs[0] == runs[1] and all(Path(path).is_file() for path in content["outputs"]):
+                return True
         stamp.unlink()
         return False
 
 
 def check_parameters(notebook: Path, given: dict) -> None:
-    """Refuse parameters that a notebook does not declare; papermill itself would only warn.
+    """Refuse a file that is not the notebook of its name, and parameters that it does not declare; papermill itself would only warn.
 
-    **Raises:** ``SettingsError`` naming the parameter and those that exist.
+    **Raises:** ``SettingsError`` naming the file, or the parameter and those that exist.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        declared = [node.target.id for source in tagged for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise SettingsError(f"{notebook} is no whole notebook ({type(error).__name__}: {error}); restore it") from None
     if len(tagged) != 1:
         raise SettingsError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs one")
-    declared = [node.target.id for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
+    if not any(notebook.stem in source for source in sources):
+        raise SettingsError(f"{notebook} is another notebook: it publishes nothing as {notebook.stem!r}; restore it")
     for name in given:
         choose(f"parameter of {notebook.name}", name, declared)
 

@@ -1,6 +1,7 @@
 """Reading a profile and checking it against what exists: networks, methods, arms, metrics, data sets."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -51,9 +52,11 @@ def _module_names(network: str, data: Data) -> tuple[str, ...]:
 
 def profile_path(profile: str) -> Path:
     """File of a profile: a name in config/, or the path of a YAML file."""
+    if not isinstance(profile, str):
+        raise SettingsError(f"a profile is a name in config/ or the path of a YAML file, not {profile!r}; give it as text")
     if profile.endswith((".yaml", ".yml")):
         if not Path(profile).is_file():
-            raise SettingsError(f"no profile file {profile}")
+            raise SettingsError(f"no profile file {profile}; give the path of one, or a name in config/")
         return Path(profile)
     names = sorted(path.stem for path in CONFIG.glob("*.yaml"))
     choose("profile", profile, [*names, "<file>.yaml"])
@@ -67,17 +70,26 @@ def load_profile(profile: str) -> Profile:
 
     **Raises:** ``SettingsError`` naming the first thing that is wrong and the valid choices.
     """
-    return checked(read_profile(profile_path(profile)))
+    found = checked(read_profile(profile_path(profile)))
+    if found.shortcut_seeds and not any(distiller(method).hints for method in found.methods):
+        raise SettingsError(
+            f"shortcut_seeds is {found.shortcut_seeds}, but none of the methods has hints to compare with; give 0, or add such a method"
+        )
+    return found
 
 
 def checked(profile: Profile) -> Profile:
     """Check names and pairs of a profile, and fill in each pair's student points and number of hint points, and the precision."""
-    describe(profile.data)
+    _check_data(profile.data)
+    if profile.deterministic:
+        # Read when the GPU is first used, which is after a profile is.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for metric in profile.metrics:
         choose("metric", metric, METRICS)
     for method in (*profile.methods, *profile.weights.hint):
         distiller(method)
     for method in profile.methods:
+        _check_weight(method, profile)
         _check_last_batch(method, profile)
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
@@ -86,6 +98,26 @@ def checked(profile: Profile) -> Profile:
     for network in profile.checkpoints:
         choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
     return replace(profile, pairs=pairs, example_pair=example, precision=resolve_precision(profile.precision))
+
+
+def _check_data(data: Data) -> None:
+    """Refuse settings of the images that would not count."""
+    streamed, counts = describe(data).streamed, describe(data).counts
+    if data.root is not None and data.dataset != "imagefolder":
+        raise SettingsError(f"root is given, but the images of {data.dataset} are not in a folder of your own; leave it out, or take imagefolder")
+    if data.image_size is not None and not streamed and data.dataset != "imagefolder":
+        raise SettingsError(f"image_size is {data.image_size}, but images of {data.dataset} have the size that they have; leave it out")
+    for name, wanted, there in zip(("train_images", "test_images"), (data.train_images, data.test_images), counts, strict=True):
+        if wanted and 0 < there < wanted and not data.classes:
+            raise SettingsError(f"{name} is {wanted}, but {data.dataset} has {there}; give at most that, or leave it out for all")
+
+
+def _check_weight(method: str, profile: Profile) -> None:
+    """Refuse a method whose loss, without hints, is nothing at all: its students would stay as they were drawn."""
+    entry, weights = distiller(method), profile.weights
+    own = 0.0 if entry.hints else weights.hint.get(method, entry.weight)
+    if not (weights.ce * entry.ce or weights.kd * entry.kd or own or entry.parts):
+        raise SettingsError(f"weights leave nothing of the loss of method {method} without hints; give ce or kd a weight above 0, or leave it out")
 
 
 def _check_last_batch(method: str, profile: Profile) -> None:

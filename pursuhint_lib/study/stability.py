@@ -4,7 +4,6 @@ The clusters of the paper's k-means are found anew after each change; what each 
 committed file, so that figures are drawn again without a teacher.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +15,14 @@ from torch import Tensor
 from .. import training
 from ..clustering import HintPoints, choose_hint_points
 from ..data import Images, StreamedImages, evenly_spaced, load_splits
-from ..files import write_json
+from ..files import sealed, write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
 from ..progress import Progress
 from ..records import differing, provenance
 from ..settings import Profile, TeacherSettings, resolved
 from ..similarity import similarity_matrices
-from .hints import layer_similarity, read_json
+from .hints import layer_similarity, naming_damage, read_json
 from .profile import network_points
 
 # RBF CKA compares all pairs of images: a bootstrap sample of it, and any other change, uses so many images at most.
@@ -54,16 +53,23 @@ def _wanted(profile: Profile, teacher: str, k: int) -> dict:
 
 def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
     """Settings of the teachers of other seeds."""
-    seeds = [seed for seed in profile.stability.teacher_seeds if seed != profile.teacher_seed]
-    return [profile.teacher_settings(teacher, seed) for seed in seeds]
+    return [profile.teacher_settings(teacher, seed) for seed in profile.stability.teacher_seeds]
 
 
 def stored_stability(profile: Profile, teacher: str, k: int) -> list[dict] | None:
     """What the changes gave, if it is on file and was made with the profile's settings."""
-    content = read_json(StudyPaths(profile.name).stability(teacher, k))
-    if content is None or "settings" not in content or differing(content["settings"], _wanted(profile, teacher, k)):
+    path = StudyPaths(profile.name).stability(teacher, k)
+    content = read_json(path)
+    if content is None or "settings" not in content:
         return None
-    return content["changes"]
+    with naming_damage(path):
+        if differing(content["settings"], _wanted(profile, teacher, k)):
+            return None
+        for row in content["changes"]:
+            told = {"refused"} if "refused" in row else {"sub_blocks", "clusters"}
+            if not {"kind", "value", "images", *told} <= row.keys() or row["metric"] not in profile.metrics:
+                raise ValueError(f"a change is not whole: {row}")
+        return content["changes"]
 
 
 def stability_frame(profile: Profile, teacher: str, k: int) -> pd.DataFrame:
@@ -145,7 +151,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
             rows += [_chosen(change, metric, k) for metric in profile.metrics]
             progress.advance()
     content = {"settings": _wanted(profile, teacher, k), "changes": rows, "provenance": provenance(splits.train.device, splits.checksum)}
-    write_json(StudyPaths(profile.name).stability(teacher, k), json.loads(json.dumps(content)))
+    write_json(StudyPaths(profile.name).stability(teacher, k), sealed(content))
     return rows
 
 

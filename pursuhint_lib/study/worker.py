@@ -30,18 +30,23 @@ def main(source: str, pair: str, method: str) -> int:
     return 0
 
 
+def full_disk() -> str:
+    """What to do about a disk on which no space is left, in one line that names it."""
+    # A file that could not be written whole is removed again, so that a full disk may show some free space.
+    folders = {"WORK": work_root(), "RESULTS": results_root()}
+    free = {name: shutil.disk_usage(folder).free for name, folder in folders.items() if folder.is_dir()}
+    name = min(free, key=free.get, default="WORK")
+    room = f" ({free[name] >> 20} MiB free)" if name in free else ""
+    return (
+        f"no space left on the disk of {folders[name]}{room}; make room there, or set PURSUHINT_{name} to a copy of the folder on a larger disk; "
+        "what is saved is kept, and the same command goes on from there"
+    )
+
+
 def fault(error: OSError) -> str:
     """What the operating system refuses, and what to do, in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        # A file that could not be written whole is removed again, so that a full disk may show some free space.
-        folders = {"WORK": work_root(), "RESULTS": results_root()}
-        free = {name: shutil.disk_usage(folder).free for name, folder in folders.items() if folder.is_dir()}
-        name = min(free, key=free.get, default="WORK")
-        room = f" ({free[name] >> 20} MiB free)" if name in free else ""
-        return (
-            f"no space left on the disk of {folders[name]}{room}; make room there, or set PURSUHINT_{name} to a copy of the folder on a larger "
-            "disk; what is saved is kept, and the same command goes on from there"
-        )
+        return full_disk()
     where = f" {error.filename}" if error.filename else ""
     if isinstance(error, PermissionError):
         return f"no permission to read or write{where}; change its mode or owner, or run as the user that it belongs to"

@@ -45,7 +45,7 @@ def save_state(lanes: Sequence[Lane], position: Position, path: Path, accelerato
     # Sums of the losses are of each process's own images.
     sums = {lane.name: {name: total(summed) for name, summed in lane.sums.items()} for lane in lanes}
     if accelerator.is_main_process:
-        state = {"epoch": position.epoch, "batch": position.batch, "lanes": {}}
+        state = {"training": path.name, "epoch": position.epoch, "batch": position.batch, "lanes": {}}
         for lane in lanes:
             learned = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
             told = {"sums": sums[lane.name], "steps": lane.steps, "broke": lane.broke, "history": lane.history, "failed": lane.failed}
@@ -87,9 +87,11 @@ def _usable(lanes: Sequence[Lane], path: Path) -> Path | None:
         if not file.is_file():
             continue
         try:
-            if {*_read(file)["lanes"]} != {lane.name for lane in lanes}:
+            state = _read(file)
+            # The lane of a teacher has the same name whatever its settings. Lanes that have a record by now may be left out.
+            if state.get("training", path.name) != path.name or not {lane.name for lane in lanes} <= {*state["lanes"]}:
                 raise ValueError("it is of another training")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             before = file == path and previous(path).is_file()
             print(f"checkpoint {file} is not used: {error}; {'the one before is tried' if before else 'training begins anew'}", flush=True)
         else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     speed = {}
     if settings.checkpoint is None:
         speed = fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
-            label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name))  # fmt: skip
+            label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name),
+            deterministic=settings.deterministic)  # fmt: skip
     else:
         for column, value in _measure_checkpoint(settings, learner.network, splits).items():
             lane.history[column] = [value]
@@ -83,13 +85,14 @@ def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: S
 
 
 def load_teacher(settings: TeacherSettings) -> nn.Module:
-    """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights are not here.
+    """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights or record are not here.
 
     **Raises:** ``SettingsError`` where the weights have changed since.
     """
     weights = StudyPaths(settings.profile).weights(records.record_name(settings))
     _refuse_if_records_only(f"a file of the folder hints that is made with {weights.stem}")
-    if not weights.is_file():
+    # Weights without a record are of a training that could not be written to its end.
+    if not weights.is_file() or records.load(settings.profile, settings) is None:
         train_teacher(settings, force=True)
     find(str(weights))
     model = seeded_model(settings.network, settings.data, settings.seed)
@@ -121,16 +124,17 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings])
     if any(distiller(run.method).uses_teacher for run in runs.values()):
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
-        teacher_checksum = {"teacher_checksum": _checksum(StudyPaths(settings.profile).weights(records.record_name(settings.teacher)))}
+        teacher_checksum = {"teacher_checksum": _checksum(StudyPaths(settings.teacher.profile).weights(records.record_name(settings.teacher)))}
     lanes = []
     for name, run in runs.items():
         learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
         lanes.append(open_lane(name, learner, settings.schedule, accelerator))
     _announce_memories([lane.learner for lane in lanes])
-    checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
+    # Named by all arms: a kill between two records must not part the others from their state.
+    checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted({records.record_name(settings.run(arm)) for arm in settings.arms})))
     speed = fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
-        checkpoint=checkpoint, metrics=metrics_file(settings))  # fmt: skip
+        checkpoint=checkpoint, metrics=metrics_file(settings), deterministic=settings.deterministic)  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
     took = {**_since(started, len(lanes)), **speed, **teacher_checksum}
     finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
@@ -167,10 +171,10 @@ def metrics_file(settings: DistillSettings) -> Path:
 
 
 def _announce_memories(learners: Sequence[Learner]) -> None:
-    """Say how much the memories of methods like CRD take, before the start."""
+    """Say how much the memories of methods like CRD take, before the start; as progress, since a notebook that loads records does not say it."""
     sizes = [sum(buffer.nbytes for buffer in learner.method.buffers()) for learner in learners if learner.method]
     if sum(sizes) > WORTH_SAYING:
-        print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", flush=True)
+        print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", file=sys.stderr, flush=True)
 
 
 def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, took: dict,

@@ -1,0 +1,400 @@
+"""A file that the study reads is damaged: it says so in one line that names the file, or makes the same again; it never goes on with something else.
+
+Where nobody can know what was meant, as in a profile or a JPEG, what is read has another name: settings or data checksum of a record differ.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from damage import Kind, outcomes
+from PIL import Image
+from safetensors.torch import load_file
+
+from pursuhint_lib import records, teachers, training
+from pursuhint_lib.data import load_splits
+from pursuhint_lib.data.decoding import test_pixels as centre_pixels
+from pursuhint_lib.data.decoding import train_pixels
+from pursuhint_lib.files import SEAL, sealed, unsealed
+from pursuhint_lib.models import build_model, load_checkpoint
+from pursuhint_lib.paths import CONFIG, NOTEBOOKS, StudyPaths, array_cache, data_root, manifest_entry, teacher_file
+from pursuhint_lib.settings import Data, Schedule, SettingsError, TeacherSettings
+from pursuhint_lib.study import engine, plan
+from pursuhint_lib.study.__main__ import main
+from pursuhint_lib.study.hints import hint_choices, layer_similarity
+from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.stability import stability_frame
+from pursuhint_lib.teachers import Teacher, find
+
+CPU = torch.device("cpu")
+PATHS = StudyPaths("smoke")
+TEACHER = "resnet14"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder with a small study, of which every test damages one file and puts it right again."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        use(folder, patch)
+        profile = load_profile("smoke")
+        for k in (2, 3):
+            hint_choices(profile, TEACHER, k)
+        stability_frame(profile, TEACHER, 3)
+    return folder
+
+
+def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Data, work and results are in the folder."""
+    for name in ("data", "work", "results"):
+        patch.setenv(f"PURSUHINT_{name.upper()}", str(folder / name))
+
+
+@pytest.fixture(autouse=True)
+def in_its_folder(own_folders, study, monkeypatch):
+    """The tests of this file share one folder."""
+    use(study, monkeypatch)
+
+
+def profile():
+    return load_profile("smoke")
+
+
+def plain(tensors: dict[str, torch.Tensor]) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+# ---- JSON with a checksum
+
+
+def test_sealed_content_comes_back_and_changed_content_does_not():
+    content = {"name": "Größe – 8×8", "empty": {}, "nested": {"a": [1, 2.5, None], "b": True}, "number": 1e-12}
+    seal = sealed(content)
+    assert list(seal) == [*content, SEAL]
+    assert unsealed(json.loads(json.dumps(seal))) == content
+    assert unsealed(content) == content
+    for key in seal:
+        with pytest.raises(ValueError, match="it is not what was written: its sha256 is of something else"):
+            unsealed({**seal, key: "other"})
+        if key != SEAL:
+            with pytest.raises(ValueError, match="not what was written"):
+                unsealed({name: value for name, value in seal.items() if name != key})
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 1])
+def test_what_is_no_object_is_not_unsealed(content):
+    with pytest.raises(ValueError, match="no JSON object"):
+        unsealed(content)
+
+
+# ---- what has a checksum: refused whatever the damage
+
+
+def a_record() -> Kind:
+    settings, other = (profile().teacher_settings(TEACHER, seed) for seed in (None, 1))
+    files = [PATHS.records / f"{records.record_name(run)}.json" for run in (settings, other)]
+    return Kind(files[0], files[1].read_bytes(), lambda: records.load("smoke", settings), flips=200)
+
+
+def similarity() -> Kind:
+    path = PATHS.similarity(TEACHER)
+
+    def read() -> list:
+        report = layer_similarity(profile(), TEACHER)
+        return [report.sub_blocks, report.images, {metric: matrix.tolist() for metric, matrix in report.layer_map.similarity.items()}]
+
+    content = path.read_bytes()
+    path.unlink()
+    layer_similarity(replace(profile(), profile_images=80), TEACHER)
+    other = path.read_bytes()
+    path.write_bytes(content)
+    return Kind(path, other, read, flips=60)
+
+
+def hint_points() -> Kind:
+    path, other = (PATHS.hint_points(TEACHER, k) for k in (3, 2))
+    return Kind(path, other.read_bytes(), lambda: (repr(hint_choices(profile(), TEACHER, 3)), path.read_bytes()))
+
+
+def stability() -> Kind:
+    path = PATHS.stability(TEACHER, 3)
+    content = unsealed(json.loads(path.read_text(encoding="utf-8")))
+    other = json.dumps(sealed({**content, "settings": {**content["settings"], "k": 2}, "changes": content["changes"][:3]}))
+    return Kind(path, other.encode(), lambda: stability_frame(profile(), TEACHER, 3).to_json(), flips=50)
+
+
+def teacher_weights() -> Kind:
+    settings, other = (profile().teacher_settings(TEACHER, seed) for seed in (None, 1))
+    path, second = (PATHS.weights(records.record_name(run)) for run in (settings, other))
+    return Kind(path, second.read_bytes(), lambda: plain(training.load_teacher(settings).state_dict()))
+
+
+def manifest() -> Kind:
+    weights = teacher_weights()
+    other = PATHS.weights(records.record_name(profile().teacher_settings(TEACHER, 1)))
+    path = manifest_entry(weights.path)
+    return Kind(path, manifest_entry(other).read_bytes(), weights.read, flips=25, named=(str(weights.path),))
+
+
+def given_weights() -> Kind:
+    """Weights of one's own, without a manifest entry: torch has written a checksum of every tensor."""
+    path = data_root() / "mine.pth"
+    path.parent.mkdir(exist_ok=True)
+    torch.save(build_model("resnet20", 10, 1).state_dict(), path)
+    other = path.read_bytes()
+    torch.manual_seed(1)
+    torch.save(build_model("resnet8x0.25", 10, 1).state_dict(), path)
+
+    def read() -> dict:
+        model = build_model("resnet8x0.25", 10, 1)
+        load_checkpoint(model, path)
+        return plain(model.state_dict())
+
+    return Kind(path, other, read, flips=60)
+
+
+def array_of_a_tree() -> Kind:
+    for number, name in enumerate(("first", "second")):
+        write_tree(data_root() / name, number, "png")
+    settings = [Data("imagefolder", root=name, image_size=16) for name in ("first", "second")]
+    for one in settings:
+        load_splits(one, CPU)
+    path, other = (array_cache(f"{name}-16") for name in ("first", "second"))
+    return Kind(path, other.read_bytes(), lambda: pixels(settings[0]), flips=60)
+
+
+def write_tree(root: Path, seed: int, ending: str) -> None:
+    draws = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(2):
+                Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / split / name / f"{number}.{ending}")
+
+
+def pixels(settings: Data) -> list:
+    splits = load_splits(settings, CPU)
+    return [splits.checksum, splits.train.images.tolist(), splits.train.labels.tolist(), splits.test.images.tolist()]
+
+
+def an_image(ending: str = "png") -> Kind:
+    """An image of a tree that was not decoded yet."""
+    root = data_root() / f"tree-{ending}"
+    write_tree(root, 0, ending)
+
+    def read() -> list:
+        array_cache(f"{root.name}-16").unlink(missing_ok=True)
+        return pixels(Data("imagefolder", root=root.name, image_size=16))
+
+    return Kind(root / "train" / "a" / f"0.{ending}", b"no image", read, flips=60)
+
+
+CUT_OR_ZEROED = {"empty", "half", "no end", "no beginning", "zeros", "zeros in the middle"}
+# Kind → damages that are refused whatever bits they touch, and what comes of one file in the place of another.
+KINDS = {
+    a_record: (CUT_OR_ZEROED, "refused"),
+    similarity: (CUT_OR_ZEROED, "same"),
+    hint_points: (CUT_OR_ZEROED, "same"),
+    stability: (CUT_OR_ZEROED, "same"),
+    teacher_weights: (CUT_OR_ZEROED, "refused"),
+    manifest: (CUT_OR_ZEROED, "refused"),
+    given_weights: (CUT_OR_ZEROED, "refused"),
+    array_of_a_tree: (set(), "same"),
+    an_image: (CUT_OR_ZEROED - {"no end"}, "refused"),
+}
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_a_damaged_file_is_refused_or_made_again(make):
+    refused, replaced = KINDS[make]
+    found = outcomes(make())
+    assert not [name for name, outcome in found.items() if outcome == "other"]
+    assert refused <= {name for name, outcome in found.items() if outcome == "refused"}
+    assert found["another's"] == replaced
+
+
+def test_a_public_teacher_with_a_known_checksum_is_refused_when_a_bit_is_wrong(monkeypatch):
+    path = teacher_file(TEACHER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": build_model(TEACHER, 10, 1).state_dict()}, path)
+    entry = Teacher(TEACHER, TEACHER, "digits", 10, 50.0, (0.3070,), (0.3764,), teachers._sha256(path), ("https://example.org/x.pth",))
+    monkeypatch.setattr(teachers, "teacher_entry", lambda name: entry)
+    assert {*outcomes(Kind(path, b"another", lambda: str(find(TEACHER)))).values()} == {"refused"}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
+def test_weights_that_were_cut_anywhere_are_refused(zipped, tmp_path):
+    path, network = tmp_path / "mine.pth", torch.nn.Linear(3, 2)
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(SettingsError, match=r"mine.pth (cannot be read as a checkpoint: .|is damaged)") as refused:
+            load_checkpoint(network, path)
+        assert "\n" not in str(refused.value)
+
+
+def test_weights_that_torch_would_not_read_at_all_are_refused(tmp_path):
+    path, network = tmp_path / "mine.pth", torch.nn.Linear(3, 2)
+    torch.save(network.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    # A tensor that is marked as a folder: in the list at the end, 8 bytes before its name, behind that of the archive.
+    content[content.rindex(b"mine/data/0") - 8] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"mine.pth cannot be read as a checkpoint: mine/data/0 in it is not what was saved"):
+        load_checkpoint(network, path)
+
+
+# ---- what nobody can know to be wrong has another name
+
+
+def test_a_damaged_jpeg_is_refused_or_gives_another_data_checksum():
+    kind = an_image("jpg")
+    assert outcomes(replace(kind, read=lambda: kind.read()[0]))["zeros"] == "refused"
+    # As it is read while training, too.
+    for read in (lambda: centre_pixels(kind.path, 8).tolist(), lambda: train_pixels(kind.path, 8, np.random.default_rng(0)).tolist()):
+        assert outcomes(replace(kind, read=read))["half"] == "refused"
+
+
+def test_a_damaged_profile_is_refused_or_gives_runs_of_another_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    shutil.copy(CONFIG / "smoke.yaml", path)
+    # A wrong value is named itself, not the file.
+    kind = Kind(path, (CONFIG / "quick.yaml").read_bytes(), lambda: load_profile(str(path)), flips=150, named=("",))
+    found = outcomes(kind)
+    assert {found[name] for name in ("empty", "zeros", "zeros in the middle")} == {"refused"}
+
+
+# ---- what the work folder holds is made again
+
+
+TINY = TeacherSettings("resnet8", Data("digits", train_images=60, test_images=50), Schedule(3, 30, 0.05), profile="tiny")
+
+
+def interrupted(settings: TeacherSettings, monkeypatch) -> Path:
+    """Train until two states are saved; returns the checkpoint."""
+    save, saved = training.fitting.save_state, []
+
+    def dying(*arguments):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(save(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+        patch.setattr(training.fitting, "save_state", dying)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_teacher(settings)
+    return StudyPaths(settings.profile).checkpoint(records.record_name(settings))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_beginning(monkeypatch, capsys):
+    folder = StudyPaths("tiny").checkpoint("").parent
+    other = interrupted(replace(TINY, seed=1), monkeypatch).read_bytes()
+    path = interrupted(TINY, monkeypatch)
+    stored = {file: file.read_bytes() for file in folder.iterdir()}
+
+    def read() -> list:
+        record = training.train_teacher(TINY, force=True)
+        weights = plain(load_file(StudyPaths("tiny").weights(record.name)))
+        for file, content in stored.items():
+            if not file.is_file():
+                file.write_bytes(content)
+        return [record.metrics, record.history, weights]
+
+    found = outcomes(Kind(path, other, read, flips=3))
+    assert {*found.values()} == {"same"}
+    assert capsys.readouterr().out.count("is not used: ") == len(found)
+    # The lane of every teacher has the same name; the file says which training it is of.
+    path.write_bytes(other)
+    stored[training.checkpoints.previous(path)] = other
+    training.checkpoints.previous(path).write_bytes(other)
+    before = read()
+    assert capsys.readouterr().out.count("it is of another training") == 2
+    stored.clear()
+    assert read() == before
+
+
+def test_a_damaged_stamp_sets_off_its_step_anew():
+    (start, *_) = plan.make_plan(profile(), "smoke")
+    stamp, output = Path(start.stamp), PATHS.figures / "x.svg"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.touch()
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps({"step": start.name, "seconds": 1.0, "outputs": [str(output)]}))
+    other = json.dumps({"step": "05_results", "seconds": 1.0, "outputs": [str(output)]}).encode()
+    found = outcomes(Kind(stamp, other, lambda: plan.make_plan(profile(), "smoke")[0].done, flips=40))
+    assert "refused" not in found.values()
+    # A bit in the seconds, which are only told, leaves the step done.
+    assert all(outcome == "other" for name, outcome in found.items() if not name.startswith("bit"))
+    stamp.unlink()
+
+
+def test_a_damaged_plan_is_written_anew():
+    made = plan.make_plan(profile(), "smoke")
+    plan.write_plan(profile(), made, 2, 0)
+    assert {*outcomes(Kind(PATHS.plan, b"{}", lambda: plan.write_plan(profile(), made, 2, 0).read_bytes())).values()} == {"same"}
+
+
+def test_a_damaged_progress_file_is_passed_over():
+    (start, *_) = plan.make_plan(profile(), "smoke")
+    path = PATHS.progress(start.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"label": "training", "done": 1, "total": 3, "unit": "epoch", "figures": ""}))
+    found = outcomes(Kind(path, b"[1]", lambda: list(engine._running(PATHS, {start.name: start})), flips=60))
+    assert "refused" not in found.values()
+
+
+def test_a_damaged_lock_holds_nobody_up():
+    def read() -> bool:
+        with engine.owned("smoke") as run:
+            return json.loads(PATHS.run_lock.read_text())["run"] == run
+
+    PATHS.run_lock.parent.mkdir(parents=True, exist_ok=True)
+    PATHS.run_lock.write_text(json.dumps({"pid": 1, "host": "here", "run": "killed"}))
+    assert {*outcomes(Kind(PATHS.run_lock, b'{"pid": 1}', read)).values()} == {"same"}
+
+
+# ---- notebooks
+
+
+def test_a_damaged_notebook_is_refused_or_sets_off_its_steps_anew(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    shutil.copytree(NOTEBOOKS, folder)
+    monkeypatch.setattr(plan, "NOTEBOOKS", folder)
+    path = folder / "03_distillation.ipynb"
+
+    def keys() -> list:
+        return [step.key for step in plan.make_plan(profile(), "smoke") if step.notebook == path.stem]
+
+    other = (folder / "04_imagenet.ipynb").read_bytes()
+    # Some messages are of a parameter and name the notebook by its name alone.
+    found = outcomes(Kind(path, other, keys, flips=40, named=(path.name,)))
+    assert "same" not in found.values()
+    assert {outcome for name, outcome in found.items() if not name.startswith("bit")} == {"refused"}
+    path.unlink()
+    with pytest.raises(SettingsError, match="03_distillation.ipynb is no whole notebook"):
+        keys()
+
+
+# ---- the command line
+
+
+@pytest.mark.parametrize("make", [a_record, similarity, stability], ids=lambda make: make.__name__)
+def test_the_command_line_says_it_in_one_line_with_exit_status_2(make, capsys):
+    kind = make()
+    content = kind.path.read_bytes()
+    kind.path.write_bytes(content[: len(content) // 2])
+    try:
+        assert main(["smoke", "--plan"]) == 2
+    finally:
+        kind.path.write_bytes(content)
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert str(kind.path) in err
