@@ -389,8 +389,8 @@ def random_points(layers: int, k: int, draws: int, *, seed: int = 0) -> list[tup
 
     **Raises:** ``ValueError`` if there are fewer than ``draws`` different sets.
     """
-    if math.comb(layers, k) < draws:
-        raise ValueError(f"only {math.comb(layers, k)} different sets of {k} among {layers} sub-blocks; {draws} random arms were asked for")
+    if (sets := math.comb(layers, k)) < draws:
+        raise ValueError(f"only {sets} different sets of {k} among {layers} sub-blocks; {draws} random arms were asked for; give fewer or another k")
     generator = np.random.default_rng(seed)
     found: list[tuple[int, ...]] = []
     while len(found) < draws:

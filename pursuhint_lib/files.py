@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +19,27 @@ SEAL = "sha256"
 HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write in place of ``path``; it takes the name when all went well and is on the disk, so that no reader sees half a file,
-    not even after the power fails.
+def draft_beside(path: Path) -> Path:
+    """Where to write what shall take the place of a file or folder.
 
-    The draft's name holds machine and process number: two processes that write the same file don't mix. Drafts that killed processes of this
-    machine have left are removed.
+    The name holds machine and process number: two processes that write the same don't mix. Drafts that killed processes of this machine have
+    left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f"{path.name}.{HERE}-"
     for left in path.parent.glob(f"{glob.escape(stem)}*.tmp"):
         owner = left.name.removeprefix(stem).removesuffix(".tmp")
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            left.unlink(missing_ok=True)
-    draft = path.with_name(f"{stem}{os.getpid()}.tmp")
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{stem}{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft to write in place of ``path``; it takes the name when all went well and is on the disk, so that no reader sees half a file,
+    not even after the power fails.
+    """
+    draft = draft_beside(path)
     try:
         yield draft
         _to_disk(draft)
@@ -49,6 +56,12 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict) -> None:

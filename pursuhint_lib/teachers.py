@@ -5,7 +5,6 @@ ImageNet ones. A teacher trained here gets its entry as a JSON file beside its w
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 import torchvision
 
-from .files import replacing, write_json
+from .files import replacing, sha256, write_json
 from .paths import ROOT, manifest_entry, teacher_download, teacher_file, teachers_lock
 from .progress import Progress
 from .settings import SettingsError, build, choose
@@ -193,7 +192,7 @@ def write_entry(weights: Path, entry: Teacher) -> None:
 
     For a public teacher without a full published checksum this pins the file: ``fetch`` refuses any other from then on.
     """
-    own = replace(entry, sha256=_sha256(weights), addresses=(), member="")
+    own = replace(entry, sha256=sha256(weights), addresses=(), member="")
     write_json(manifest_entry(weights), asdict(own))
 
 
@@ -290,13 +289,8 @@ def _checksums(teacher: Teacher) -> dict[str, str]:
 
 
 def _difference(path: Path, checksums: dict[str, str]) -> str | None:
-    found = _sha256(path)
+    found = sha256(path)
     return next((f"sha256 is {found}, not {digits} as {who} says" for who, digits in checksums.items() if not found.startswith(digits)), None)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(address: str, target: Path, label: str) -> None:

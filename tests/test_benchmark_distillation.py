@@ -1,27 +1,19 @@
 """The benchmark of a sweep at a tiny size: both ways do the same work, and it says what it measured."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
+from benchmark import loaded
 
-from pursuhint_lib.paths import ROOT
 from pursuhint_lib.training import FrozenTeacher, build_learner, seeded_model
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("distillation_benchmark", ROOT / "benchmarks" / "distillation.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    module.WORKERS, module.POOL, module.PEAK_SIDE, module.ALTERNATIONS = 0, 256, 64, 2
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
-    del sys.modules[spec.name]
+    with loaded("distillation") as module:
+        module.WORKERS, module.POOL, module.PEAK_SIDE, module.ALTERNATIONS = 0, 256, 64, 2
+        yield module
 
 
 def case(benchmark, **changes):

@@ -1,6 +1,5 @@
 """The benchmark at a tiny size: what it times are the right values, and it counts the comparisons of the naive way rightly."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -10,9 +9,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from benchmark import loaded
 
 from pursuhint_lib.clustering import choose_hint_points
-from pursuhint_lib.paths import ROOT
 from pursuhint_lib.similarity import linear_cka, r2_cca
 
 STAGES = ((3, 4), (2, 6))
@@ -21,12 +20,8 @@ IMAGES = 60
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("similarity_benchmark", ROOT / "benchmarks" / "similarity.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with loaded("similarity") as module:
+        yield module
 
 
 @pytest.fixture

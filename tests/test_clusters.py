@@ -20,6 +20,7 @@ from test_smoke import STEPS, environment, records
 
 from pursuhint_lib.paths import ROOT
 
+pytestmark = pytest.mark.slow
 LOST = "03_distillation-resnet14-resnet8x0.25-at"
 DAEMONS = Path(__file__).with_name("slurm_on_loopback.sh")
 # A job's number is its process group. Its state stands in a file, which is whole when it is there; without one it is running.

@@ -20,6 +20,7 @@ from pursuhint_lib import training
 from pursuhint_lib.files import write_json
 from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import CONFIG, StudyPaths
+from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study import engine
 from pursuhint_lib.study.estimate import Estimate
@@ -130,6 +131,58 @@ def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
     assert engine.failed_steps("smoke", steps) == [(steps[3].name, "ValueError: of today")]
 
 
+def last_line(code: str) -> str:
+    """What Python says last of what ends it."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip().splitlines()[-1]
+
+
+KILLED_KERNEL = """
+import nbformat, nbclient
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")])
+nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        lambda: last_line(KILLED_KERNEL),
+        lambda: last_line("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); bytearray(1 << 40)"),
+        lambda: last_line("import numpy; numpy.zeros(1 << 50)"),
+        lambda: last_line("import torch; torch.empty(1 << 50)"),
+        # As torch says it; there may be no GPU here to ask.
+        lambda: "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+    ],
+)
+def test_a_step_that_ran_out_of_memory_says_so_and_what_to_do(said):
+    steps = make_plan(load_profile("smoke"), "smoke")
+    log = StudyPaths("smoke").step_log(steps[0].name)
+    log.parent.mkdir(parents=True)
+    message = said()
+    log.write_text(f"Traceback\n{message}\n")
+    [(name, reason)] = engine.failed_steps("smoke", steps)
+    assert name == steps[0].name
+    assert "memory" in reason.split(":")[0]
+    assert "give" in reason
+    assert message in reason
+
+
+def test_a_damaged_table_or_measurement_of_memory_is_no_traceback(capsys):
+    profile = load_profile("smoke")
+    steps, paths = make_plan(profile, "smoke"), StudyPaths("smoke")
+    usage, claims = paths.usage(steps[0].name), paths.tables / "05_results-claims.csv"
+    for file in (usage, claims):
+        file.parent.mkdir(parents=True)
+    for content in (b"", b"\0" * 100, b"what,was\nonce,here\n"):
+        usage.write_bytes(content)
+        command_line._print_results(profile, steps, 1.0)
+        assert "Peak memory" not in capsys.readouterr().out
+        claims.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"claims.csv cannot be read .*delete it"):
+            command_line._print_results(profile, steps, 1.0)
+        claims.unlink()
+
+
 def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):
     file = profile_file(tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}])
     assert command_line.main([file, "--check"]) == 0
@@ -151,6 +204,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
     err = capsys.readouterr().err
     assert "cannot write to" in err
     assert "PURSUHINT_RESULTS" in err
+
+
+def test_a_folder_with_braces_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / "{scratch}"))
+    assert command_line.main(["smoke"]) == 2
+    err = capsys.readouterr().err
+    assert "{scratch} has braces in its name" in err
+    assert "set PURSUHINT_WORK to another" in err
 
 
 def copy_that(work, *arguments) -> multiprocessing.Process:

@@ -19,7 +19,7 @@ from pursuhint_lib import records, teachers, training
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.data.decoding import test_pixels as centre_pixels
 from pursuhint_lib.data.decoding import train_pixels
-from pursuhint_lib.files import SEAL, sealed, unsealed
+from pursuhint_lib.files import SEAL, sealed, sha256, unsealed
 from pursuhint_lib.models import build_model, load_checkpoint
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, StudyPaths, array_cache, data_root, manifest_entry, teacher_file
 from pursuhint_lib.settings import Data, Schedule, SettingsError, TeacherSettings
@@ -221,7 +221,7 @@ def test_a_public_teacher_with_a_known_checksum_is_refused_when_a_bit_is_wrong(m
     path = teacher_file(TEACHER)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": build_model(TEACHER, 10, 1).state_dict()}, path)
-    entry = Teacher(TEACHER, TEACHER, "digits", 10, 50.0, (0.3070,), (0.3764,), teachers._sha256(path), ("https://example.org/x.pth",))
+    entry = Teacher(TEACHER, TEACHER, "digits", 10, 50.0, (0.3070,), (0.3764,), sha256(path), ("https://example.org/x.pth",))
     monkeypatch.setattr(teachers, "teacher_entry", lambda name: entry)
     assert {*outcomes(Kind(path, b"another", lambda: str(find(TEACHER)))).values()} == {"refused"}
 
@@ -298,6 +298,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_beginning(
     other = interrupted(replace(TINY, seed=1), monkeypatch).read_bytes()
     path = interrupted(TINY, monkeypatch)
     stored = {file: file.read_bytes() for file in folder.iterdir()}
+    whole = stored[path]
 
     def read() -> list:
         record = training.train_teacher(TINY, force=True)
@@ -316,6 +317,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_beginning(
     training.checkpoints.previous(path).write_bytes(other)
     before = read()
     assert capsys.readouterr().out.count("it is of another training") == 2
+    # A state of other images is whole, but not gone on from.
+    path.write_bytes(whole)
+    training.checkpoints._write({**training.checkpoints._read(path), "data": "of yesterday"}, path)
+    training.checkpoints.previous(path).unlink()
+    assert read() == before
+    assert capsys.readouterr().out.count("the images have changed since") == 1
     stored.clear()
     assert read() == before
 

@@ -1,12 +1,11 @@
 """The benchmark of decoding at a tiny size: both ways do the same work, and it says what it measured."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
+from benchmark import loaded
 from PIL import Image
 
 from pursuhint_lib.paths import ROOT
@@ -14,13 +13,9 @@ from pursuhint_lib.paths import ROOT
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("imagenet_loader_benchmark", ROOT / "benchmarks" / "imagenet_loader.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    module.ALTERNATIONS, module.MADE, module.DRAWS, module.BATCH = 5, 3, 2000, 4
-    yield module
-    del sys.modules[spec.name]
+    with loaded("imagenet_loader") as module:
+        module.ALTERNATIONS, module.MADE, module.DRAWS, module.BATCH = 5, 3, 2000, 4
+        yield module
 
 
 def run(benchmark, tmp_path, *options):

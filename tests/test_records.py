@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from pursuhint_lib import records
-from pursuhint_lib.files import HERE, replacing, unsealed, write_json
+from pursuhint_lib.files import HERE, draft_beside, replacing, unsealed, write_json
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import PACKAGES, Record, load, provenance, record_name, save
@@ -295,6 +296,21 @@ def test_an_exception_leaves_the_old_file_and_no_draft(tmp_path, error):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_drafts_of_processes_that_are_no_more_are_removed_whether_file_or_folder(tmp_path):
+    path, ended = tmp_path / "tree", subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    own = draft_beside(path)
+    for name in (own.name.replace(str(os.getpid()), str(ended.pid)), f"{path.name}.other machine-{ended.pid}.tmp", own.name):
+        (tmp_path / name / "train").mkdir(parents=True)
+    draft_beside(path)
+    assert {left.name for left in tmp_path.iterdir()} == {f"{path.name}.other machine-{ended.pid}.tmp", own.name}
+    shutil.rmtree(own)
+    dead = tmp_path / own.name.replace(str(os.getpid()), str(ended.pid))
+    dead.write_text("half of the n")
+    draft_beside(path)
+    assert not dead.exists()
 
 
 def test_a_draft_that_was_never_written_leaves_the_old_file(tmp_path):

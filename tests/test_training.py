@@ -1,6 +1,5 @@
 """Training: arms are paired and independent, the teacher is never touched, runs resume and fail cleanly."""
 
-import hashlib
 import json
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from pursuhint_lib import records, teachers, training
 from pursuhint_lib.data import DATASETS, Data, load_splits
-from pursuhint_lib.models import MODELS, build_model, save_weights
+from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import StudyPaths, teacher_file
 from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
 from pursuhint_lib.teachers import Teacher, read_entry, write_entry
@@ -153,63 +152,6 @@ def test_arms_with_the_same_points_share_one_run():
 def test_the_arm_without_hints_is_the_kd_run_of_every_method():
     names = {training.distill(settings(method, arms=ARMS[:1]))[0].name for method in (*HINTED, "kd")}
     assert len(names) == 1
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def zeroed(path):
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def of_another(path):
-    torch.save({"epoch": 0, "batch": 0, "lanes": {"someone": {}}}, path.with_name("other"))
-    content = path.with_name("other").read_bytes()
-    path.with_name("other").unlink()
-    path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-
-
-@pytest.mark.parametrize(("method", "damage"), [("at", None), ("crd", None), *(("at", damage) for damage in (cut, zeroed, flipped, of_another))])
-def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, method, damage):
-    long = replace(SCHEDULE, epochs=4, milestones=(2,))
-    whole = training.distill(settings(method, schedule=long))
-    expected = [weights(record) for record in whole]
-    for record in whole:
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
-
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
-    run_epoch = training.fitting.run_epoch
-
-    def dies_in_the_third_epoch(lanes, images, schedule, epoch, first, **keywords):
-        if (epoch, first) == (2, 1):
-            raise KeyboardInterrupt
-        return run_epoch(lanes, images, schedule, epoch, first=first, **keywords)
-
-    monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        training.distill(settings(method, schedule=long))
-    newest, before = sorted((StudyPaths("test").work / "checkpoints").iterdir())
-    assert before.name == f"{newest.name}.previous"
-    if damage:
-        damage(newest)
-
-    begun = []
-    monkeypatch.setattr(training.fitting, "run_epoch", lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1])
-    resumed = training.distill(settings(method, schedule=long))
-    assert begun == [*([(2, 0)] if damage else []), (2, 1), (3, 0), (3, 1)]
-    assert ("is not used" in capsys.readouterr().out) == bool(damage)
-    for record, before, end in zip(resumed, whole, expected, strict=True):
-        assert record.history == before.history
-        assert same(weights(record), end)
-    assert not list((StudyPaths("test").work / "checkpoints").iterdir())
 
 
 def test_a_diverged_arm_is_recorded_as_failed_with_its_step_and_the_others_finish():
@@ -402,42 +344,3 @@ def test_the_size_of_memories_is_said_before_the_start(capsys, monkeypatch):
     monkeypatch.setattr(training.runs, "WORTH_SAYING", 1 << 20)
     training.distill(settings("crd", seed=4))
     assert "Memories" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("method", ["ab", "fitnet-stages", "fsp", "ft"])
-def test_methods_in_stages_train_to_the_end(method):
-    # Parameters that rest in the first epoch have their first gradient when others have had several.
-    (record,) = training.distill(settings(method, arms=ARMS[1:2], schedule=replace(SCHEDULE, epochs=3), hint_weight=0.1))
-    assert record.status == "ok"
-    assert None not in record.history["loss_total"]
-    first, *later = record.history["loss_hint"]
-    assert first is not None
-    assert all((hint is None) == (method != "ft") for hint in later)
-
-
-class Dropping(torch.nn.Module):
-    """A network that draws by chance in every step."""
-
-    def __init__(self, classes: int, channels: int):
-        super().__init__()
-        self.first = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5))
-        self.last = torch.nn.Linear(8, classes)
-
-    def forward(self, images):
-        return self.last(self.first(images).mean((2, 3)))
-
-
-def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkeypatch):
-    monkeypatch.setitem(MODELS, "dropping", Dropping)
-    cell = settings(student="dropping", student_points=("first",), arms=(Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",))))
-    together = training.distill(cell)
-    expected = [weights(record) for record in together]
-    assert not same(*expected)
-    for record in together:
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
-    for arm, before in zip(cell.arms, expected, strict=True):
-        torch.manual_seed(123)
-        (alone,) = training.distill(replace(cell, arms=(arm,)))
-        assert same(weights(alone), before)

@@ -1,11 +1,12 @@
 """A small image tree in ImageNet's form, <tree>/{train,val}/<class>/<image>.JPEG, made from CIFAR-100: for trying what is made for ImageNet."""
 
-import os
 import shutil
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+
+from ..files import draft_beside
 
 # Classes, evenly spaced among the hundred, and images of each for training and evaluation.
 SAMPLE_CLASSES = 10
@@ -20,7 +21,7 @@ def make_sample(arrays: dict[str, Tensor], tree: Path) -> None:
 
     **Arguments:** ``arrays`` of CIFAR-100: ``{train,test}_images`` uint8 [N, 3, 32, 32] and ``{train,test}_labels`` int64 [N]; ``tree`` the folder.
     """
-    draft = tree.with_name(f"{tree.name}.{os.getpid()}.tmp")
+    draft = draft_beside(tree)
     classes = int(arrays["train_labels"].max()) + 1
     for split, folder, count in zip(("train", "test"), ("train", "val"), SAMPLE_IMAGES, strict=True):
         for position in range(SAMPLE_CLASSES):

@@ -1,6 +1,7 @@
 """Command line behind run_all.sh: ``python -m pursuhint_lib.study [PROFILE] …``, and ``slot -- COMMAND`` to wait for a GPU."""
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
@@ -208,20 +209,25 @@ def _print_results(profile: Profile, steps: list[Step], seconds: float) -> None:
         print(f"\n{title} ({len(files)}):")
         for file in files:
             print(f"  {_short(file)}")
-    # Missing where the steps were done by another engine or before it measured.
-    measured = {
-        step.name: pd.to_numeric(pd.read_csv(file, sep="\t")["max_rss"], errors="coerce").max()
-        for step in steps
-        if (file := paths.usage(step.name)).is_file()
-    }
+    measured = {step.name: peak for step in steps if (peak := _peak_memory(paths.usage(step.name)))}
     if measured:
         most = max(measured, key=measured.get)
         print(f"\nPeak memory: {measured[most] / 1024:.2f} GiB, of step {most} (all steps: {_short(paths.usage('').parent)})")
     claims = paths.tables / "05_results-claims.csv"
     if claims.is_file():
         print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
-        for row in pd.read_csv(claims).itertuples():
-            print(f"  {row.verdict:15s} {row.claim}: {row.mean:+.2f} points [{row.low:+.2f}, {row.high:+.2f}], {row.n} seeds")
+        try:
+            for row in pd.read_csv(claims)[["verdict", "claim", "mean", "low", "high", "n"]].itertuples():
+                print(f"  {row.verdict:15s} {row.claim}: {row.mean:+.2f} points [{row.low:+.2f}, {row.high:+.2f}], {row.n} seeds")
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(f"{_short(claims)} cannot be read ({error}); delete it, and the same command draws it again") from None
+
+
+def _peak_memory(usage: Path) -> float:
+    """MiB that a step took at most; 0 where another engine did it, or before it was measured, or where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return float(pd.to_numeric(pd.read_csv(usage, sep="\t")["max_rss"], errors="coerce").fillna(0).max())
+    return 0.0
 
 
 def _short(path) -> str:

@@ -11,7 +11,7 @@ import torch
 from .. import records
 from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe, image_counts
 from ..models import load_checkpoint
-from ..paths import StudyPaths, results_root, work_root
+from ..paths import ROOT, StudyPaths, results_root, work_root
 from ..settings import Profile, SettingsError, TeacherSettings
 from ..teachers import TOLERANCE, check_entry, find, locate
 from ..training import check_shares, seeded_model
@@ -117,6 +117,11 @@ def _origin(settings: TeacherSettings) -> str:
 
 def _folder(name: str, folder: Path) -> Finding:
     """Whether a file can be made there, found out by making one."""
+    braces = next((path for path in (folder, ROOT) if {"{", "}"} & {*str(path)}), None)
+    if braces is not None:
+        # The engine takes what stands in braces for wildcards.
+        remedy = "rename it" if braces == ROOT else f"set PURSUHINT_{name.upper()} to another"
+        return Finding(f"folder {name}", WRONG, f"{braces} has braces in its name, which the workflow engine cannot use; {remedy}")
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

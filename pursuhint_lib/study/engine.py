@@ -28,6 +28,14 @@ POLL = 0.5
 # Seconds that processes have to save their state when they are told to end.
 GRACE = 30.0
 REPORT = 15.0
+# What the last line of a step's log says when there was not enough memory, and what to do. A kernel that is killed cannot say why.
+FEWER = "give fewer --cores, so that fewer steps run at once, or a smaller batch_size or profile_images"
+OUT_OF_MEMORY = {
+    "Kernel died": f"the operating system ended its process, most often for want of memory: {FEWER}",
+    "MemoryError": f"not enough memory: {FEWER}",
+    "can't allocate memory": f"not enough memory: {FEWER}",
+    "CUDA out of memory": "not enough memory on the GPU: give a smaller batch_size or fewer arms, or end what else uses the card",
+}
 # Seconds that the engine has to cancel the jobs of a cluster.
 CANCEL = 60.0
 
@@ -216,8 +224,14 @@ def failed_steps(profile: str, steps: Sequence[Step]) -> list[tuple[str, str]]:
         log = StudyPaths(profile).step_log(step.name)
         if not Path(step.stamp).is_file() and log.is_file():
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            found.append((step.name, lines[-1].strip() if lines else "no output"))
+            found.append((step.name, _reason(lines[-1].strip()) if lines else "no output"))
     return found
+
+
+def _reason(said: str) -> str:
+    """Why a step failed, from the last line of its log."""
+    remedy = next((remedy for symptom, remedy in OUT_OF_MEMORY.items() if symptom in said), None)
+    return f"{remedy} ({said})" if remedy else said
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ a scratch folder that holds nothing but the records and the hints, and what it p
 import argparse
 import base64
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..files import replacing
+from ..files import replacing, sha256
 from ..paths import StudyPaths
 from ..settings import Profile, SettingsError
 from ..training.runs import RECORDS_ONLY
@@ -40,7 +39,7 @@ def sums_file(folder: Path) -> Path:
 
 def write_sums(folder: Path) -> None:
     """Write the checksums of all records, hints, figures, tables and notebooks of a results folder."""
-    lines = [f"{_sha256(path)}  {name}\n" for name, path in _files(folder).items()]
+    lines = [f"{sha256(path)}  {name}\n" for name, path in _files(folder).items()]
     with replacing(sums_file(folder)) as draft:
         draft.write_text("".join(lines), encoding="utf-8")
 
@@ -56,7 +55,7 @@ def changed_files(folder: Path) -> list[str]:
     found = _files(folder)
     wrong = dict.fromkeys(listed.keys() - found.keys(), "is missing")
     wrong |= dict.fromkeys(found.keys() - listed.keys(), "is not listed")
-    wrong |= {name: "has changed" for name in listed.keys() & found.keys() if _sha256(found[name]) != listed[name]}
+    wrong |= {name: "has changed" for name in listed.keys() & found.keys() if sha256(found[name]) != listed[name]}
     return [f"{name} {what}" for name, what in sorted(wrong.items())]
 
 
@@ -65,11 +64,6 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"}
     names = {name.as_posix(): path for name, path in found.items() if len(name.parts) > 1 and not any(part.startswith(".") for part in name.parts)}
     return dict(sorted(names.items()))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differing_files(folder: Path, again: Path) -> list[str]:

@@ -39,13 +39,13 @@ def remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def save_state(lanes: Sequence[Lane], position: Position, path: Path, accelerator: Accelerator) -> None:
-    """Write the state of all lanes; every process calls it, and the first one writes."""
+def save_state(lanes: Sequence[Lane], position: Position, path: Path, data: str, accelerator: Accelerator) -> None:
+    """Write the state of all lanes, which learn images of checksum ``data``; every process calls it, and the first one writes."""
     average_statistics(lane.learner for lane in lanes)
     # Sums of the losses are of each process's own images.
     sums = {lane.name: {name: total(summed) for name, summed in lane.sums.items()} for lane in lanes}
     if accelerator.is_main_process:
-        state = {"training": path.name, "epoch": position.epoch, "batch": position.batch, "lanes": {}}
+        state = {"training": path.name, "data": data, "epoch": position.epoch, "batch": position.batch, "lanes": {}}
         for lane in lanes:
             learned = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
             told = {"sums": sums[lane.name], "steps": lane.steps, "broke": lane.broke, "history": lane.history, "failed": lane.failed}
@@ -81,8 +81,8 @@ def _read(path: Path) -> dict:
         raise ValueError(str(error).splitlines()[0]) from None
 
 
-def _usable(lanes: Sequence[Lane], path: Path) -> Path | None:
-    """The newest checkpoint that is whole and of these lanes; says which one is not."""
+def _usable(lanes: Sequence[Lane], path: Path, data: str) -> Path | None:
+    """The newest checkpoint that is whole and of these lanes and images; says which one is not."""
     for file in (path, previous(path)):
         if not file.is_file():
             continue
@@ -91,6 +91,8 @@ def _usable(lanes: Sequence[Lane], path: Path) -> Path | None:
             # The lane of a teacher has the same name whatever its settings. Lanes that have a record by now may be left out.
             if state.get("training", path.name) != path.name or not {lane.name for lane in lanes} <= {*state["lanes"]}:
                 raise ValueError("it is of another training")
+            if state.get("data", data) != data:
+                raise ValueError("the images have changed since")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             before = file == path and previous(path).is_file()
             print(f"checkpoint {file} is not used: {error}; {'the one before is tried' if before else 'training begins anew'}", flush=True)
@@ -99,10 +101,10 @@ def _usable(lanes: Sequence[Lane], path: Path) -> Path | None:
     return None
 
 
-def resume(lanes: Sequence[Lane], path: Path, accelerator: Accelerator) -> Position:
+def resume(lanes: Sequence[Lane], path: Path, data: str, accelerator: Accelerator) -> Position:
     """Restore all lanes from the last checkpoint that can be used, if there is one; returns where the training is."""
     # All processes go on from the one that the first finds.
-    file = agreed(_usable(lanes, path) if accelerator.is_main_process else None)
+    file = agreed(_usable(lanes, path, data) if accelerator.is_main_process else None)
     if file is None:
         return Position()
     state = _read(file)

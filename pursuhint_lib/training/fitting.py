@@ -33,7 +33,7 @@ def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: F
     **Raises:** ``Stopped`` when asked to end, with the state saved; ``SettingsError`` if the batches cannot be shared out among the processes.
     """
     check_shares(len(splits.train), schedule.batch_size, accelerator.num_processes)
-    at = resume(lanes, checkpoint, accelerator)
+    at = resume(lanes, checkpoint, splits.checksum, accelerator)
     told = Metrics(metrics, fresh=at == Position(), writes=accelerator.is_main_process)
     with Progress(label, schedule.epochs, done=at.epoch) as progress, cores(len(lanes), accelerator) as pool, \
             Pauses(accelerator.device) as pauses, bitwise(deterministic):  # fmt: skip
@@ -50,7 +50,7 @@ def fit(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, *, teacher: F
                 at = Position(at.epoch + 1)
             if at.epoch < schedule.epochs and pauses.look():
                 begun = time.monotonic()
-                save_state(lanes, at, checkpoint, accelerator)
+                save_state(lanes, at, checkpoint, splits.checksum, accelerator)
                 pauses.saved(time.monotonic() - begun)
                 if pauses.reason:
                     where = f"in epoch {at.epoch + 1} of {schedule.epochs}, before batch {at.batch + 1} of {stretch.batches}"

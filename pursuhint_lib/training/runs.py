@@ -1,6 +1,5 @@
 """Runs from settings to record: teachers, and all arms of a student side by side. What has a record is loaded."""
 
-import hashlib
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from torch import nn
 from .. import records
 from ..data import Splits, class_positions, describe, load_splits
 from ..distillers import distiller
+from ..files import sha256
 from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
 from ..processes import agreed
@@ -37,17 +37,19 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
 
     **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says.
     """
+    record_name = records.record_name(settings)
+    checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
     found = None if force else records.load(settings.profile, settings)
     if found is not None:
+        # Left by a kill between record and removal.
+        checkpoints.remove(checkpoint)
         return found
-    _refuse_if_records_only(f"record {records.record_name(settings)}")
+    _refuse_if_records_only(f"record {record_name}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     learner = Learner(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
     started = _clocks()
     lane = open_lane("teacher", learner, settings.schedule, accelerator)
-    record_name = records.record_name(settings)
-    checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
     speed = {}
     if settings.checkpoint is None:
         speed = fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
@@ -57,12 +59,6 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
         for column, value in _measure_checkpoint(settings, learner.network, splits).items():
             lane.history[column] = [value]
     record = _finish(settings.profile, "teacher", settings, lane, splits, {**_since(started), **speed}, accelerator)
-    if record.status == "ok" and accelerator.is_main_process:
-        entry = describe(settings.data)
-        write_entry(
-            StudyPaths(settings.profile).weights(record.name),
-            Teacher(record.name, settings.network, settings.data.dataset, entry.classes, record.metrics["accuracy"], entry.mean, entry.std),
-        )
     checkpoints.remove(checkpoint)
     return record
 
@@ -111,35 +107,34 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     # One process looks for all, as another study may write a record meanwhile.
     found = agreed({name: None if force else records.load(settings.profile, run) for name, run in runs.items()})
     missing = {name: run for name, run in runs.items() if found[name] is None}
+    # Named by all arms: a kill between two records must not part the others from their state.
+    checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
     if missing:
         _refuse_if_records_only(f"record {next(iter(missing))}")
-        found |= _train_students(settings, missing)
+        found |= _train_students(settings, missing, checkpoint)
+    checkpoints.remove(checkpoint)
     return [found[records.record_name(settings.run(arm))] for arm in settings.arms]
 
 
-def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings]) -> dict[str, Record]:
+def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings], checkpoint: Path) -> dict[str, Record]:
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     started, teacher, teacher_checksum = _clocks(), None, {}
     if any(distiller(run.method).uses_teacher for run in runs.values()):
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
-        teacher_checksum = {"teacher_checksum": _checksum(StudyPaths(settings.teacher.profile).weights(records.record_name(settings.teacher)))}
+        teacher_checksum = {"teacher_checksum": sha256(StudyPaths(settings.teacher.profile).weights(records.record_name(settings.teacher)))[:16]}
     lanes = []
     for name, run in runs.items():
         learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
         lanes.append(open_lane(name, learner, settings.schedule, accelerator))
     _announce_memories([lane.learner for lane in lanes])
-    # Named by all arms: a kill between two records must not part the others from their state.
-    checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted({records.record_name(settings.run(arm)) for arm in settings.arms})))
     speed = fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
         checkpoint=checkpoint, metrics=metrics_file(settings), deterministic=settings.deterministic)  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
     took = {**_since(started, len(lanes)), **speed, **teacher_checksum}
-    finished = {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
-    checkpoints.remove(checkpoint)
-    return finished
+    return {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
 
 
 def _clocks() -> tuple[float, float]:
@@ -151,12 +146,6 @@ def _since(started: tuple[float, float], students: int = 1) -> dict[str, float]:
     """A run's share of both clocks' seconds since then."""
     seconds, cpu_seconds = (round((now - then) / students, 2) for now, then in zip(_clocks(), started, strict=True))
     return {"seconds": seconds, "cpu_seconds": cpu_seconds}
-
-
-def _checksum(weights: Path) -> str:
-    """The first digits of a file's SHA-256."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _refuse_if_records_only(missing: str) -> None:
@@ -200,7 +189,17 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
+        if kind == "teacher" and record.status == "ok":
+            _write_manifest_entry(record, settings)
+        # Last: what has a record is complete.
         records.save(profile, record)
     # Whoever needs the weights next must find them.
     accelerator.wait_for_everyone()
     return record
+
+
+def _write_manifest_entry(record: Record, settings: TeacherSettings) -> None:
+    """Say beside the weights of a teacher what it learnt, and how well."""
+    entry = describe(settings.data)
+    teacher = Teacher(record.name, settings.network, settings.data.dataset, entry.classes, record.metrics["accuracy"], entry.mean, entry.std)
+    write_entry(StudyPaths(settings.profile).weights(record.name), teacher)
