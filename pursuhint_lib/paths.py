@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 CONFIG = ROOT / "config"
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
+# What the report is made of: a page, its style and its script.
+TEMPLATES = ROOT / "pursuhint_lib" / "templates"
 
 
 def _root(variable: str, default: str) -> Path:
@@ -111,6 +113,10 @@ class StudyPaths:
         return self.results / "notebooks"
 
     @property
+    def report(self) -> Path:
+        return self.results / "report.html"
+
+    @property
     def plan(self) -> Path:
         return self.work / "plan.json"
 
@@ -133,6 +139,18 @@ class StudyPaths:
     def stability(self, teacher: str, k: int) -> Path:
         """Hint points of one teacher under changes that should not matter."""
         return self.hints / f"{file_name(teacher)}-k{k}-stability.json"
+
+    @property
+    def exports(self) -> Path:
+        return self.results / "exports"
+
+    def measurement(self, record_name: str) -> Path:
+        """What was measured of a trained network when it was exported."""
+        return self.exports / f"{record_name}.json"
+
+    def exported(self, record_name: str) -> Path:
+        """Folder of the files that a trained network was exported to."""
+        return self.work / "exports" / record_name
 
     def weights(self, record_name: str) -> Path:
         """Final weights of one trained network."""

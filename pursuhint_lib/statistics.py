@@ -2,8 +2,8 @@
 
 A *frame* has one row per (pair, method, arm, seed) with the column ``accuracy`` in %. Arms of one
 (pair, method, seed) share initial weights and batches, so everything is computed on differences
-within a seed. Seeds are the unit of replication: where several cells are pooled they are first
-averaged within each seed, because cells of one seed share their student's initial weights and their teacher.
+within a seed. Seeds are the unit of replication: where several cells are pooled, what they have in common
+within a seed counts once (``per_seed``), because cells of one seed share their student's initial weights and their teacher.
 """
 
 from collections.abc import Sequence
@@ -128,6 +128,23 @@ def differences(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
     return others.assign(difference=others["accuracy"] - others["reference"]).drop(columns="reference")
 
 
+def per_seed(diffs: pd.DataFrame) -> pd.Series:
+    """One value per seed, whose mean is the mean over all cells (pair × method × arm), each the mean over the seeds that it has.
+
+    Where every cell has every seed these are the means within each seed. Where some have fewer, a seed's value is the overall mean and
+    the seed's share of the deviations from the cells' means, so that Student's interval of the values is that of a cluster-robust standard error
+    with seeds as clusters (Liang and Zeger 1986, with the factor S/(S − 1) for S seeds).
+
+    **Arguments:** ``diffs`` with the columns seed and difference, and those of pair, method and arm that vary; missing differences are left out.
+    """
+    found = diffs.dropna(subset="difference")
+    if found.empty:
+        return pd.Series(dtype=float)
+    cells = found.groupby([column for column in ("pair", "method", "arm") if column in found])["difference"]
+    share = (found["difference"] - cells.transform("mean")) / cells.transform("count")
+    return cells.mean().mean() + share.groupby(found["seed"]).sum() * found["seed"].nunique() / cells.ngroups
+
+
 def effects(diffs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Paired effect per group, with Holm's adjustment over all groups.
 
@@ -135,8 +152,7 @@ def effects(diffs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key, group in diffs.groupby(list(by), sort=False):
-        per_seed = group.groupby("seed")["difference"].mean()
-        rows.append(dict(zip(by, key, strict=True)) | asdict(paired_effect(per_seed)))
+        rows.append(dict(zip(by, key, strict=True)) | asdict(paired_effect(per_seed(group))))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"])) if rows else table
 
@@ -176,10 +192,10 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
             continue
         involved = frame[frame["arm"].isin(arms_of(frame, claim.arms) + arms_of(frame, claim.reference))]
         diffs = differences(involved, claim.reference)
-        per_seed = diffs.groupby("seed")["difference"].mean()
+        seeds = per_seed(diffs)
         counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(involved["accuracy"].isna().sum())}
-        row = {"claim": claim.text} | asdict(paired_effect(per_seed)) | counts
-        rows.append(row | {"p_equivalent": equivalence_p(per_seed, margin)})
+        row = {"claim": claim.text} | asdict(paired_effect(seeds)) | counts
+        rows.append(row | {"p_equivalent": equivalence_p(seeds, margin)})
     columns = ["claim", "mean", "low", "high", "n", "p", "cells", "failed", "p_equivalent"]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = holm(table["p"])
@@ -208,6 +224,51 @@ def text_table(means: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
     table = means.assign(text=text).pivot(index=rows, columns=columns, values="text")
     table = table.loc[list(dict.fromkeys(means[rows])), list(dict.fromkeys(means[columns]))].fillna("–")
     return table.reset_index().rename_axis(columns=None)
+
+
+def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> pd.DataFrame:
+    """Whether a score of the points predicts accuracy: Spearman's rank correlation across arms, per (pair, method), averaged over these cells.
+
+    Arms with the same accuracy in all cells of a pair are one (they took the same points). The p-value is that of a permutation test: the
+    scores of the arms are shuffled, in the same way for all methods, and for all pairs whose arms have the same scores, as those of one teacher do.
+
+    **Arguments:** ``scores`` with columns pair, arm, score, value.
+
+    **Returns:** one row per score: score, rho (mean over cells), low, high (over cells), cells, arms (of the smallest pair), p, p_holm.
+    """
+    generator, rows = np.random.default_rng(seed), []
+    means = frame.pivot_table(index=["pair", "arm"], columns="method", values="accuracy", sort=False)
+    for score, values in scores.groupby("score", sort=False):
+        cells = []
+        for pair, value in values.groupby("pair", sort=False):
+            table = means.loc[[pair]].droplevel("pair").dropna(axis=1, how="all").drop_duplicates().join(value.set_index("arm")["value"], how="inner")
+            if len(table) > 2:
+                cells.append(_ranked(table))
+        if not cells:
+            continue
+        rho = np.concatenate([accuracy @ value for accuracy, value in cells])
+        shuffled = [_shuffled_rho(cells, generator) for _ in range(draws)]
+        p = (1 + np.sum(np.abs(shuffled) >= abs(rho.mean()) - 1e-12)) / (1 + draws)
+        arms = min(len(value) for _, value in cells)
+        rows.append({"score": score, "rho": rho.mean(), "low": rho.min(), "high": rho.max(), "cells": len(rho), "arms": arms, "p": p})
+    table = pd.DataFrame(rows, columns=["score", "rho", "low", "high", "cells", "arms", "p"])
+    return table.assign(p_holm=holm(table["p"]))
+
+
+def _shuffled_rho(cells: Sequence[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> float:
+    """The mean correlation after the scores were shuffled among the arms; equal scores in the same way."""
+    orders = {value.tobytes(): generator.permutation(len(value)) for _, value in cells}
+    return float(np.mean(np.concatenate([accuracy @ value[orders[value.tobytes()]] for accuracy, value in cells])))
+
+
+def _ranked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the accuracies [methods, arms] and of the scores [arms], centred and of unit length, so that products are correlations."""
+    ranks = table.rank().to_numpy().T
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(ranks, axis=1, keepdims=True)
+    # Where all are equal there is no order, and no correlation.
+    ranks = np.divide(ranks, lengths, out=np.zeros_like(ranks), where=lengths > 0)
+    return ranks[:-1], ranks[-1]
 
 
 def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:

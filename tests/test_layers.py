@@ -14,12 +14,12 @@ LAYERS = [
     {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
     {"profiling", "distillers", "records"},
-    {"training"},
+    {"training", "export"},
     {"study"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Modules that are folders of files which import each other.
-PACKAGES = {"settings", "similarity", "losses", "plots", "models", "distillers", "data", "training"}
+PACKAGES = {"settings", "similarity", "losses", "plots", "models", "distillers", "data", "training", "export"}
 STUDY = [
     "explain",
     "arms",
@@ -28,12 +28,17 @@ STUDY = [
     "stability",
     "ablation",
     "runs",
+    "compression",
     "shortcuts",
+    "sweep",
+    "scores",
+    "toy",
     "catalogue",
     "publish",
     "published",
     "launch",
     "worker",
+    "export",
     "finish",
     "plan",
     "trial",
@@ -42,6 +47,11 @@ STUDY = [
     "validate",
     "engine",
     "verify",
+    "report_runs",
+    "report_tables",
+    "layer_map_page",
+    "report",
+    "readme",
     "__main__",
 ]
 NOTEBOOK_TOOLS = {"papermill", "snakemake", "IPython", "nbformat", "nbclient", "jupyterlab"}

@@ -1,17 +1,26 @@
-"""Notebooks as they are stored: stripped, with one typed parameters cell, short cells, the question first."""
+"""Notebooks as they are stored: stripped, short cells, parameters with help, the question first; and as executed: in order, without noise."""
 
 import ast
 import json
+import os
 import re
 import statistics
+import subprocess
+from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
+from nbclient import NotebookClient
 
-from pursuhint_lib.paths import NOTEBOOKS
+from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.plan import check_parameters
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+EXECUTED = sorted(ROOT.glob("results/*/notebooks/*.ipynb"))
+# What a progress bar leaves in a text.
+BAR = re.compile(r"\d+%\||\d(it/s|s/it)\b|\r")
 
 
 def cells(file) -> list[dict]:
@@ -31,9 +40,11 @@ def parameters(file) -> str:
     return found
 
 
-def test_all_notebooks_are_there():
-    first = ["00_start_here", "01_teacher_and_layers", "02_hint_points", "03_distillation", "04_imagenet"]
-    assert [file.stem for file in FILES] == [*first, "05_results", "06_your_own_pair", "07_speed"]
+def test_they_are_numbered_from_the_start():
+    assert FILES[0].stem == "00_start_here"
+    assert all(re.fullmatch(r"\d\d_[a-z_]+", file.stem) for file in FILES)
+    numbers = [file.stem[:2] for file in FILES]
+    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -45,18 +56,33 @@ class TestEveryNotebook:
     def test_has_one_parameters_cell_typed_and_explained_line_by_line(self, file):
         for line in parameters(file).splitlines():
             assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # .{10,}", line), line
-        assert all(isinstance(node, ast.AnnAssign) for node in ast.parse(parameters(file)).body)
+        nodes = ast.parse(parameters(file)).body
+        assert all(isinstance(node, ast.AnnAssign) for node in nodes)
+        for node in nodes:
+            assert type(ast.literal_eval(node.value)).__name__ == node.annotation.id
+
+    def test_its_parameters_are_what_papermill_lists_with_help(self, file):
+        listed = papermill.inspect_notebook(str(file))
+        assert list(listed) == [node.target.id for node in ast.parse(parameters(file)).body]
+        for name, entry in listed.items():
+            assert entry["inferred_type_name"] in ("str", "int", "float", "bool", "list"), name
+            assert len(entry["help"].split()) > 1, name
 
     def test_has_short_cells_and_no_functions(self, file):
         lengths = [len(source.splitlines()) for source in code(file)]
         assert max(lengths) <= 20
-        assert statistics.median(lengths) <= 12
-        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for source in code(file) for node in ast.walk(ast.parse(source)))
+        assert statistics.median(lengths) <= 8
+        defined = [node for source in code(file) for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert [node.name for node in defined if node.end_lineno - node.lineno > 1] == []
 
     def test_asks_first_and_explains_itself(self, file):
         assert prose(file)[0].startswith("# ")
         assert "?" in prose(file)[0]
         assert sum(len(text.split()) for text in prose(file)) > sum(len(source.splitlines()) for source in code(file))
+
+    def test_ends_with_an_answer_or_with_where_to_go(self, file):
+        headings = re.findall(r"^## (.+)$", "\n".join(prose(file)), flags=re.M)
+        assert "Answer" in headings[-1] or re.search(r"\]\([\w./-]+\.(ipynb|md)\)", prose(file)[-1])
 
     def test_refuses_a_parameter_that_it_does_not_declare(self, file):
         check_parameters(file, {"profile": "smoke"})
@@ -64,5 +90,39 @@ class TestEveryNotebook:
             check_parameters(file, {"profil": "smoke"})
 
     def test_links_lead_somewhere(self, file):
-        for target in re.findall(r"\]\((\w+\.ipynb)\)", "\n".join(prose(file))):
-            assert (NOTEBOOKS / target).is_file(), target
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", "\n".join(prose(file))):
+            assert (NOTEBOOKS / target).exists(), target
+
+
+@pytest.mark.parametrize("file", EXECUTED, ids=lambda f: f"{f.parts[-3]}-{f.stem}")
+def test_executed_copies_ran_from_top_to_bottom_and_hold_results_only(file):
+    assert file.stat().st_size < 1_000_000
+    ran = [cell for cell in cells(file) if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
+    outputs = [output for cell in ran for output in cell["outputs"]]
+    assert outputs
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    texts = ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
+    assert not [text for text in texts if BAR.search(text)]
+
+
+def test_the_first_notebook_runs_as_it_is_stored_from_its_own_folder(tmp_path):
+    notebook = nbformat.read(NOTEBOOKS / "00_start_here.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name=notebook.metadata.kernelspec.name, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in ran] == list(range(1, len(ran) + 1))
+    assert [output.name for cell in ran for output in cell.outputs if output.output_type == "stream" and output.name != "stdout"] == []
+    # conftest.py moves the results.
+    assert (tmp_path / "results" / "quick" / "figures" / "00_start_here-toy.png").is_file()
+
+
+def test_the_kernel_is_that_of_the_environment_whatever_the_user_has_installed(tmp_path):
+    foreign = tmp_path / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(json.dumps({"argv": ["/nowhere/python"], "display_name": "another", "language": "python"}))
+    # Jupyter is told to prefer the user's kernels, as it does by itself outside virtual environments. (On a Mac the user's folder is another.)
+    environment = {**os.environ, "HOME": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "0"}
+    listing = '-m jupyter_client.kernelspecapp list --json; "$PYTHON" -c "import sys; print(sys.prefix)"'
+    command = ["bash", "-c", f'source "{ROOT}/workflow/environment.sh"; "$PYTHON" {listing}']
+    *listed, prefix = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert Path(json.loads("".join(listed))["kernelspecs"]["python3"]["resource_dir"]).is_relative_to(prefix)

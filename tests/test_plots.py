@@ -95,6 +95,8 @@ FIGURES = {
     "agreement_heatmaps": lambda: plots.agreement_heatmaps({"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}),
     "stability": lambda: plots.stability({"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()),
     "layer_quality": lambda: plots.layer_quality(qualities(), [7, 9]),
+    "compression_costs": lambda: plots.compression_costs(networks().assign(pair="p", method="at", arm="last"), {"parameters": "parameters"}),
+    "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10, margin=0.2),
 }
 
 # One seed only: no interval, no mean of several.
@@ -106,6 +108,7 @@ SINGLE = {
     "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}, margin=0.2),
     "compression": lambda: plots.compression(networks(-INFINITY, INFINITY)),
     "claim_effects": lambda: plots.claim_effects(claims(seeds=1), margin=0.5),
+    "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10, margin=0.2),
 }
 
 

@@ -191,7 +191,7 @@ def test_the_frame_has_every_run_and_the_references_of_every_method(profile):
 
 def test_the_plan_knows_what_is_done(profile):
     steps = {step.name: step for step in make_plan(profile, "smoke")}
-    assert [step.notebook[:2] for step in steps.values()] == ["00", "01", "02", "03", "03", "03", "03", "05", "06", "07"]
+    assert [step.notebook[:2] for step in steps.values()] == ["00", "01", "02", "03", "03", "03", "03", "05", "06", "07", "08"]
     at = "03_distillation-resnet14-resnet8x0.25-at"
     assert steps[at].runs == (0, None)
     assert set(steps[at].needs) == {"02_hint_points-resnet14-3", *(f"03_distillation-resnet14-resnet8x0.25-{m}" for m in ("ce", "kd"))}
@@ -232,7 +232,7 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
     keys = {step.name: step.key for step in make_plan(profile, "smoke")}
     wider = replace(profile, methods=(*profile.methods, "sp"))
     changed = {step.name for step in make_plan(wider, "smoke") if keys.get(step.name) != step.key}
-    assert changed == {"00_start_here", "03_distillation-resnet14-resnet8x0.25-sp", "05_results", "06_your_own_pair", "07_speed"}
+    assert changed == {"00_start_here", "03_distillation-resnet14-resnet8x0.25-sp", "05_results", "06_your_own_pair", "07_speed", "08_export"}
     longer = replace(profile, student=replace(profile.student, epochs=3))
     changed = {step.name for step in make_plan(longer, "smoke") if keys.get(step.name) != step.key}
     assert "03_distillation-resnet14-resnet8x0.25-kd" in changed

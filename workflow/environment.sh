@@ -4,6 +4,9 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+# The kernel python3 is that of this environment, also where the user has another one of that name.
+export JUPYTER_PREFER_ENV_PATH=1
+
 # Does this interpreter have every package of pyproject.toml, and this checkout's library?
 has_needed() {
     "$1" - "$root" 2>/dev/null <<'PYTHON'

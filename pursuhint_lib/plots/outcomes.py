@@ -143,6 +143,29 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
 
 
 @styled
+def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
+    """What the hints give under each weight of their loss: mean and 95 % interval of the paired difference from no hints, one line per arm.
+
+    **Arguments:** columns weight (> 0), arm, mean, low, high; ``usual`` the weight of the grid, marked; ``margin`` is shaded.
+    """
+    figure, axis = new_figure(3.2)
+    axis.axhspan(-margin, margin, color="#f0f0f0", zorder=0)
+    axis.axhline(0, color="#777777", lw=0.8)
+    axis.axvline(usual, color="#777777", lw=0.8, ls=":")
+    arms = list(dict.fromkeys(gains["arm"]))
+    for number, arm in enumerate(arms):
+        line = gains[gains["arm"] == arm].sort_values("weight")
+        # A little aside, so that intervals of the same weight don't cover each other.
+        x = line["weight"] * 1.06 ** (number - (len(arms) - 1) / 2)
+        sure = np.isfinite(line["low"])
+        axis.vlines(x[sure], line["low"][sure], line["high"][sure], color=arm_colour(arm), lw=1.2)
+        axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm)
+    axis.set(xscale="log", xlabel="weight of the hint loss (dotted: that of the grid)", ylabel=f"points over no hints (shaded: ±{margin:g})")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+@styled
 def compression(networks: pd.DataFrame) -> Figure:
     """Accuracy against size of teacher, student alone and best distilled student.
 

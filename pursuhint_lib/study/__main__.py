@@ -22,6 +22,7 @@ from .engine import duration, elsewhere, execute, failed_steps, owned, run_in_sl
 from .estimate import Estimate, estimate, free_bytes
 from .plan import Step, make_plan, write_plan
 from .profile import load_profile, profile_path
+from .report import write_report
 from .validate import points_table, validate
 from .verify import sums_file, write_sums
 from .worker import fault, full_disk
@@ -115,6 +116,7 @@ def _study(profile: Profile, source: str, run: str, options: argparse.Namespace)
     if not sums_file(results).is_file():
         write_sums(results)
     _print_results(profile, steps, time.monotonic() - begun)
+    print(f"\nReport, one page with all of it: {_short(write_report(profile, steps))}")
     return 0
 
 
@@ -177,7 +179,7 @@ def _set_aside(profile: str) -> None:
     """Move records, hints and stamps out of the way, so that everything is done again."""
     paths = StudyPaths(profile)
     aside = paths.work / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = (paths.records, paths.hints, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
+    folders = (paths.records, paths.hints, paths.exports, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
     moved = [folder for folder in folders if folder.exists()]
     for folder in moved:
         aside.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ..models import parameter_count
 from ..paths import results_root, work_root
 from ..settings import Pair, Profile, Schedule
 from ..training import Learner, autocast, build_learner, seeded_model
-from .plan import DISTILLING, Step
+from .plan import DISTILLING, SWEEP, Step
 from .profile import network_points
 from .shortcuts import compared_methods
 from .trial import Trial, trial, trial_runs
@@ -153,9 +153,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     open_steps = [step for step in steps if not step.done]
     missing = {step.name: _missing(profile, step) for step in open_steps}
     training = [step for step in open_steps if missing[step.name]]
-    cells = [(profile.pair(step.parameters["pair"]), step.parameters["method"]) for step in training if step.notebook in DISTILLING]
-    if any(step.notebook == "07_speed" for step in training):
-        cells = list(dict.fromkeys([*cells, *_compared(profile)]))
+    cells = list(dict.fromkeys(cell for step in training for cell in _trained(profile, step)))
     teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook[:2] in ("01", "02"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -176,6 +174,7 @@ def _read_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) ->
     """Seconds that the cores of this machine read images for a step; students of a seed share them."""
     train, test = image_counts(profile.data)
     if step.notebook in DISTILLING:
+        train = image_counts(profile.student_data)[0]
         images = math.ceil(missing / len(profile.arms)) * (profile.student.epochs * train + _evaluations(profile.student) * test)
     else:
         given = step.parameters.get("teacher") in profile.checkpoints
@@ -185,11 +184,17 @@ def _read_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) ->
 
 def _missing(profile: Profile, step: Step) -> int:
     found, wanted = step.runs
-    return (len(profile.arms) * len(profile.seeds) if wanted is None else wanted) - found
+    if wanted is not None:
+        return wanted - found
+    if step.notebook == SWEEP:
+        return len(profile.sweep.arms) * len(profile.sweep.weights) * profile.sweep.seeds
+    # Of a distillation, or of the comparison of ways to train.
+    pair, method = _trained(profile, step)[0]
+    return len(profile.arms) * len(profile.seeds_of(pair, method))
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed"):
+    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed", SWEEP):
         return 0.0
     train, test = image_counts(profile.data)
     if step.notebook in ("01_teacher_and_layers", "02_hint_points"):
@@ -202,18 +207,24 @@ def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int
         if step.notebook == "01_teacher_and_layers":
             return teacher
         return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)
-    pair, method = _compared(profile)[0] if step.notebook == "07_speed" else (profile.pair(step.parameters["pair"]), step.parameters["method"])
+    pair, method = _trained(profile, step)[0]
+    train = image_counts(profile.student_data)[0]
     schedule = profile.student
     own = schedule.epochs * train * speeds.step[pair.student, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
     asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
     # One pass of the teacher serves all arms of a seed.
-    arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // len(profile.seeds))
+    seeds = profile.sweep.seeds * len(profile.sweep.weights) if step.notebook == SWEEP else len(profile.seeds_of(pair, method))
+    arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // seeds)
     return missing * own + missing / arms * asked
 
 
-def _compared(profile: Profile) -> list[tuple[Pair, str]]:
-    """(pair, method) of the runs that notebook 07 trains in several ways."""
-    return [(profile.pairs[0], method) for method in compared_methods(profile)]
+def _trained(profile: Profile, step: Step) -> list[tuple[Pair, str]]:
+    """(pair, method) of the students that a step trains."""
+    if step.notebook == "07_speed":
+        return [(profile.pairs[0], method) for method in compared_methods(profile)]
+    if step.notebook == SWEEP:
+        return [(profile.pairs[0], profile.sweep.method)]
+    return [(profile.pair(step.parameters["pair"]), step.parameters["method"])] if step.notebook in DISTILLING else []
 
 
 def _evaluations(schedule: Schedule) -> float:

@@ -11,6 +11,8 @@ from pathlib import Path
 from ..files import replacing, write_json
 from ..paths import StudyPaths
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def finish_step(profile: str, step: str, key: str) -> None:
     """Take an executed notebook over and stamp the step as done.
@@ -33,7 +35,7 @@ def finish_step(profile: str, step: str, key: str) -> None:
 
 
 def quiet(notebook: dict) -> dict:
-    """The notebook without times, progress on stderr and random cell names, so that equal numbers give equal files."""
+    """The notebook without times, progress on stderr, widgets that only live in JupyterLab and random cell names, so that equal numbers give equal files."""
     cells = [_quiet_cell(cell, number) for number, cell in enumerate(notebook["cells"])]
     kernel = {name: notebook["metadata"]["kernelspec"][name] for name in ("display_name", "language", "name")}
     return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
@@ -43,7 +45,7 @@ def _quiet_cell(cell: dict, number: int) -> dict:
     tags = cell["metadata"].get("tags")
     cell = {**cell, "id": f"cell-{number:02d}", "metadata": {"tags": tags} if tags else {}}
     if cell["cell_type"] == "code":
-        kept = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+        kept = [output for output in cell["outputs"] if output.get("name") != "stderr" and WIDGET not in output.get("data", {})]
         cell["outputs"] = [{**output, "metadata": {}} if "metadata" in output else output for output in kept]
     return cell
 

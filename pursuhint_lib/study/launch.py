@@ -59,7 +59,7 @@ def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -
     """
     processes = process_count(profile)
     choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
-    files = [metrics_file(cell_settings(profile, pair, method, seed, choices)) for seed in profile.seeds]
+    files = [metrics_file(cell_settings(profile, pair, method, seed, choices)) for seed in profile.seeds_of(pair, method)]
     log = StudyPaths(profile.name).step_log(f"{step_name('04_imagenet', pair.name, method)}-processes")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = launch_command(["pursuhint_lib.study.worker", source, pair.name, method], processes)

@@ -8,17 +8,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import records
+from ..data import describe
 from ..files import write_json
 from ..paths import NOTEBOOKS, StudyPaths
 from ..settings import Pair, Profile, SettingsError, choose, resolved
+from .compression import export_runs
 from .hints import stored_similarity
 from .publish import step_name
-from .runs import has_arms, runs_of
+from .runs import has_arms, methods_of, runs_of
 from .shortcuts import shortcut_runs
 from .stability import further_teachers, stored_stability
+from .sweep import sweep_runs
 
 # The notebook that trains students in its own process, and the one that trains them in several.
 DISTILLING = ("03_distillation", "04_imagenet")
+# The notebook that varies the weight of the hint loss.
+SWEEP = "09_hint_weight"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Step:
     - ``parameters``: for papermill. ``needs``: names of the steps before it.
     - ``key``: hash of notebook, parameters and settings; a step is done when a stamp with its key exists.
     - ``trains``: whether it may train. ``stamp``: the stamp file.
-    - ``runs``: records (and comparisons of layers) that exist, and that there will be; unknown (``None``) before the hint points are.
+    - ``runs``: records (and comparisons of layers, and measurements) that exist, and that there will be; unknown (``None``) before the hint
+      points are.
     """
 
     name: str
@@ -58,9 +64,10 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
         draft.add("02_hint_points", step_name("01_teacher_and_layers", teacher), teacher=teacher, k=k)
     notebook = DISTILLING[profile.launch is not None]
     for pair in profile.pairs:
-        for method in profile.methods:
+        methods = methods_of(profile, pair)
+        for method in methods:
             # The plain runs come first: they are the arm "none" of every method with hints.
-            plain = [step_name(notebook, pair.name, m) for m in profile.methods if not has_arms(m)] if has_arms(method) else []
+            plain = [step_name(notebook, pair.name, m) for m in methods if not has_arms(m)] if has_arms(method) else []
             points = step_name("02_hint_points", pair.teacher, pair.k)
             draft.add(notebook, points, *plain, pair=pair.name, method=method)
     draft.add("05_results", *(step.name for step in draft.steps if step.notebook in DISTILLING))
@@ -68,6 +75,11 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
         draft.add("06_your_own_pair", step_name("05_results"))
     if profile.shortcut_seeds:
         draft.add("07_speed", step_name("05_results"))
+    # Measured is what has its test images in memory; without a teacher's students there is nothing to compare.
+    if not describe(profile.data).streamed and set(profile.methods) != {"ce"}:
+        draft.add("08_export", step_name("05_results"))
+    if profile.sweep:
+        draft.add(SWEEP, step_name("05_results"))
     return draft.steps
 
 
@@ -91,6 +103,8 @@ class _Draft:
             del settings["stability"]
         if notebook != "07_speed":
             del settings["shortcut_seeds"]
+        if notebook != SWEEP:
+            del settings["sweep"]
         if "pair" in parameters:
             settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
         text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
@@ -110,6 +124,10 @@ class _Draft:
             return found + int(stored_stability(self.profile, **parameters) is not None), len(teachers) + 1
         if notebook == "07_speed":
             return shortcut_runs(self.profile)
+        if notebook == SWEEP:
+            return sweep_runs(self.profile)
+        if notebook == "08_export":
+            return export_runs(self.profile, all(step.runs[0] == step.runs[1] for step in self.steps if step.notebook in DISTILLING))
         if notebook not in DISTILLING:
             return 0, 0
         pair: Pair = self.profile.pair(parameters["pair"])
@@ -173,8 +191,8 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         for file in files.values():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         needs = [name for name in step.needs if name in waiting]
-        # Processes that train together take the whole machine, and all its GPUs.
-        alone = step.notebook[:2] in ("01", "02", "04")
+        # Processes that train together take the whole machine, and all its GPUs; where times are measured, nothing else should run.
+        alone = step.notebook[:2] in ("01", "02", "04", "08", "09")
         threads = cores if alone else max(1, cores // len(hinted)) if step.name in hinted else 1
         cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus
         content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads, "gpus": cards if step.trains else 0})

@@ -93,11 +93,26 @@ def checked(profile: Profile) -> Profile:
         _check_last_batch(method, profile)
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
+    _check_parts_of_the_grid(profile)
     pairs = tuple(resolve_pair(pair, profile) for pair in profile.pairs)
     example = resolve_pair(profile.example_pair, profile) if profile.example_pair else None
     for network in profile.checkpoints:
         choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
     return replace(profile, pairs=pairs, example_pair=example, precision=resolve_precision(profile.precision))
+
+
+def _check_parts_of_the_grid(profile: Profile) -> None:
+    """Refuse a pair, a number of seeds or a sweep for what the profile does not have."""
+    hinted = [method for method in profile.methods if distiller(method).hints]
+    for method in (*profile.fewer_seeds, *(method for pair in profile.pairs for method in pair.methods)):
+        choose("method with hints of this profile", method, hinted)
+    if profile.sweep:
+        choose("method with one weight of this profile", profile.sweep.method, [method for method in hinted if not distiller(method).parts])
+        for arm in profile.sweep.arms:
+            choose("arm with hints of this profile", arm, [arm for arm in profile.arms if arm != "none"])
+    there = profile.data.train_images or describe(profile.data).counts[0]
+    if profile.student_images and 0 < there <= profile.student_images:
+        raise SettingsError(f"student_images is {profile.student_images}, but the teachers have {there}; give fewer, or leave it out for all")
 
 
 def _check_data(data: Data) -> None:
@@ -123,7 +138,7 @@ def _check_weight(method: str, profile: Profile) -> None:
 def _check_last_batch(method: str, profile: Profile) -> None:
     """Refuse a last batch that is too small for a method, which would stop it in the middle of an epoch."""
     # The images of a folder are counted when it is read.
-    images, size, least = profile.data.train_images or describe(profile.data).counts[0], profile.student.batch_size, distiller(method).least_images
+    images, size, least = profile.student_data.train_images or describe(profile.data).counts[0], profile.student.batch_size, distiller(method).least_images
     last = images % size
     if 0 < last < least:
         raise SettingsError(
@@ -156,7 +171,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
             f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
         )
-    for method in profile.methods:
+    for method in pair.methods or profile.methods:
         if k < distiller(method).least_points:
             raise SettingsError(f"{where}: method {method} needs {distiller(method).least_points} hint points or more, but k is {k}; leave it out")
     sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(profile.arms)

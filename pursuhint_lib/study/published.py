@@ -7,8 +7,27 @@ import pandas as pd
 from ..records import Record
 from ..settings import Pair, Profile
 
+# CIFAR-100, 240 epochs, last epoch: the results table of RepDistiller (Tian et al., arXiv 1910.10699). Methods stand beside cross-entropy only,
+# without KD, but for kd itself.
+_CIFAR100_METHODS = ("ce", "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst", "crd")
+_NONE = float("nan")
+_CIFAR100 = {
+    ("wrn_40_2", "wrn_16_2"): (73.26, 74.92, 73.58, 74.08, 73.83, 73.56, 74.11, 73.35, 74.54, 72.50, 73.25, 72.91, 73.68, 75.48),
+    ("wrn_40_2", "wrn_40_1"): (71.98, 73.54, 72.24, 72.77, 72.43, 72.21, 73.30, 72.22, 73.45, 72.38, 71.59, _NONE, 72.24, 74.14),
+    ("resnet56", "resnet20"): (69.06, 70.66, 69.21, 70.55, 69.67, 69.63, 70.38, 69.61, 70.34, 69.47, 69.84, 69.95, 69.60, 71.16),
+    ("resnet110", "resnet20"): (69.06, 70.67, 68.99, 70.22, 70.04, 69.48, 70.16, 69.25, 70.25, 69.53, 70.22, 70.11, 69.53, 71.46),
+    ("resnet110", "resnet32"): (71.14, 73.08, 71.06, 72.31, 72.69, 71.48, 72.61, 71.82, 72.61, 70.98, 72.37, 71.89, 71.96, 73.48),
+    ("resnet32x4", "resnet8x4"): (72.50, 73.33, 73.50, 73.44, 72.94, 72.97, 73.09, 71.90, 73.64, 73.17, 72.86, 72.62, 73.30, 75.51),
+    ("vgg13", "vgg8"): (70.36, 72.98, 71.02, 71.43, 72.68, 70.71, 71.23, 71.48, 72.88, 70.94, 70.58, 70.23, 71.53, 73.94),
+}
+
 # (data set, teacher, student) → method → top-1 in % and who has published it. ImageNet, 100 epochs.
 PUBLISHED: dict[tuple[str, str, str], dict[str, tuple[float, str]]] = {
+    ("cifar100", *pair): {
+        method: (accuracy, "RepDistiller") for method, accuracy in zip(_CIFAR100_METHODS, row, strict=True) if accuracy == accuracy
+    }
+    for pair, row in _CIFAR100.items()
+} | {
     ("imagenet", "torchvision/resnet34", "torchvision/resnet18"): {
         "ce": (69.76, "torchvision"),
         "kd": (70.68, "OSVAI/NORM"),
@@ -31,6 +50,24 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, tuple[float, str]]] = {
 def published(dataset: str, teacher: str, student: str, method: str) -> tuple[float, str] | None:
     """Published top-1 in % of a method with the layers that its authors use, and who says so; nothing if none is known."""
     return PUBLISHED.get((dataset, teacher, student), {}).get(method)
+
+
+def published_table(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy of every pair and method beside what is published for them; methods with hint points in the arm ``stage-ends``.
+
+    **Arguments:** ``frame`` as ``runs.results_frame`` gives it.
+
+    **Returns:** columns pair, method, here, n (seeds), published, by, difference; empty where nothing is published.
+    """
+    rows = []
+    for (pair, teacher, student, method), cell in frame.groupby(["pair", "teacher", "student", "method"], sort=False):
+        known = published(profile.data.dataset, teacher, student, method)
+        arms = list(dict.fromkeys(cell["arm"]))
+        own = cell[cell["arm"] == ("stage-ends" if len(arms) > 1 else arms[0])]["accuracy"].dropna()
+        if known and len(own):
+            shared = {"pair": pair, "method": method, "here": own.mean(), "n": len(own)}
+            rows.append({**shared, "published": known[0], "by": known[1], "difference": own.mean() - known[0]})
+    return pd.DataFrame(rows, columns=["pair", "method", "here", "n", "published", "by", "difference"])
 
 
 def accuracy_table(profile: Profile, pair: Pair, method: str, records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:

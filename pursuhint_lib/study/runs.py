@@ -24,6 +24,11 @@ def has_arms(method: str) -> bool:
     return distiller(method).hints
 
 
+def methods_of(profile: Profile, pair: Pair) -> list[str]:
+    """The methods that a pair is trained with: those without hints, which the others are compared with, and its own or all with hints."""
+    return [method for method in profile.methods if not (pair.methods and has_arms(method)) or method in pair.methods]
+
+
 def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]) -> DistillSettings:
     """Settings of one (pair, method, seed) with all its arms."""
     entry = distiller(method)
@@ -40,7 +45,7 @@ def cell_settings(profile: Profile, pair: Pair, method: str, seed: int, choices:
         plain=_plain(profile, pair, method, seed),
         part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
-        data=profile.data,
+        data=profile.student_data,
         schedule=profile.student,
         seed=seed,
         precision=profile.precision,
@@ -77,7 +82,7 @@ def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record
     """
     choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
     found: dict[str, list[Record]] = {}
-    for seed in profile.seeds:
+    for seed in profile.seeds_of(pair, method):
         settings = cell_settings(profile, pair, method, seed, choices)
         for arm, record in zip(settings.arms, distill(settings), strict=True):
             found.setdefault(arm.name, []).append(record)
@@ -92,7 +97,7 @@ def runs_of(profile: Profile, pair: Pair, method: str) -> dict[tuple[str, int], 
         if report is None:
             return None
         choices = {arm: choose_points(arm, report.layer_map, pair.k) for arm in profile.arms}
-    cells = [cell_settings(profile, pair, method, seed, choices) for seed in profile.seeds]
+    cells = [cell_settings(profile, pair, method, seed, choices) for seed in profile.seeds_of(pair, method)]
     return {(arm.name, cell.seed): cell.run(arm) for cell in cells for arm in cell.arms}
 
 
@@ -108,7 +113,7 @@ def results_frame(profile: Profile) -> pd.DataFrame:
     rows = []
     for pair in profile.pairs:
         alone = _rows(profile, pair, "ce", rename=ALONE) if "ce" in profile.methods else []
-        for method in profile.methods:
+        for method in methods_of(profile, pair):
             if method == "ce":
                 rows += alone
                 continue
@@ -163,4 +168,4 @@ def fork(profile: Profile, pair: Pair, **changes) -> Profile:
 
     **Raises:** ``SettingsError`` as for a profile file.
     """
-    return checked(replace(profile, pairs=(pair,), example_pair=None, **changes))
+    return checked(replace(profile, pairs=(pair,), example_pair=None, fewer_seeds={}, sweep=None, **changes))

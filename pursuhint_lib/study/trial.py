@@ -26,7 +26,7 @@ class Trial:
 
 def trial(profile: Profile, pair: Pair, images: int, device: torch.device) -> Trial:
     """The pair on so many random images."""
-    data = profile.data
+    data = profile.student_data
     generator, classes = torch.Generator().manual_seed(0), describe(data).classes
     pixels = torch.randn(images, *example_input(data).shape[1:], generator=generator).contiguous(memory_format=torch.channels_last)
     batch = Batch(*(part.to(device) for part in (pixels, torch.arange(images) % classes, torch.arange(images))))

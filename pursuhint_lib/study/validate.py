@@ -12,6 +12,7 @@ from ..settings import Data, Pair, Profile, SettingsError, StudentSettings
 from ..training import build_learner, seeded_model
 from .check import NOTE, OK, WRONG, Finding
 from .profile import network_points
+from .runs import methods_of
 from .trial import Trial, trial, trial_runs
 
 # Random images; some methods need two, and BatchNorm some more.
@@ -65,7 +66,8 @@ def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
     what, points = f"pair {pair.teacher} → {pair.student}", network_points(pair.teacher, profile.data)
     tried = trial(profile, pair, IMAGES, torch.device("cpu"))
     wrong = []
-    for method in profile.methods:
+    methods = methods_of(profile, pair)
+    for method in methods:
         try:
             runs = trial_runs(profile, pair, method)
             blind = [shape for shape, run in runs.items() if not _reaches_student(run, tried)]
@@ -77,7 +79,7 @@ def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
             yield Finding(
                 f"{what}, {method}", NOTE, f"nothing is learned from sub-blocks of shape {', '.join(blind)}: no gradient reaches the student"
             )
-    count = f"{len(profile.methods) - len(wrong)} of {len(profile.methods)} methods, with each of {len(set(points.shapes))} shapes of sub-blocks"
+    count = f"{len(methods) - len(wrong)} of {len(methods)} methods, with each of {len(set(points.shapes))} shapes of sub-blocks"
     yield Finding(what, OK, f"{count}: parts built, loss finite, gradient in the student and not in the teacher")
 
 

@@ -1,0 +1,367 @@
+"""Which networks leave the study, what is kept of them, what happens where weights are gone, and the command that exports one student."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pursuhint_lib import records
+from pursuhint_lib.data import load_splits
+from pursuhint_lib.export import measure
+from pursuhint_lib.files import sealed, unsealed, write_json
+from pursuhint_lib.models import build_model, load_checkpoint, save_weights
+from pursuhint_lib.paths import StudyPaths
+from pursuhint_lib.settings import SettingsError
+from pursuhint_lib.study import compression
+from pursuhint_lib.study import export as command
+from pursuhint_lib.study.compression import chosen_networks, cost_frame, export_runs, form_frame, latency_frame, measurements, stored_measurement
+from pursuhint_lib.study.plan import make_plan
+from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.runs import results_frame, run_cell
+from pursuhint_lib.training import evaluate
+from pursuhint_lib.training.runs import RECORDS_ONLY
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """Where all tests below keep the one study."""
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture
+def profile(study_folder, monkeypatch):
+    """A few methods and arms of the smoke profile; trained by the first test that asks."""
+    monkeypatch.setenv("PURSUHINT_RESULTS", str(study_folder / "results"))
+    monkeypatch.setenv("PURSUHINT_WORK", str(study_folder / "work"))
+    # What the clock says is tested elsewhere.
+    monkeypatch.setattr(measure, "REPEATS", 3)
+    smoke = load_profile("smoke")
+    found = replace(smoke, methods=("ce", "kd", "at", "simkd"), arms=("none", "stage-ends", "random-1"), seeds=(0, 1, 2))
+    monkeypatch.setattr(command, "load_profile", lambda name: found if name == "smoke" else load_profile(name))
+    if not StudyPaths("smoke").records.is_dir():
+        for method in found.methods:
+            run_cell(found, found.pairs[0], method)
+    return found
+
+
+@pytest.fixture
+def own(profile, tmp_path, monkeypatch):
+    """A copy of the study, to be spoilt."""
+    shutil.copytree(StudyPaths("smoke").results, tmp_path / "results" / "smoke")
+    shutil.copytree(StudyPaths("smoke").work, tmp_path / "work" / "smoke")
+    monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / "work"))
+    return profile
+
+
+def accuracies(profile) -> dict[tuple[str, str], dict[int, float]]:
+    """(method, arm) → seed → accuracy, from the frame, without what the library makes of it."""
+    found: dict = {}
+    for row in results_frame(profile).itertuples():
+        found.setdefault((row.method, row.arm), {})[row.seed] = row.accuracy
+    return found
+
+
+# ---- choosing
+
+
+def test_the_best_student_and_the_median_seed_are_chosen(profile):
+    teacher, alone, best = chosen_networks(profile, results_frame(profile))
+    known = accuracies(profile)
+    assert (teacher.row["role"], teacher.row["network"], teacher.run) == ("teacher", "resnet14", profile.teacher_settings("resnet14"))
+    distilled = {key: np.mean(list(runs.values())) for key, runs in known.items() if key[1] != "alone"}
+    assert distilled[best.row["method"], best.row["arm"]] == max(distilled.values())
+    for chosen in (alone, best):
+        runs = known[chosen.row["method"], chosen.row["arm"]]
+        assert runs[chosen.run.seed] == sorted(runs.values())[1]
+        assert records.load("smoke", chosen.run).metrics["accuracy"] == runs[chosen.run.seed]
+    assert alone.run.method == "ce"
+    assert "this is the one of median accuracy" in best.why
+    # kd, at in two arms (its third is kd), and simkd.
+    assert "best of 4 by that mean, which flatters" in best.why
+
+
+def test_of_two_seeds_the_worse_one_is_taken(profile):
+    frame = results_frame(profile)
+    known = accuracies(profile)["ce", "alone"]
+    (alone,) = [one for one in chosen_networks(profile, frame[frame["seed"] < 2]) if one.row["role"] == "student alone"]
+    assert known[alone.run.seed] == min(known[0], known[1])
+
+
+def test_failed_runs_are_no_candidates(profile):
+    frame = results_frame(profile)
+    frame.loc[frame["method"] != "kd", "accuracy"] = float("nan")
+    chosen = [one for one in chosen_networks(profile, frame) if one.row["role"] != "teacher"]
+    assert [(one.row["method"], one.row["role"]) for one in chosen] == [("kd", "best student")]
+
+
+# ---- measuring and storing
+
+
+def test_measurements_are_those_of_the_weights_and_are_kept(profile, monkeypatch):
+    found = measurements(profile)
+    test = load_splits(profile.data, CPU).test
+    for chosen, measured in found:
+        model = build_model(chosen.row["network"], 10, 1)
+        load_checkpoint(model, StudyPaths("smoke").weights(chosen.name))
+        with torch.no_grad():
+            logits = torch.cat([model.eval()(images) for images, _ in test.ordered_batches()])
+        assert measured.accuracy == pytest.approx(100 * float((logits.argmax(1) == test.labels).double().mean()))
+        assert measured.accuracy == pytest.approx(records.load("smoke", chosen.run).metrics["accuracy"], abs=1e-3)
+        content = unsealed(json.loads(StudyPaths("smoke").measurement(chosen.name).read_text()))
+        assert {"onnx", "onnxruntime", "torch"} <= content["provenance"]["versions"].keys()
+        assert content["provenance"]["latency_threads"] == 1
+        assert content["provenance"]["device_type"] == "cpu"
+    written = {file.name: file.read_bytes() for file in StudyPaths("smoke").exports.iterdir()}
+    assert len(written) == 3
+    monkeypatch.setattr(compression, "export", lambda *_: pytest.fail("measured again"))
+    assert [measured for _, measured in measurements(profile)] == [measured for _, measured in found]
+    assert written == {file.name: file.read_bytes() for file in StudyPaths("smoke").exports.iterdir()}
+
+
+def test_stored_measurements_need_no_weights_and_count_as_records(own, monkeypatch, tmp_path):
+    before = cost_frame(measurements(own))
+    shutil.rmtree(tmp_path / "work")
+    monkeypatch.setenv(RECORDS_ONLY, "1")
+    pd.testing.assert_frame_equal(cost_frame(measurements(own)), before)
+    missing = sorted(StudyPaths("smoke").exports.iterdir())[0]
+    missing.unlink()
+    with pytest.raises(SettingsError, match=f"{missing.name} is missing, and nothing may be trained or measured in its place here"):
+        measurements(own)
+
+
+def test_a_damaged_measurement_is_named(own):
+    measurements(own)
+    chosen = chosen_networks(own, results_frame(own))[2]
+    path = StudyPaths("smoke").measurement(chosen.name)
+    text = path.read_text()
+    content = unsealed(json.loads(text))
+    path.write_text(text.replace('"flops": ', '"flops": 1', 1))
+    with pytest.raises(SettingsError, match=f"{path.name} is damaged .*delete it to make it again"):
+        stored_measurement(own, chosen)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(SettingsError, match=f"{path.name} is damaged"):
+        stored_measurement(own, chosen)
+    for key in ("metrics", "measured"):
+        write_json(path, sealed({name: value for name, value in content.items() if name != key}))
+        with pytest.raises(SettingsError, match=f"{path.name} is damaged .KeyError: '{key}'"):
+            stored_measurement(own, chosen)
+
+
+def test_a_run_that_was_made_anew_is_measured_anew(own):
+    measurements(own)
+    chosen = chosen_networks(own, results_frame(own))[1]
+    record = records.load("smoke", chosen.run)
+    records.save("smoke", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1}))
+    assert stored_measurement(own, chosen) is None
+    records.save("smoke", record)
+    assert stored_measurement(own, chosen) is not None
+
+
+# ---- weights that are gone, or others
+
+
+@pytest.fixture
+def unwritten(monkeypatch):
+    """Leave out the files of exports; what would have been exported, and how good it is."""
+    subjects = []
+    monkeypatch.setattr(compression, "export", lambda subject, test, folder: subjects.append((subject, evaluate(subject.network, test)["accuracy"])))
+    return subjects
+
+
+def put_others(profile, chosen) -> None:
+    """In place of a student's weights, others of quite another accuracy."""
+    path, test = StudyPaths("smoke").weights(chosen.name), load_splits(profile.data, CPU).test
+    network = build_model(chosen.row["network"], 10, 1)
+    load_checkpoint(network, path)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(network.fc.weight)
+        if abs(evaluate(network, test)["accuracy"] - records.load("smoke", chosen.run).metrics["accuracy"]) > 4:
+            break
+    save_weights(network, path)
+
+
+def of_method(profile, method: str):
+    """The student of a method that is exported by default."""
+    return command.choose_student(profile, None, method, None, None)
+
+
+@pytest.mark.parametrize("method", ["ce", "at", "simkd"])
+def test_weights_that_are_gone_are_trained_again_to_the_same_bits(own, method, tmp_path, unwritten, capsys):
+    chosen, paths = of_method(own, method), StudyPaths("smoke")
+    weights = paths.weights(chosen.name)
+    before, written = weights.read_bytes(), {file.name: file.read_bytes() for file in paths.records.iterdir()}
+    # Those of the teacher, too.
+    shutil.rmtree(weights.parent)
+    compression.export_network(own, chosen, tmp_path / "out")
+    assert weights.read_bytes() == before
+    assert {file.name: file.read_bytes() for file in paths.records.iterdir()} == written
+    ((subject, accuracy),) = unwritten
+    assert accuracy == pytest.approx(subject.record.metrics["accuracy"], abs=1e-3)
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_weights_of_another_training_are_noticed_and_replaced(own, tmp_path, unwritten):
+    chosen, weights = of_method(own, "at"), StudyPaths("smoke").weights(of_method(own, "at").name)
+    before = weights.read_bytes()
+    put_others(own, chosen)
+    assert weights.read_bytes() != before
+    compression.export_network(own, chosen, tmp_path / "out")
+    assert weights.read_bytes() == before
+
+
+def test_a_training_that_does_not_repeat_itself_is_told_of_and_leaves_the_record(own, tmp_path, unwritten, monkeypatch, capsys):
+    chosen, paths = of_method(own, "at"), StudyPaths("smoke")
+    record = paths.records / f"{chosen.name}.json"
+    written, accuracy = record.read_bytes(), records.read(record).metrics["accuracy"]
+
+    def elsewhere(settings, force):
+        """As if on another machine, which rounds otherwise."""
+        assert force
+        put_others(own, chosen)
+        records.save("smoke", replace(records.read(record), metrics={"accuracy": 1.0, "parameters": 5142}))
+
+    monkeypatch.setattr(compression, "distill", elsewhere)
+    put_others(own, chosen)
+    compression.export_network(own, chosen, tmp_path / "out")
+    assert record.read_bytes() == written
+    ((_, now),) = unwritten
+    told = capsys.readouterr().err
+    assert f"note: {chosen.name} was trained again" in told
+    assert f"has {now:.2f} % where its record has {accuracy:.2f} %" in told
+
+
+def test_a_student_with_the_teachers_classifier_can_be_exported(own, tmp_path, monkeypatch):
+    chosen = of_method(own, "simkd")
+    measured, _ = compression.export_network(own, chosen, tmp_path / "out")
+    assert measured.parameters == records.load("smoke", chosen.run).metrics["parameters"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "projector and the teacher's classifier" in text
+    assert "build_model" not in text
+    monkeypatch.chdir(tmp_path / "out")
+    scope: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], scope)
+    assert scope["logits"].shape == (1, 10)
+
+
+# ---- tables
+
+
+def test_tables_hold_what_was_measured(profile):
+    found = measurements(profile)
+    costs, forms, latency = cost_frame(found), form_frame(found), latency_frame(found)
+    assert list(costs["role"]) == ["teacher", "student alone", "best student"]
+    assert (len(forms), len(latency)) == (9, 12)
+    # Convolutions and the classifier of resnet14 and resnet8x0.25, counted by their shapes.
+    for row in costs[costs["role"] != "best student"].itertuples():
+        state = build_model(row.network, 10, 1).state_dict()
+        assert row.parameters == sum(tensor.numel() for name, tensor in state.items() if name.endswith(("weight", "bias")))
+    _, alone = found[1]
+    row = costs.iloc[1]
+    assert row["bytes"] == alone.forms["safetensors"].bytes
+    assert row["exported"] == min(form.accuracy for form in alone.forms.values())
+    assert row["difference"] == max(form.difference for form in alone.forms.values())
+    assert row["onnx_ms"] == next(one.median for one in alone.latency if one.runtime == "ONNX Runtime" and one.batch == 1)
+    known = accuracies(profile)["ce", "alone"]
+    assert row["accuracy"] == pytest.approx(np.mean(list(known.values())))
+    assert latency["per_second"].tolist() == [round(1000 * one.images / one.ms) for one in latency.itertuples()]
+
+
+# ---- the plan
+
+
+def step(profile):
+    return next((step for step in make_plan(profile, "smoke") if step.notebook == "08_export"), None)
+
+
+def test_the_plan_knows_what_is_measured(own):
+    measurements(own)
+    assert step(own).needs == ("05_results",)
+    assert step(own).runs == (3, 3)
+    next(StudyPaths("smoke").exports.iterdir()).unlink()
+    assert step(own).runs == (2, 3)
+    next(StudyPaths("smoke").records.glob("*_kd_*")).unlink()
+    assert step(own).runs == (0, 3), "what is chosen is open until all students are trained"
+
+
+def test_networks_are_counted_before_they_are_chosen(profile):
+    assert export_runs(profile, complete=False) == (0, 3)
+    assert export_runs(replace(profile, methods=("kd", "at")), complete=False) == (0, 2)
+    wider = replace(profile, pairs=(*profile.pairs, replace(profile.pairs[0], student="resnet8")))
+    assert export_runs(wider, complete=False) == (0, 5)
+
+
+def test_the_step_is_left_out_where_nothing_can_be_compared(profile):
+    assert step(replace(profile, methods=("ce",))) is None
+    assert "08_export" not in {step.notebook for step in make_plan(load_profile("imagenet-sample"), "imagenet-sample")}
+
+
+# ---- the command
+
+
+def test_the_command_exports_the_best_student_where_it_is_told(profile, tmp_path, capsys):
+    assert command.main(["smoke", "--to", str(tmp_path / "out")]) == 0
+    chosen = chosen_networks(profile, results_frame(profile))[2]
+    text = capsys.readouterr().out
+    assert f"method {chosen.row['method']}, arm {chosen.row['arm']}, seed {chosen.run.seed}" in text
+    assert f"Written to {tmp_path / 'out'};" in text
+    for told in ("safetensors", "torch.export", "ONNX Runtime", "5,142 parameters"):
+        assert told in text
+    assert chosen.name in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "arm"),
+    [
+        (("at", None, None), "at", None), ((None, "random-1", None), "at", "random-1"), (("at", "alone", None), "ce", "alone"),
+        (("ce", None, None), "ce", "alone"), (("simkd", None, 2), "simkd", "none"), (("at", "none", 1), "at", "none"),
+    ],
+)  # fmt: skip
+def test_the_command_takes_the_best_of_what_is_named(profile, options, method, arm):
+    chosen = command.choose_student(profile, None, *options)
+    assert chosen.row["method"] == method
+    assert arm in (None, chosen.row["arm"])
+    assert records.load("smoke", chosen.run) is not None
+    assert options[2] in (None, chosen.run.seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smok"], ("unknown profile 'smok'", "'smoke'")), (["smoke", "--pair", "a-b"], ("unknown pair 'a-b'", "resnet14-resnet8x0.25")),
+        (["smoke", "--method", "fitnet"], ("unknown method 'fitnet'", "ce, kd, at, simkd")),
+        (["smoke", "--arm", "last"], ("unknown arm 'last'", "alone, none, stage-ends, random-1")),
+        (["smoke", "--method", "kd", "--arm", "random-1"], ("unknown arm 'random-1'", "valid: none")),
+        (["smoke", "--seed", "3"], ("unknown seed '3'", "0, 1, 2")), (["cifar100"], ("cifar100 has no trained student", "./run_all.sh cifar100")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported_ends_with_2_and_one_line(profile, arguments, told, capsys):
+    assert command.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    for text in told:
+        assert text in captured.err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(profile, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compression, "load_splits", lambda *_: pytest.fail("began"))
+    file = tmp_path / "file"
+    file.write_text("")
+    assert command.main(["smoke", "--to", str(file)]) == 2
+    assert str(file) in capsys.readouterr().err
+
+
+def test_students_that_all_failed_are_told_of(profile, monkeypatch):
+    frame = results_frame(profile)
+    monkeypatch.setattr(command, "results_frame", lambda _: frame.assign(accuracy=float("nan"), status="failed"))
+    with pytest.raises(SettingsError, match="every student of resnet14-resnet8x0.25 that is asked for has failed"):
+        command.choose_student(profile, None, None, None, None)

@@ -1,0 +1,212 @@
+"""Parts of the grid: the weight of the hint loss varied, a part of the images for students, pairs and methods that take part in less."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pursuhint_lib import plots, records, statistics
+from pursuhint_lib.data import load_splits
+from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
+from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
+from pursuhint_lib.study.hints import layer_similarity
+from pursuhint_lib.study.plan import make_plan
+from pursuhint_lib.study.profile import checked, load_profile
+from pursuhint_lib.study.runs import cell_settings, methods_of, results_frame, run_cell, runs_of
+from pursuhint_lib.study.sweep import gains, sweep_cells, sweep_frame, sweep_runs
+from pursuhint_lib.training import train_teacher
+
+SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
+
+
+@pytest.fixture
+def profile():
+    smoke = load_profile("smoke")
+    return checked(replace(smoke, arms=("none", "stage-ends", "last"), metrics=("r2",), methods=("ce", "kd", "at"), sweep=SWEEP))
+
+
+@pytest.fixture
+def trained(profile):
+    train_teacher(profile.teacher_settings("resnet14"))
+    layer_similarity(profile, "resnet14")
+    return profile
+
+
+def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(trained):
+    pair = trained.pairs[0]
+    grid = {records.record_name(run): run for run in runs_of(trained, pair, "at").values()}
+    cells = list(sweep_cells(trained))
+    assert [cell.hint_weight for cell in cells] == [0.0, 10.0, 1000.0, 100_000.0] * 2
+    # The grid's own weight and no hints are runs of the grid.
+    shared = {records.record_name(cell.run(arm)) for cell in cells if cell.hint_weight in (0.0, 1000.0) for arm in cell.arms}
+    assert shared == set(grid)
+    [like] = [cell for cell in cells if (cell.hint_weight, cell.seed) == (1000.0, 1)]
+    for cell in cells:
+        if cell.seed == 1 and cell.hint_weight:
+            assert replace(cell, hint_weight=1000.0) == like
+    assert sweep_runs(trained) == (0, 2 + 2 * 3 * 2)
+
+
+def test_a_sweep_trains_what_is_missing_and_its_gains_are_paired(trained):
+    run_cell(trained, trained.pairs[0], "at")
+    before = {path.name for path in StudyPaths("smoke").records.iterdir()}
+    frame = sweep_frame(trained)
+    assert sweep_runs(trained) == (14, 14)
+    assert len({path.name for path in StudyPaths("smoke").records.iterdir()} - before) == 8
+    assert frame.groupby(["weight", "arm"]).size().eq(2).all()
+    assert set(frame["weight"]) == {0.0, 10.0, 1000.0, 100_000.0}
+    # Weight 0 is the same run for both arms.
+    assert frame[frame["weight"] == 0].groupby("seed")["record"].nunique().eq(1).all()
+    gained = gains(frame)
+    assert set(gained["weight"]) == {10.0, 1000.0, 100_000.0}
+    for row in gained.itertuples():
+        plain = frame[(frame["weight"] == 0) & (frame["seed"] == row.seed)]["accuracy"].iloc[0]
+        assert row.difference == pytest.approx(row.accuracy - plain)
+    grid = results_frame(trained).query("method == 'at'").set_index(["arm", "seed"])["accuracy"]
+    for row in frame[frame["weight"] == 1000.0].itertuples():
+        assert row.accuracy == grid[row.arm, row.seed]
+
+
+def test_a_sweep_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
+    steps = {step.name: step for step in make_plan(profile, "smoke")}
+    assert steps["09_hint_weight"].needs == ("05_results",)
+    assert steps["09_hint_weight"].runs == (0, None)
+    changed = {step.name for step in make_plan(replace(profile, sweep=replace(SWEEP, weights=(3.0,))), "smoke") if steps[step.name].key != step.key}
+    assert changed == {"09_hint_weight"}
+    assert "09_hint_weight" not in {step.name for step in make_plan(replace(profile, sweep=None), "smoke")}
+
+
+def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
+    file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
+    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"arms": list(trained.arms), "metrics": ["r2"], "methods": list(trained.methods)}
+    file.write_text(yaml.safe_dump(content | {"sweep": json.loads(json.dumps(asdict(SWEEP)))}))
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "09_hint_weight.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tables = StudyPaths("smoke").tables
+    effects = statistics.effects(gains(sweep_frame(trained)), ["weight", "arm"])
+    drawn_effects = pd.read_csv(tables / "09_hint_weight-gains.csv")
+    np.testing.assert_allclose(drawn_effects["mean"], effects["mean"], rtol=1e-5)
+    assert (StudyPaths("smoke").figures / "09_hint_weight-gains.svg").is_file()
+    told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
+    assert "At the weight of the grid (1000), beyond chance: helped by" in told
+
+
+def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual_weight():
+    rows = [(weight, arm, mean) for arm, gain in (("stage-ends", 0.5), ("random-1", 0.1)) for weight, mean in ((1, 0.0), (10, gain), (1000, -gain))]
+    swept = pd.DataFrame(rows, columns=["weight", "arm", "mean"]).assign(low=lambda t: t["mean"] - 1, high=lambda t: t["mean"] + 1)
+    axis = plots.weight_sweep(swept, 10, margin=0.2).axes[0]
+    lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"stage-ends", "random-1"}
+    assert lines["stage-ends"].get_ydata().tolist() == [0.0, 0.5, -0.5]
+    assert [round(float(np.log10(x))) for x in lines["stage-ends"].get_xdata()] == [0, 1, 3]
+    assert any(set(line.get_xdata()) == {10} for line in axis.lines)
+    assert axis.get_xscale() == "log"
+
+
+# ---- parts of the grid
+
+
+def test_students_learn_a_part_of_the_images_with_as_many_of_each_class_and_teachers_all(profile):
+    small = checked(replace(profile, student_images=60))
+    assert small.teacher_settings("resnet14") == profile.teacher_settings("resnet14")
+    cell = cell_settings(small, small.pairs[0], "kd", 0, {})
+    assert cell.teacher.data.train_images == 100
+    assert cell.data == Data("digits", train_images=60, test_images=100)
+    assert load_splits(cell.data, "cpu").train.labels.bincount().tolist() == [6] * 10
+    assert len(load_splits(cell.data, "cpu").test) == 100
+
+
+def test_pairs_and_methods_can_take_part_in_less(profile):
+    pairs = (*profile.pairs, Pair("resnet14", "resnet8x0.5", methods=("at",), seeds=2))
+    seeds = (0, 1, 2)
+    some = checked(replace(profile, methods=("ce", "kd", "at", "sp"), pairs=pairs, seeds=seeds, fewer_seeds={"sp": 2}))
+    assert methods_of(some, some.pairs[0]) == ["ce", "kd", "at", "sp"]
+    assert methods_of(some, some.pairs[1]) == ["ce", "kd", "at"]
+    names = [step.name for step in make_plan(some, "smoke")]
+    assert "03_distillation-resnet14-resnet8x0.25-sp" in names
+    assert "03_distillation-resnet14-resnet8x0.5-at" in names
+    assert "03_distillation-resnet14-resnet8x0.5-sp" not in names
+    train_teacher(some.teacher_settings("resnet14"))
+    layer_similarity(some, "resnet14")
+    assert {seed for _, seed in runs_of(some, some.pairs[0], "sp")} == {0, 1}
+    assert {seed for _, seed in runs_of(some, some.pairs[0], "at")} == {0, 1, 2}
+    assert {seed for _, seed in runs_of(some, some.pairs[1], "at")} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student_images": 100}, "student_images is 100, but the teachers have 100; give fewer"),
+        ({"student_images": 0}, "student_images"),
+        ({"fewer_seeds": {"kd": 1}}, "unknown method with hints of this profile 'kd'; valid: at"),
+        ({"fewer_seeds": {"at": 2}}, "fewer_seeds of at is 2; give 1 to 1, or leave it out for all 2"),
+        ({"sweep": replace(SWEEP, seeds=3)}, "the sweep has 3 seeds, but the profile 2"),
+        ({"sweep": replace(SWEEP, method="kd")}, "unknown method with one weight of this profile 'kd'; valid: at"),
+        ({"sweep": replace(SWEEP, arms=("none",))}, "unknown arm with hints of this profile 'none'; valid: stage-ends, last"),
+        ({"pairs": (Pair("resnet14", "resnet8", seeds=3),)}, "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that"),
+        ({"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)}, "unknown method with hints of this profile 'fitnet'"),
+    ],
+)
+def test_a_part_of_what_the_profile_does_not_have_is_refused(profile, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        checked(replace(profile, **changes))
+
+
+@pytest.mark.parametrize("weights", [(), (0.0, 1.0), (-1.0,), (float("inf"),), (float("nan"),)])
+def test_weights_of_a_sweep_are_above_zero(weights):
+    with pytest.raises(SettingsError, match=r"weights of the sweep are \[.*give numbers above 0"):
+        replace(SWEEP, weights=weights)
+
+
+# ---- pooling where some cells have fewer seeds
+
+
+def cells(generator, shape: dict[str, int]) -> pd.DataFrame:
+    """Differences of methods that have so many seeds."""
+    rows = [("p", method, "x", seed, generator.normal(0.3, 1)) for method, seeds in shape.items() for seed in range(seeds)]
+    return pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "difference"])
+
+
+def test_values_per_seed_are_the_means_within_each_seed_where_all_cells_have_all_seeds():
+    found = cells(np.random.default_rng(0), {"a": 4, "b": 4, "c": 4})
+    pd.testing.assert_series_equal(statistics.per_seed(found), found.groupby("seed")["difference"].mean(), check_names=False)
+
+
+def test_with_fewer_seeds_in_some_cells_the_mean_is_that_of_cells_and_the_error_cluster_robust():
+    found = cells(np.random.default_rng(1), {"a": 5, "b": 3, "c": 3})
+    values = statistics.per_seed(found)
+    assert values.mean() == pytest.approx(found.groupby("method")["difference"].mean().mean())
+    # By hand: a regression on nothing but the cells, whose coefficients are averaged; sandwich with the seeds as clusters.
+    design = pd.get_dummies(found["method"]).to_numpy(float)
+    inverse = np.linalg.inv(design.T @ design)
+    residual = found["difference"].to_numpy() - design @ (inverse @ design.T @ found["difference"].to_numpy())
+    scores = np.stack([design[found["seed"] == seed].T @ residual[found["seed"] == seed] for seed in range(5)])
+    covariance = inverse @ (scores.T @ scores) @ inverse * 5 / 4
+    average = np.full(3, 1 / 3)
+    assert values.sem() ** 2 == pytest.approx(average @ covariance @ average)
+
+
+def test_missing_differences_are_left_out_and_none_at_all_gives_nothing():
+    found = cells(np.random.default_rng(2), {"a": 3, "b": 3})
+    found.loc[0, "difference"] = np.nan
+    assert statistics.per_seed(found).mean() == pytest.approx(found.groupby("method")["difference"].mean().mean())
+    assert statistics.per_seed(found.assign(difference=np.nan)).empty
+
+
+def test_intervals_with_fewer_seeds_in_some_cells_cover_the_truth():
+    generator, covered = np.random.default_rng(3), 0
+    for _ in range(600):
+        common = generator.normal(0, 1, 5)
+        found = cells(generator, {"a": 5, "b": 3, "c": 5})
+        found["difference"] = 0.5 * generator.normal(0, 1, len(found)) + common[found["seed"]]
+        effect = statistics.paired_effect(statistics.per_seed(found))
+        covered += effect.low <= 0 <= effect.high
+    assert 0.90 < covered / 600 < 0.99
