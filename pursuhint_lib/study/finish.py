@@ -35,7 +35,7 @@ def finish_step(profile: str, step: str, key: str) -> None:
 
 
 def quiet(notebook: dict) -> dict:
-    """The notebook without times, progress on stderr, widgets that only live in JupyterLab and random cell names, so that equal numbers give equal files."""
+    """The notebook without what changes from run to run or lives in JupyterLab only: times, progress, widgets, random cell names."""
     cells = [_quiet_cell(cell, number) for number, cell in enumerate(notebook["cells"])]
     kernel = {name: notebook["metadata"]["kernelspec"][name] for name in ("display_name", "language", "name")}
     return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}

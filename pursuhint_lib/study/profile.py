@@ -138,7 +138,8 @@ def _check_weight(method: str, profile: Profile) -> None:
 def _check_last_batch(method: str, profile: Profile) -> None:
     """Refuse a last batch that is too small for a method, which would stop it in the middle of an epoch."""
     # The images of a folder are counted when it is read.
-    images, size, least = profile.student_data.train_images or describe(profile.data).counts[0], profile.student.batch_size, distiller(method).least_images
+    images = profile.student_data.train_images or describe(profile.data).counts[0]
+    size, least = profile.student.batch_size, distiller(method).least_images
     last = images % size
     if 0 < last < least:
         raise SettingsError(

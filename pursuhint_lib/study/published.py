@@ -23,9 +23,7 @@ _CIFAR100 = {
 
 # (data set, teacher, student) → method → top-1 in % and who has published it. ImageNet, 100 epochs.
 PUBLISHED: dict[tuple[str, str, str], dict[str, tuple[float, str]]] = {
-    ("cifar100", *pair): {
-        method: (accuracy, "RepDistiller") for method, accuracy in zip(_CIFAR100_METHODS, row, strict=True) if accuracy == accuracy
-    }
+    ("cifar100", *pair): {method: (accuracy, "RepDistiller") for method, accuracy in zip(_CIFAR100_METHODS, row, strict=True) if accuracy == accuracy}
     for pair, row in _CIFAR100.items()
 } | {
     ("imagenet", "torchvision/resnet34", "torchvision/resnet18"): {
