@@ -188,5 +188,5 @@ class StudyPaths:
 
 
 def file_name(network: str) -> str:
-    """A network's name as part of a file name (``torchvision/resnet18`` has a slash)."""
-    return network.replace("/", "_")
+    """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as ``my_methods:mine`` a colon)."""
+    return network.replace("/", "_").replace(":", ".")

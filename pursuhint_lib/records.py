@@ -59,7 +59,7 @@ def record_name(settings: TeacherSettings | StudentSettings) -> str:
         points = "+".join(settings.teacher_points) or "no-hints"
         points = points if len(points) <= MAX_POINTS_TEXT else f"{len(settings.teacher_points)}-points"
         parts = [settings.student, "from", settings.teacher.network, settings.method, points, f"seed{settings.seed}", digest]
-    return "_".join(parts).replace("/", "-")
+    return "_".join(parts).replace("/", "-").replace(":", ".")
 
 
 def load(profile: str, settings: TeacherSettings | StudentSettings) -> Record | None:

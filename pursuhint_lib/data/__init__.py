@@ -22,7 +22,7 @@ from .entry import DataError, Dataset, NotDownloaded
 from .preflight import Listing, check_readable, check_structure, digest
 from .sample import SAMPLE_CLASSES, SAMPLE_IMAGES, make_sample
 from .stream import StreamedImages, of_classes, rows
-from .trees import cached, check_whole, class_names, list_images, split_folders
+from .trees import cached, check_classes, check_whole, class_names, list_images, split_folders
 
 __all__ = [
     "DATASETS", "Batch", "Data", "DataError", "Dataset", "Images", "NotDownloaded", "Splits", "StreamedImages", "class_positions", "describe",
@@ -46,6 +46,9 @@ def describe(settings: Data) -> Dataset:
         return entry
     if not settings.root or not settings.image_size:
         raise SettingsError("the data set imagefolder needs root (a folder under the data folder) and image_size (pixels)")
+    there = sorted(path.name for path in data_root().iterdir() if path.is_dir()) if data_root().is_dir() else []
+    if there and not (data_root() / settings.root).is_dir():
+        choose(f"root in {data_root()}", settings.root, there)
     classes = len(class_names(data_root() / settings.root / "train"))
     return replace(entry, classes=classes, image_size=settings.image_size, padding=settings.image_size // 8)
 
@@ -182,8 +185,14 @@ def _imagefolder(settings: Data) -> dict[str, Tensor]:
 
 
 def _locate_imagefolder(settings: Data) -> str:
+    folders = split_folders(data_root() / settings.root)
+    check_classes(*folders)
+    for folder, wanted in zip(folders, (settings.train_images, settings.test_images), strict=True):
+        there = len(list_images(folder))
+        if wanted and wanted > there:
+            raise DataError(f"{wanted} images are asked for, but {folder} has {there}; give at most that, or leave it out for all")
     train, test = image_counts(settings)
-    return f"image tree {data_root() / settings.root}, {train} + {test} images"
+    return f"image tree {data_root() / settings.root}, {train} + {test} images of {len(class_names(folders[0]))} classes"
 
 
 def _imagenet(settings: Data) -> tuple[Listing, Listing]:

@@ -51,12 +51,22 @@ def class_names(split: Path) -> list[str]:
     return names
 
 
+def check_classes(train: Path, test: Path) -> None:
+    """Refuse splits whose class folders differ, by which classes are numbered.
+
+    **Raises:** ``DataError`` naming the folders that only one of them has.
+    """
+    only = {split: sorted({*class_names(split)} - {*class_names(other)}) for split, other in ((train, test), (test, train))}
+    if any(only.values()):
+        told = ", and ".join(f"{', '.join(names)} in {split}" for split, names in only.items() if names)
+        raise DataError(f"{train} and {test} have different class folders; they must be the same, but only there is {told}")
+
+
 def cached(name: str, root: Path, side: int, channels: int) -> dict[str, Tensor]:
     """Arrays of an image tree, decoded once; the cache is used only while the tree and the cache are unchanged."""
     train, test = split_folders(root)
     files = {"train": list_images(train), "test": list_images(test)}
-    if class_names(train) != class_names(test):
-        raise DataError(f"{train} and {test} have different class folders; they must be the same")
+    check_classes(train, test)
     stats = ((path, path.stat()) for split in files.values() for path, _ in split)
     listing = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
     key = hashlib.sha256(f"{side} {channels}\n{listing}".encode()).hexdigest()

@@ -2,17 +2,20 @@
 
 ``DISTILLERS`` is the only list of methods; a new one is a class (if it has parts to train) and an entry. A method with
 hint points sees the K student maps and the K teacher maps, matched in the order of the points; a method on the
-answers sees logits and labels, and takes the place of KD. Any sum of entries is a method, too: ``at+rkd``.
+answers sees logits and labels, and takes the place of KD. Any sum of entries is a method, too: ``at+rkd``. So is an entry
+in a module of the user's own, named by its import path: ``my_methods:my_method``.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from .. import losses
 from ..settings import SettingsError, choose
+from ..settings.extensions import FORM, is_import_path, load, own_code
 from .embeddings import TEMPERATURE, ContrastiveMemory, Embedded, pooled
 from .maps import (
     ActivationBoundary,
@@ -28,7 +31,7 @@ from .reuse import ReusedClassifier, linear_classifier
 from .signals import Signals, Task, in_first_stage, warmth
 
 __all__ = [
-    "DISTILLERS", "ContrastiveMemory", "Distiller", "ReusedClassifier", "Signals", "Task", "distiller", "in_first_stage",
+    "DISTILLERS", "ContrastiveMemory", "Distiller", "PerPoint", "ReusedClassifier", "Signals", "Task", "distiller", "in_first_stage",
     "linear_classifier", "warmth",
 ]  # fmt: skip
 
@@ -208,6 +211,39 @@ KD_IN_A_SUM = Distiller(
 )
 
 
+class Own(nn.Module):
+    """What a method of the user's own has built, held to what every method gives.
+
+    **Raises:** ``SettingsError`` where its code fails, or gives something else.
+    """
+
+    def __init__(self, name: str, build: Callable[[Task], nn.Module], task: Task):
+        super().__init__()
+        with own_code(name):
+            method = build(task)
+        if not isinstance(method, nn.Module):
+            raise SettingsError(f"build of method {name} gives {type(method).__name__}; it must give a torch.nn.Module")
+        self.name, self.method = name, method
+
+    def forward(self, signals: Signals) -> Tensor:
+        with own_code(self.name):
+            loss = self.method(signals)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+            found = f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise SettingsError(f"the loss of method {self.name} is {found}; it must be a scalar tensor of floating point, such as a mean")
+        return loss
+
+
+def _own(name: str) -> Distiller:
+    """The entry that an import path names."""
+    entry = load("method", name, lambda found: isinstance(found, Distiller), "a Distiller of pursuhint_lib.distillers")
+    if not callable(entry.build):
+        raise SettingsError(f"method {name} builds nothing; give its Distiller a build, a function of Task that gives a torch.nn.Module")
+    if not (isinstance(entry.weight, (int, float)) and 0 <= entry.weight < math.inf):
+        raise SettingsError(f"the weight of method {name} is {entry.weight!r}; give its Distiller a number of 0 or more")
+    return replace(entry, build=partial(Own, name, entry.build))
+
+
 class Sum(nn.Module):
     """Several methods at once, each with its own weight."""
 
@@ -223,20 +259,21 @@ class Sum(nn.Module):
 
 
 def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
-    """The entry of a method, or the sum of several: ``at+rkd``.
+    """The entry of a method (in ``DISTILLERS``, or at an import path), or the sum of several: ``at+rkd``.
 
     **Arguments:** ``weights`` of the parts of a sum; the literature's when not given.
 
     A sum with a method on the logits (``wsl+at``, ``at+kd``) has no other KD beside it.
 
-    **Raises:** ``SettingsError`` for a part that does not exist, that is there twice, that has no loss to add (``ce``), or that changes more
-    than the loss (stages, another classifier).
+    **Raises:** ``SettingsError`` for a part that does not exist, that is there twice, that has no loss to add (``ce``), that changes more
+    than the loss (stages, another classifier), or that an import path does not lead to.
     """
     names = tuple(method.split("+"))
+    entries = DISTILLERS | {name: _own(name) for name in names if is_import_path(name)}
     if len(names) == 1:
-        return DISTILLERS[choose("method", method, [*DISTILLERS, "<method>+<method>"])]
-    addable = {name: entry for name, entry in DISTILLERS.items() if entry.adds} | {"kd": KD_IN_A_SUM}
-    parts = [addable[choose(f"part of the method {method}", name, addable)] for name in names]
+        return entries[choose("method", method, [*entries, "<method>+<method>", FORM])]
+    addable = {name: entry for name, entry in entries.items() if entry.adds} | {"kd": KD_IN_A_SUM}
+    parts = [addable[choose(f"part of the method {method}", name, [*addable, FORM])] for name in names]
     if len(set(names)) < len(names):
         raise SettingsError(f"the method {method} names a part more than once")
     return Distiller(

@@ -1,6 +1,7 @@
 """Networks by name, and their weights on disk.
 
-``MODELS`` holds the CIFAR networks; ``torchvision/<name>`` and ``timm/<name>`` take any classifier of these packages.
+``MODELS`` holds the CIFAR networks; ``torchvision/<name>`` and ``timm/<name>`` take any classifier of these packages, and an
+import path (``my_networks:my_network``) a function or class of the user's own.
 """
 
 import difflib
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..files import replacing
 from ..settings import SettingsError, choose
+from ..settings.extensions import FORM, is_import_path, load, own_code
 from .mobilenet import MOBILENETS
 from .resnet import RESNETS
 from .resnet50 import BOTTLENECK_RESNETS
@@ -53,11 +55,12 @@ _NUMBERS = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, type(n
 def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """A network with fresh weights, drawn from torch's global generator.
 
-    **Arguments:** ``name`` in ``MODELS``, or ``torchvision/<name>``, or ``timm/<name>``.
+    **Arguments:** ``name`` in ``MODELS``, or ``torchvision/<name>``, or ``timm/<name>``, or the import path of such a function as ``MODELS`` has.
 
     **Returns:** a module that maps images [B, in_channels, H, W] to logits [B, num_classes].
 
-    **Raises:** ``SettingsError`` for an unknown name, torchvision with other than 3 channels, or timm where it is not installed.
+    **Raises:** ``SettingsError`` for an unknown name, torchvision with other than 3 channels, or timm where it is not installed,
+    or code of the user's own that fails.
     """
     if name.startswith(TORCHVISION):
         valid = torchvision.models.list_models(module=torchvision.models)
@@ -70,7 +73,20 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
             return torchvision.models.get_model(name.removeprefix(TORCHVISION), weights=None, num_classes=num_classes)
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM), num_classes, in_channels)
-    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>", f"{TIMM}<name>"])](num_classes, in_channels)
+    if is_import_path(name):
+        return _own(name, num_classes, in_channels)
+    if name not in MODELS and name in torchvision.models.list_models(module=torchvision.models):
+        raise SettingsError(f"unknown network {name!r}; torchvision's is written {TORCHVISION}{name}")
+    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>", f"{TIMM}<name>", FORM])](num_classes, in_channels)
+
+
+def _own(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    make = load("network", name, callable, "a function or class that takes (num_classes, in_channels)")
+    with own_code(name):
+        network = make(num_classes, in_channels)
+    if not isinstance(network, nn.Module):
+        raise SettingsError(f"network {name} gives {type(network).__name__}; it must give a torch.nn.Module")
+    return network
 
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:

@@ -30,6 +30,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
         curves = [_measured(run) for run in runs]
         for epochs, accuracies in curves if len(curves) > 1 and len(histories) <= FEW_ARMS else []:
             axis.plot(epochs, accuracies, color=colour, lw=0.4, alpha=0.25)
+        if not curves:
+            # All runs of the arm have failed.
+            continue
         epochs = curves[0][0]
         mean = np.mean([accuracies for _, accuracies in curves], axis=0)
         axis.plot(epochs, mean, color=colour, lw=1.0 if muted else 1.8, ls=":" if muted else "-", marker="." if len(epochs) < 15 else "", label=arm)
@@ -121,7 +124,7 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     orders = {title: (list(dict.fromkeys(panel["label"])), list(dict.fromkeys(panel["arm"]))) for title, panel in panels.items()}
     means = np.abs(np.concatenate([panel["mean"].dropna() for panel in panels.values()]))
     # So that one arm that fails does not bleach all others.
-    limit = max(float(np.quantile(means, 0.9)), 1e-9)
+    limit = max(float(np.quantile(means, 0.9)), 1e-9) if len(means) else 1.0
     rows = max(len(labels) for labels, _ in orders.values())
     figure, axes = new_figure(1.6 + 0.25 * rows, WIDTH + 1.5, ncols=len(panels), sharey=True, squeeze=False)
     for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):

@@ -1,5 +1,7 @@
 """One style for all figures, and one colour per kind of arm everywhere."""
 
+import zlib
+
 import matplotlib
 import numpy as np
 import seaborn as sns
@@ -19,14 +21,18 @@ SAFE = sns.color_palette("colorblind").as_hex()
 
 # Prefix of an arm → colour (colour-blind safe); the first that fits counts.
 _ARM_COLOURS = {
-    "pursuhint-r2": SAFE[0], "pursuhint-cka-linear": SAFE[9], "pursuhint-cka-rbf": "#004c6d", "pursuhint-": SAFE[0],
+    "pursuhint-r2": SAFE[0], "pursuhint-cka-linear": SAFE[9], "pursuhint-cka-rbf": "#004c6d",
     "stage-ends": SAFE[1], "segment-middles": SAFE[2], "kmedoids": SAFE[4], "random-": "#8c8c8c", "none": "#222222",
     "alone": "#222222", "first": SAFE[3], "last": SAFE[5], "segments-": SAFE[6], "quality": "#5e3c99", "all": "#6b6b00", "reversed": "#8f4a00",
 }  # fmt: skip
+# The paper's rule under any other metric, one of the user's own among them, has one of these by its name.
+_OTHER_METRICS = ("#117733", "#882255", "#999933", "#44aa99", "#332288")
 
 
 def arm_colour(arm: str) -> str:
     """Colour of an arm, the same in every figure."""
+    if arm.startswith("pursuhint-") and arm not in _ARM_COLOURS:
+        return _OTHER_METRICS[zlib.crc32(arm.encode()) % len(_OTHER_METRICS)]
     return next((colour for prefix, colour in _ARM_COLOURS.items() if arm.startswith(prefix)), SAFE[7])
 
 

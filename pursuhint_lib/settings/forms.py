@@ -51,8 +51,10 @@ def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
     valid = list(valid)
     if value in valid:
         return value
-    near = difflib.get_close_matches(str(value), valid, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    # Capitals don't count, so that AT is near at; of names that differ in nothing else the first is meant.
+    folded = {name.lower(): name for name in reversed(valid)}
+    near = difflib.get_close_matches(str(value).lower(), folded, n=1)
+    hint = f" (did you mean {folded[near[0]]!r}?)" if near else ""
     raise SettingsError(f"unknown {what} {value!r}{hint}; valid: {', '.join(valid)}")
 
 
@@ -120,7 +122,9 @@ def _plain(value, defaults: bool):
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             if f.metadata.get("hashed", True) and (defaults or default is dataclasses.MISSING or entry != default):
                 kept[f.name] = _plain(entry, defaults)
-        return kept
+        # Not a field, since it cannot be given: what the user's own code says that the settings name.
+        own = getattr(value, "sources", ())
+        return kept | {"sources": [*own]} if own else kept
     if isinstance(value, (list, tuple)):
         return [_plain(entry, defaults) for entry in value]
     if isinstance(value, float) and value.is_integer():

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 
+from .extensions import sources
 from .forms import SettingsError, choose, not_negative, once, positive
 from .runs import MAX_SEED, PRECISIONS, Data, Schedule, TeacherSettings
 
@@ -35,7 +36,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        return f"{self.teacher}-{self.student}".replace("/", "_")
+        return f"{self.teacher}-{self.student}".replace("/", "_").replace(":", ".")
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,17 @@ class Profile:
                 raise SettingsError(f"pair {pair.name} has {pair.seeds} seeds, but the profile {len(self.seeds)}; give at most that")
         if self.sweep and self.sweep.seeds > len(self.seeds):
             raise SettingsError(f"the sweep has {self.sweep.seeds} seeds, but the profile {len(self.seeds)}; give at most that")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of methods, metrics and networks, any of which may be an import path."""
+        pairs = (*self.pairs, *([self.example_pair] if self.example_pair else []))
+        return (*self.methods, *self.weights.hint, *self.metrics, *(network for pair in pairs for network in (pair.teacher, pair.student)))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Checksums of the user's own code that it names."""
+        return sources(*self.named)
 
     @property
     def student_data(self) -> Data:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+from .extensions import look_in
 from .forms import SettingsError, build
 from .profile import Profile
 
@@ -23,7 +24,9 @@ def read_profile(path: Path) -> Profile:
         raise SettingsError(f"{path} is not a YAML file of settings: it is nested too deeply; write it flat") from None
     if repeated:
         raise SettingsError(f"{path.name} gives {repeated.value!r} again in line {repeated.start_mark.line + 1}; leave one of the two")
-    return build(Profile, content, path.name)
+    profile = build(Profile, content, path.name)
+    look_in(path.resolve().parent, profile.named)
+    return profile
 
 
 def _repeated(node: yaml.Node | None) -> yaml.ScalarNode | None:

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from .extensions import sources
 from .forms import SettingsError, not_negative, once, positive
 
 
@@ -97,6 +98,11 @@ class TeacherSettings:
     # Where the record goes; not part of what the run is.
     profile: str = field(default="", metadata={"hashed": False})
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Checksums of the user's own code behind it, which count as settings."""
+        return sources(self.network)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -130,6 +136,11 @@ class StudentSettings:
     # Weights of the parts of a sum such as at+rkd, inside ``hint_weight``.
     part_weights: tuple[float, ...] = ()
     deterministic: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Checksums of the user's own code behind it, besides the teacher's."""
+        return sources(self.student, self.method)
 
 
 @dataclass(frozen=True)

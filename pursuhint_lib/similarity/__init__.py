@@ -13,28 +13,45 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..settings import choose
+from ..settings.extensions import FORM, is_import_path
 from .kernels import rbf_matrix
 from .moments import MOMENT_METRICS, Layers, moment_matrices, whitening
+from .own import own_function, own_matrix
 
-# Every metric; RBF CKA is the only one that needs more than second moments.
+# Every metric of this package; RBF CKA is the only one that needs more than second moments.
 METRICS = (*MOMENT_METRICS, "cka-rbf")
+# Those that refuse layers with as many directions as there are images.
+CANONICAL = ("r2", "r2-raw", "pwcca")
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is neither in ``METRICS`` nor a function at an import path.
+
+    **Raises:** ``SettingsError`` that names those that exist, or says what is wrong with the import path.
+    """
+    if is_import_path(metric):
+        own_function(metric)
+    else:
+        choose("metric", metric, [*METRICS, FORM])
 
 
 def paper_metrics(metrics: Sequence[str]) -> list[str]:
-    """Those of the given metrics that the paper uses; all of them if it uses none."""
-    return [metric for metric in metrics if metric in ("r2", "cka-linear", "cka-rbf")] or list(metrics)
+    """Those of the given metrics that the paper uses, and the user's own; all of them if there are none of these."""
+    return [metric for metric in metrics if metric in ("r2", "cka-linear", "cka-rbf") or is_import_path(metric)] or list(metrics)
 
 
 def similarity_matrices(features: Mapping[str, Tensor], metrics: Sequence[str]) -> dict[str, Tensor]:
     """Similarity of every layer with every layer under several metrics, sharing the products between layers.
 
     **Arguments:** ``features`` layer name → [N, C_l], of any float type, rows in the same image order, in memory,
-    on a GPU or memory-mapped; ``metrics`` names in ``METRICS``.
+    on a GPU or memory-mapped; ``metrics`` names in ``METRICS``, or import paths.
 
     **Returns:** metric → float64 [L, L] on the CPU, symmetric, diagonal 1.
 
     **Raises:** ``KeyError`` for an unknown metric; ``ValueError`` naming the layer (1-based) whose features are constant, not
-    finite, of another length, or too wide for so few images (canonical correlations only).
+    finite, of another length, or too wide for so few images (canonical correlations only); ``SettingsError`` for a function of the
+    user's own that is no similarity.
     """
     return _matrices(Layers(list(features.values()), list(features)), metrics)
 
@@ -45,12 +62,14 @@ def similarity_matrix(features: Sequence[Tensor], metric: str) -> Tensor:
 
 
 def _matrices(layers: Layers, metrics: Sequence[str]) -> dict[str, Tensor]:
+    own = [metric for metric in metrics if is_import_path(metric)]
     for metric in metrics:
-        if metric not in METRICS:
+        if metric not in METRICS and metric not in own:
             raise KeyError(f"unknown metric {metric!r}; valid: {', '.join(METRICS)}")
     found = moment_matrices(layers, {metric: MOMENT_METRICS[metric] for metric in metrics if metric in MOMENT_METRICS})
     if "cka-rbf" in metrics:
         found["cka-rbf"] = _symmetric(rbf_matrix(layers))
+    found |= {metric: _symmetric(own_matrix(metric, layers)) for metric in own}
     return {metric: found[metric] for metric in metrics}
 
 

@@ -144,8 +144,8 @@ def _refuse_wrong(findings: Sequence[Finding]) -> None:
 
 def _print_check(profile: Profile) -> int:
     marks = {OK: "✓", NOTE: "!", WRONG: "✗"}
-    for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
-        print(f"Candidate hint points of {teacher}:\n{points_table(teacher, profile.data).to_string(index=False)}\n")
+    for network in dict.fromkeys(network for pair in profile.pairs for network in (pair.teacher, pair.student)):
+        print(f"Candidate hint points of {network}:\n{points_table(network, profile.data).to_string(index=False)}\n")
     findings = [*check(profile), *validate(profile)]
     for finding in findings:
         print(f" {marks[finding.state]} {finding.what}: {finding.detail}")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..clustering import HintPoints, choose_hint_points, random_points, segment_middles
-from ..settings import choose
+from ..settings import SettingsError, choose
+from ..settings.extensions import is_import_path
+from ..similarity import METRICS
 from .explain import Reason, describe_walk, explain
 
 # So many random sets are drawn at once at most; draw i is the same however many are used.
@@ -113,13 +115,16 @@ def _entry(arm: str) -> tuple[str, str]:
 def check_arm(arm: str, metrics: Sequence[str]) -> None:
     """Refuse an arm that does not exist, or that needs a metric which the profile does not compute."""
     key, rest = _entry(arm)
-    shown = {name: f"{name}<metric>" if name.endswith("-") else name for name in ARMS} | {"random-": f"random-<1 … {MAX_RANDOM_ARMS}>"}
+    drawn = f"random-<1 … {MAX_RANDOM_ARMS}>"
     if key not in ARMS:
-        choose("arm", arm, shown.values())
+        named = {name: [f"{name}{metric}" for metric in metrics] if name.endswith("-") else [name] for name in ARMS} | {"random-": [drawn]}
+        choose("arm", arm, [shown for names in named.values() for shown in names])
     if key == "random-":
         if not (re.fullmatch(r"[1-9]\d*", rest) and int(rest) <= MAX_RANDOM_ARMS):
-            choose("arm", arm, [shown[key]])
-    elif key.endswith("-"):
+            choose("arm", arm, [drawn])
+    elif key.endswith("-") and rest not in metrics:
+        if rest in METRICS or is_import_path(rest):
+            raise SettingsError(f"arm {arm}: metric {rest!r} is not computed; add it to metrics, or take one of them; valid: {', '.join(metrics)}")
         choose(f"arm {arm}: metric", rest, metrics)
 
 

@@ -1,5 +1,6 @@
 """Is everything there that a profile needs? Looks at data, teachers, device, disk and folders; trains nothing."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe
 from ..models import load_checkpoint
 from ..paths import ROOT, StudyPaths, results_root, work_root
 from ..settings import Profile, SettingsError, TeacherSettings
+from ..similarity import CANONICAL
 from ..teachers import TOLERANCE, check_entry, find, locate
 from ..training import check_shares, seeded_model
 from .estimate import free_bytes
@@ -35,13 +37,14 @@ class Finding:
 
 def check(profile: Profile) -> list[Finding]:
     """All findings; the study can start when none is ``wrong``."""
-    pairs = "; ".join(f"{pair.teacher} → {pair.student} ({pair.k} points)" for pair in profile.pairs)
+    pairs = "; ".join(f"{pair.teacher} → {pair.student} ({pair.k} points: {', '.join(pair.student_points)})" for pair in profile.pairs)
     grid = f"{len(profile.methods)} methods, {len(profile.arms)} arms, {len(profile.seeds)} seeds"
     return [
         Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"),
         _device(),
         *_processes(profile),
         _data(profile),
+        *_metrics(profile),
         *[_teacher(profile, teacher) for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs)],
         *[_folder(name, folder) for name, folder in (("results", results_root()), ("work", work_root()))],
         _disk(),
@@ -79,6 +82,18 @@ def _data(profile: Profile) -> Finding:
         return Finding("data", NOTE, str(error))
     except DataError as error:
         return Finding("data", WRONG, str(error))
+
+
+def _metrics(profile: Profile) -> Iterator[Finding]:
+    """Teachers whose layers some metric would refuse, found out before they are trained."""
+    metrics = ", ".join(metric for metric in profile.metrics if metric in CANONICAL)
+    with contextlib.suppress(DataError):
+        images = min(profile.profile_images, image_counts(profile.data)[0])
+        for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
+            widest = max(channels for channels, *_ in network_points(teacher, profile.data).shapes)
+            if metrics and widest >= images:
+                needed = f"need more images than a sub-block of {teacher} has channels ({widest}), but {images} are profiled"
+                yield Finding("metrics", WRONG, f"{metrics} {needed}; give more profile_images, or other metrics, such as cka-linear")
 
 
 def _teacher(profile: Profile, network: str) -> Finding:

@@ -17,6 +17,7 @@ from ..profiling import profile_layers
 from ..quality import layer_quality
 from ..records import differing, provenance
 from ..settings import Profile, SettingsError, resolved
+from ..settings.extensions import sources
 from ..similarity import rank, similarity_matrices
 from .arms import Choice, LayerMap, choose_points
 from .profile import network_points
@@ -78,6 +79,9 @@ def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
 def _report(profile: Profile, content: dict) -> LayerReport | None:
     if not set(profile.metrics) <= set(content["similarity"]) or not all("quality" in block for block in content["sub_blocks"]):
         return None
+    # Made by other code of the user's, a matrix is another one's.
+    if any(content.get("sources", {}).get(metric, []) != [*sources(metric)] for metric in profile.metrics):
+        return None
     matrices = {metric: np.array(content["similarity"][metric]) for metric in profile.metrics}
     qualities = tuple(block["quality"] for block in content["sub_blocks"])
     layer_map = LayerMap(len(content["sub_blocks"]), tuple(content["stage_ends"]), matrices, qualities)
@@ -103,6 +107,8 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
         "similarity": {metric: np.round(matrix.numpy(), DIGITS).tolist() for metric, matrix in matrices.items()},
         "provenance": provenance(images.device, splits.checksum),
     }
+    if own := {metric: [*found] for metric in profile.metrics if (found := sources(metric))}:
+        content["sources"] = own
     write_json(StudyPaths(profile.name).similarity(teacher), sealed(content))
     return stored_similarity(profile, teacher)
 

@@ -2,16 +2,20 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ..data import describe, example_input
 from ..distillers import distiller
 from ..models import build_model
 from ..paths import CONFIG
 from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
-from ..similarity import METRICS
+from ..similarity import check_metric
 from ..taps import candidate_points, point_shapes, stage_ends
 from ..training import resolve_precision
 from .arms import STAGE_ARMS, check_arm, max_random_arm
@@ -41,7 +45,13 @@ def network_points(network: str, data: Data) -> Points:
     model = build_model(network, entry.classes, entry.channels)
     candidates = candidate_points(model, example)
     shapes = tuple(tuple(shape) for shape in point_shapes(model, example, candidates))
-    return Points(candidates, stage_ends(model, example), shapes)
+    ends = stage_ends(model, example)
+    with torch.no_grad():
+        logits = model.eval()(example)
+    if not isinstance(logits, Tensor) or logits.shape != (1, entry.classes):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise SettingsError(f"network {network} gives {found} for one image; it must give logits of shape (1, {entry.classes})")
+    return Points(candidates, ends, shapes)
 
 
 @cache
@@ -85,12 +95,13 @@ def checked(profile: Profile) -> Profile:
         # Read when the GPU is first used, which is after a profile is.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for metric in profile.metrics:
-        choose("metric", metric, METRICS)
+        check_metric(metric)
     for method in (*profile.methods, *profile.weights.hint):
         distiller(method)
     for method in profile.methods:
         _check_weight(method, profile)
         _check_last_batch(method, profile)
+    _check_titles(profile.methods)
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
     _check_parts_of_the_grid(profile)
@@ -113,6 +124,15 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
     there = profile.data.train_images or describe(profile.data).counts[0]
     if profile.student_images and 0 < there <= profile.student_images:
         raise SettingsError(f"student_images is {profile.student_images}, but the teachers have {there}; give fewer, or leave it out for all")
+
+
+def _check_titles(methods: Sequence[str]) -> None:
+    """Refuse two methods of one title, by which tables and figures tell them apart."""
+    named: dict[str, str] = {}
+    for method in methods:
+        title = distiller(method).title
+        if named.setdefault(title, method) != method:
+            raise SettingsError(f"methods {named[title]} and {method} have the same title, {title!r}; give the Distiller of your own another")
 
 
 def _check_data(data: Data) -> None:

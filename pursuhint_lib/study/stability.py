@@ -21,11 +21,12 @@ from ..profiling import profile_layers
 from ..progress import Progress
 from ..records import differing, provenance
 from ..settings import Profile, TeacherSettings, resolved
+from ..settings.extensions import is_import_path, sources
 from ..similarity import similarity_matrices
 from .hints import layer_similarity, naming_damage, read_json
 from .profile import network_points
 
-# RBF CKA compares all pairs of images: a bootstrap sample of it, and any other change, uses so many images at most.
+# RBF CKA compares all pairs of images, as metrics of one's own may: a bootstrap sample of them, and any other change, uses so many images at most.
 PAIRWISE_METRICS = ("cka-rbf",)
 PAIRWISE_IMAGES = {"bootstrap": 2_000, "images": 10_000, "test images": 10_000, "teacher seed": 10_000}
 
@@ -45,9 +46,10 @@ def mean_shift(points: Sequence[int], reference: Sequence[int]) -> float:
 
 
 def _wanted(profile: Profile, teacher: str, k: int) -> dict:
+    own = sources(*profile.metrics)
     return {
         "teacher": resolved(profile.teacher_settings(teacher)), "k": k, "images": profile.profile_images, "metrics": list(profile.metrics),
-        "stability": resolved(profile.stability),
+        "stability": resolved(profile.stability), **({"sources": [*own]} if own else {}),
     }  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
 def _chosen(change: Change, metric: str, k: int) -> dict:
     """The paper's points on the changed features, numbers 1-based; a metric that refuses them says why."""
     features = change.features
-    if metric in PAIRWISE_METRICS:
+    if metric in PAIRWISE_METRICS or is_import_path(metric):
         features = {name: x[evenly_spaced(PAIRWISE_IMAGES[change.kind], len(x))] for name, x in features.items()}
     row = {"kind": change.kind, "value": change.value, "metric": metric, "images": len(next(iter(features.values())))}
     try:
