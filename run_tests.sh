@@ -9,5 +9,5 @@ if [ "${1:-}" = --all ]; then
     shift
     chosen=()
 fi
-# Files of tests are shared out among two processes, as most tests use one core.
-exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile ${chosen[@]+"${chosen[@]}"} "$@"
+# Files of tests are shared out among two processes, as most tests use one core; in the order of tests/conftest.py, the longest first.
+exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder ${chosen[@]+"${chosen[@]}"} "$@"

@@ -3,6 +3,14 @@
 import pytest
 import torch
 
+# Files whose tests take longest. They begin first, so that no process is left alone with one when the others are done.
+LONG = ("test_smoke.py", "test_kills.py", "test_processes.py", "test_compression.py", "test_corruption.py", "test_sweep.py", "test_forking.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the order is otherwise as collected."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):

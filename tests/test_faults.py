@@ -189,7 +189,13 @@ def test_an_image_in_the_middle_that_cannot_be_read_is_named_before_training(tmp
     broken = tmp_path / "data" / "pets" / "train" / "class1" / "3.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    file = profile_file(tmp_path, data={"dataset": "imagefolder", "root": "pets", "image_size": 8}, example_pair=None)
+    file = profile_file(
+        tmp_path,
+        data={"dataset": "imagefolder", "root": "pets", "image_size": 8},
+        example_pair=None,
+        metrics=["cka-linear"],
+        arms=["none", "stage-ends"],
+    )
     assert main([file]) == 2
     said = capsys.readouterr().err
     assert f"error: {broken} is not a readable image: " in said
@@ -224,7 +230,14 @@ def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
 
 def in_a_copy(work: Callable[[], int]) -> multiprocessing.Process:
     """A copy of this process, which takes no time to start and may be sent signals."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(work()))
+
+    def answers_signals():
+        # Tests that were started under nohup, or in the background, ignore some.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(work())
+
+    process = multiprocessing.get_context("fork").Process(target=answers_signals)
     process.start()
     return process
 

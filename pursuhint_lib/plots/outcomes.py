@@ -164,6 +164,9 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
         axis.vlines(x[sure], line["low"][sure], line["high"][sure], color=arm_colour(arm), lw=1.2)
         axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm)
     axis.set(xscale="log", xlabel="weight of the hint loss (dotted: that of the grid)", ylabel=f"points over no hints (shaded: ±{margin:g})")
+    # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is logarithmic.
+    axis.set_yscale("symlog", linthresh=5, linscale=2)
+    axis.yaxis.set_major_formatter("{x:g}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
