@@ -228,12 +228,12 @@ def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
 # Signals ------------------------------------------------------------------------------------------------------------
 
 
-def in_a_copy(work: Callable[[], int]) -> multiprocessing.Process:
-    """A copy of this process, which takes no time to start and may be sent signals."""
+def in_a_copy(work: Callable[[], int], hangup=signal.SIG_DFL) -> multiprocessing.Process:
+    """A copy of this process, which takes no time to start and may be sent signals; ``hangup`` is what it does with SIGHUP when it begins."""
 
     def answers_signals():
         # Tests that were started under nohup, or in the background, ignore some.
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, hangup)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(work())
 
@@ -286,11 +286,7 @@ def test_a_signal_ends_the_run_and_its_processes_and_lets_go_of_the_profile(numb
 
 def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path):
     ran = tmp_path / "pid"
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = in_a_copy(stand_in(1.5, ran))
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+    process = in_a_copy(stand_in(1.5, ran), hangup=signal.SIG_IGN)
     while not ran.exists():
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGHUP)
