@@ -1,7 +1,12 @@
 """Every test works in folders of its own."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+from pursuhint_lib.settings import extensions
 
 # Files whose tests take longest. They begin first, so that no process is left alone with one when the others are done.
 LONG = ("test_smoke.py", "test_kills.py", "test_processes.py", "test_compression.py", "test_corruption.py", "test_sweep.py", "test_forking.py")
@@ -18,3 +23,19 @@ def own_folders(tmp_path, monkeypatch):
     for name in ("data", "work", "results"):
         monkeypatch.setenv(f"PURSUHINT_{name.upper()}", str(tmp_path / name))
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder_of_modules(tmp_path, monkeypatch):
+    """An empty folder for code of the user's own, whose modules this process forgets after the test."""
+    monkeypatch.setattr(extensions, "_folders", [])
+    monkeypatch.setattr(extensions, "_known", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    yield folder
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]

@@ -114,22 +114,12 @@ def line_of(text: str, statement: str) -> str:
 
 
 @pytest.fixture
-def beside(tmp_path, monkeypatch):
-    """A folder that this process looks in, whose modules it forgets after the test."""
-    monkeypatch.setattr(extensions, "_folders", [])
-    monkeypatch.setattr(extensions, "_known", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    folder = tmp_path / "mine"
-    folder.mkdir()
+def beside(folder_of_modules):
+    """A folder that this process looks in."""
     for name, text in (("my_methods", METHODS), ("my_metrics", METRICS), ("my_networks", NETWORKS)):
-        (folder / f"{name}.py").write_text(text)
-    look_in(folder, ())
-    yield folder
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
+        (folder_of_modules / f"{name}.py").write_text(text)
+    look_in(folder_of_modules, ())
+    return folder_of_modules
 
 
 def forget(name: str) -> None:

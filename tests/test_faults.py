@@ -4,15 +4,13 @@ import ast
 import contextlib
 import ctypes
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -22,13 +20,12 @@ import pytest
 import torchvision
 import yaml
 from PIL import Image
+from process_state import gone
 
 from pursuhint_lib import records, teachers
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
-from pursuhint_lib.study import engine, worker
+from pursuhint_lib.study import worker
 from pursuhint_lib.study.__main__ import main
-from pursuhint_lib.study.estimate import Estimate
-from pursuhint_lib.study.plan import make_plan, write_plan
 from pursuhint_lib.study.profile import load_profile
 from pursuhint_lib.training import pauses, train_teacher
 
@@ -223,75 +220,6 @@ def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
     teacher = next(entry for entry in teachers.TEACHERS.values() if entry.addresses)
     with pytest.raises(ValueError, match="cannot be downloaded from https://.*Network is unreachable.*; put .* at .*teachers.* by hand"):
         teachers.fetch(teacher)
-
-
-# Signals ------------------------------------------------------------------------------------------------------------
-
-
-def in_a_copy(work: Callable[[], int], hangup=signal.SIG_DFL) -> multiprocessing.Process:
-    """A copy of this process, which takes no time to start and may be sent signals; ``hangup`` is what it does with SIGHUP when it begins."""
-
-    def answers_signals():
-        # Tests that were started under nohup, or in the background, ignore some.
-        signal.signal(signal.SIGHUP, hangup)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.exit(work())
-
-    process = multiprocessing.get_context("fork").Process(target=answers_signals)
-    process.start()
-    return process
-
-
-def stand_in(seconds: float, ran: Path) -> Callable[[], int]:
-    """The study with a process that only waits in the engine's place; ``ran`` gets its number."""
-
-    def run() -> int:
-        profile = load_profile("smoke")
-        steps = make_plan(profile, "smoke")
-        wait = [sys.executable, "-S", "-c", f"import time; time.sleep({seconds})"]
-
-        def start(_command, **options):
-            started = subprocess.Popen(wait, **options)
-            ran.write_text(str(started.pid))
-            return started
-
-        engine.subprocess = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
-        with engine.owned("smoke") as run:
-            expected = Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0)
-            return engine.execute("smoke", run, write_plan(profile, steps, 1, 0), steps, expected, 1, 0, [])
-
-    return run
-
-
-def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_ends_the_run_and_its_processes_and_lets_go_of_the_profile(number, tmp_path):
-    ran = tmp_path / "pid"
-    process = in_a_copy(stand_in(60, ran))
-    deadline = time.monotonic() + 20
-    while not (ran.exists() and ran.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    os.kill(process.pid, number)
-    process.join(timeout=20)
-    assert process.exitcode == 130
-    assert gone(int(ran.read_text()))
-    with engine.owned("smoke"):
-        pass
-
-
-def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path):
-    ran = tmp_path / "pid"
-    process = in_a_copy(stand_in(1.5, ran), hangup=signal.SIG_IGN)
-    while not ran.exists():
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGHUP)
-    process.join(timeout=20)
-    assert process.exitcode == 0
 
 
 # Clock --------------------------------------------------------------------------------------------------------------

@@ -30,22 +30,12 @@ SMOKE = yaml.safe_load((CONFIG / "smoke.yaml").read_text())
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """The files of the page in a folder of their own, whose modules this process forgets after the test."""
-    monkeypatch.setattr(extensions, "_folders", [])
-    monkeypatch.setattr(extensions, "_known", {})
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    folder = tmp_path / "mine"
-    folder.mkdir()
+def mine(folder_of_modules):
+    """The files of the page in a folder of their own."""
     for name, text in FILES.items():
-        (folder / name).write_text(text)
+        (folder_of_modules / name).write_text(text)
     network_points.cache_clear()
-    yield folder
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
+    yield folder_of_modules
     network_points.cache_clear()
 
 

@@ -1,13 +1,9 @@
-"""Records, files and progress: what is written, read back and refused."""
+"""Records and progress: what is written, read back and refused."""
 
 import dataclasses
 import json
-import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -15,7 +11,7 @@ import pytest
 import torch
 
 from pursuhint_lib import records
-from pursuhint_lib.files import HERE, draft_beside, replacing, unsealed, write_json
+from pursuhint_lib.files import unsealed, write_json
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import PACKAGES, Record, load, provenance, record_name, save
@@ -265,94 +261,6 @@ def test_provenance_names_the_commit_in_a_checkout_and_nothing_outside(tmp_path,
 def test_a_record_cannot_be_changed_in_passing():
     with pytest.raises(dataclasses.FrozenInstanceError):
         record_of(STUDENT).status = "failed"
-
-
-# ---- files
-
-
-def test_replacing_takes_the_place_of_a_file_and_makes_its_folder(tmp_path):
-    path = tmp_path / "a" / "b" / "file.txt"
-    for text in ("one", "two"):
-        with replacing(path) as draft:
-            assert draft.parent == path.parent
-            assert draft != path
-            draft.write_text(text)
-            assert not path.exists() or path.read_text() == "one"
-        assert path.read_text() == text
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_the_old_file_and_no_draft(tmp_path, error):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def interrupted():
-        with replacing(path) as draft:
-            draft.write_text("half of the n")
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_drafts_of_processes_that_are_no_more_are_removed_whether_file_or_folder(tmp_path):
-    path, ended = tmp_path / "tree", subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    own = draft_beside(path)
-    for name in (own.name.replace(str(os.getpid()), str(ended.pid)), f"{path.name}.other machine-{ended.pid}.tmp", own.name):
-        (tmp_path / name / "train").mkdir(parents=True)
-    draft_beside(path)
-    assert {left.name for left in tmp_path.iterdir()} == {f"{path.name}.other machine-{ended.pid}.tmp", own.name}
-    shutil.rmtree(own)
-    dead = tmp_path / own.name.replace(str(os.getpid()), str(ended.pid))
-    dead.write_text("half of the n")
-    draft_beside(path)
-    assert not dead.exists()
-
-
-def test_a_draft_that_was_never_written_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path):
-        pass
-    assert path.read_text() == "old"
-
-
-def test_drafts_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        pass
-    left = tmp_path / f"file.txt.{HERE}-{gone.pid}.tmp"
-    others = [tmp_path / name for name in (f"file.txt.{HERE}-{os.getppid()}.tmp", f"file.txt.00000000-{gone.pid}.tmp", f"{left.name}.tmp")]
-    for draft in (left, *others):
-        draft.touch()
-    with replacing(tmp_path / "file.txt") as draft:
-        draft.write_text("new")
-    assert {*tmp_path.iterdir()} == {tmp_path / "file.txt", *others}
-
-
-CONTENT = {"name": "Größe – 8×8", "empty": {}, "nested": {"a": [1, 2.5, None], "b": True}, 'a "key"': [], "number": 1e-12}
-
-
-def test_json_is_read_back_as_it_was_written(tmp_path):
-    write_json(tmp_path / "deep" / "x.json", CONTENT)
-    assert json.loads((tmp_path / "deep" / "x.json").read_text(encoding="utf-8")) == CONTENT
-
-
-def test_json_has_one_line_per_entry(tmp_path):
-    write_json(tmp_path / "x.json", CONTENT)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    lines = text.splitlines()
-    assert (lines[0], lines[-1], text[-1]) == ("{", "}", "\n")
-    assert [json.loads(f"{{{line.removesuffix(',')}}}") for line in lines[1:-1]] == [{key: value} for key, value in CONTENT.items()]
-    assert "Größe" in text
-
-
-def test_empty_json_is_json(tmp_path):
-    write_json(tmp_path / "x.json", {})
-    assert json.loads((tmp_path / "x.json").read_text()) == {}
 
 
 # ---- progress

@@ -1,6 +1,7 @@
 """The report: one page that says what the published files and the records say, and needs nothing else."""
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -76,14 +77,14 @@ def test_what_files_say_is_text_and_not_part_of_the_page():
 
 def test_figures_are_the_published_vectors_with_their_captions():
     found = {figure.attrs["id"].removeprefix("figure-"): figure for figure in page().find("figure", **{"class": "picture"})}
-    files = {file.name.removesuffix(".svg"): file for file in PATHS.figures.glob("*.svg")}
+    files = {file.name.removesuffix(".svgz"): file for file in PATHS.figures.glob("*.svgz")}
     assert found.keys() == files.keys()
     for name, file in files.items():
         (image,) = found[name].find("img")
         kind, _, body = image.attrs["src"].partition(",")
         assert kind == "data:image/svg+xml;charset=utf-8"
         assert image.attrs["alt"] == file.with_name(f"{name}.md").read_text().strip()
-        shown, published = (ElementTree.fromstring(text) for text in (unquote(body), file.read_text()))
+        shown, published = (ElementTree.fromstring(text) for text in (unquote(body), gzip.decompress(file.read_bytes())))
         for one, other in zip(shown.iter(), published.iter(), strict=True):
             assert one.tag == other.tag
             if not one.tag.endswith("style"):
@@ -210,8 +211,12 @@ def test_it_is_made_again_when_something_has_changed(change, tmp_path, monkeypat
 DAMAGES = {
     "table cut": ("tables/05_results-claims.csv", lambda text: text[:-30]), "zeros": ("tables/05_results-claims.csv", lambda text: "\0" * 99),
     "table empty": ("tables/05_results-claims.csv", lambda text: ""), "caption empty": ("tables/05_results-claims.md", lambda text: "\n"),
-    "caption gone": ("figures/02_hint_points-resnet14-3-one.md", None), "figure cut": ("figures/05_results-claims.svg", lambda text: text[:-9]),
-    "no figure": ("figures/05_results-claims.svg", lambda text: "<svg/>"), "no text": ("figures/05_results-claims.svg", lambda text: b"\xff\xfe"),
+    "caption gone": ("figures/02_hint_points-resnet14-3-one.md", None),
+    "figure cut": ("figures/05_results-claims.svgz", lambda content: content[:-9]),
+    "no figure": ("figures/05_results-claims.svgz", lambda _: gzip.compress(b"<svg/>")),
+    "not compressed": ("figures/05_results-claims.svgz", lambda content: gzip.decompress(content)),
+    "no text": ("figures/05_results-claims.svgz", lambda _: gzip.compress(b"\xff\xfe")),
+    "bit turned": ("figures/05_results-claims.svgz", lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]),
     "hints": ("hints/resnet14-similarity.json", lambda text: text.replace("0.", "1.", 1)), "record": ("records/*_at_*.json", lambda text: text[:-9]),
 }  # fmt: skip
 
@@ -223,7 +228,7 @@ def test_a_damaged_file_is_named_in_one_line_and_the_old_page_stays(name, damage
     steps, content, page_before = make_plan(profile, "smoke"), path.read_bytes(), PATHS.report.read_bytes()
     path.unlink()
     if damage:
-        spoilt = damage(content.decode())
+        spoilt = damage(content if path.suffix == ".svgz" else content.decode())
         path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     try:
         with pytest.raises(SettingsError) as caught:

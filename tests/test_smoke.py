@@ -1,5 +1,6 @@
 """The whole study on its smallest profile, through run_all.sh: it ends well, repeats nothing, and survives being killed."""
 
+import gzip
 import json
 import os
 import re
@@ -96,9 +97,9 @@ def test_figures_and_tables_are_there_in_every_form(finished):
     folder, *_ = finished
     results = folder / "results" / "smoke"
     for name in FIGURES:
-        for ending in (".png", ".svg", ".md"):
+        for ending in (".png", ".svgz", ".md"):
             assert (results / "figures" / f"{name}{ending}").stat().st_size > 40, name
-        assert "Smoke profile" in (results / "figures" / f"{name}.svg").read_text(), "the note stands on every figure"
+        assert "Smoke profile" in gzip.decompress((results / "figures" / f"{name}.svgz").read_bytes()).decode(), "the note stands on every figure"
     for name in TABLES:
         for ending in (".csv", ".md", ".tex"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 40, name
@@ -110,7 +111,7 @@ def test_figures_and_tables_are_there_in_every_form(finished):
 def test_the_end_lists_figures_tables_and_verdicts(finished):
     _, _, second, _ = finished
     for name in FIGURES:
-        assert f"{name}.svg" in second.stdout
+        assert f"{name}.svgz" in second.stdout
     assert "Verdicts" in second.stdout
     assert second.stdout.count(" seeds\n") == 5
 
@@ -126,7 +127,7 @@ def test_a_second_run_trains_nothing_and_says_so(finished):
 
 def test_a_deleted_figure_is_made_again_without_training(finished):
     folder, *_ = finished
-    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.svg"
+    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.svgz"
     content, before = figure.read_bytes(), records(folder)
     figure.unlink()
     again = run(folder)
@@ -159,13 +160,15 @@ def copied(finished, tmp_path) -> Path:
 
 def digit_changed(file: Path, pattern: str) -> str:
     """Add one to the last digit of the first number that follows the pattern; the file's name is returned."""
-    changed, times = re.subn(rf"({pattern}-?[0-9.]*)(\d)", lambda found: f"{found[1]}{(int(found[2]) + 1) % 10}", file.read_text(), count=1)
+    compressed, content = file.suffix == ".svgz", file.read_bytes()
+    text = (gzip.decompress(content) if compressed else content).decode()
+    changed, times = re.subn(rf"({pattern}-?[0-9.]*)(\d)", lambda found: f"{found[1]}{(int(found[2]) + 1) % 10}", text, count=1)
     assert times == 1
-    file.write_text(changed)
+    file.write_bytes(gzip.compress(changed.encode()) if compressed else changed.encode())
     return "/".join(file.parts[-2:])
 
 
-EDITS = {"records": ("*_at_*.json", '"accuracy": '), "tables": ("05*-claims.csv", "alone,"), "figures": ("05*-claims.svg", 'd="M '),
+EDITS = {"records": ("*_at_*.json", '"accuracy": '), "tables": ("05*-claims.csv", "alone,"), "figures": ("05*-claims.svgz", 'd="M '),
          "hints": ("*-similarity.json", '"r2": \\[\\[1.0, ')}  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     effects = statistics.effects(gains(sweep_frame(trained)), ["weight", "arm"])
     drawn_effects = pd.read_csv(tables / "09_hint_weight-gains.csv")
     np.testing.assert_allclose(drawn_effects["mean"], effects["mean"], rtol=1e-5)
-    assert (StudyPaths("smoke").figures / "09_hint_weight-gains.svg").is_file()
+    assert (StudyPaths("smoke").figures / "09_hint_weight-gains.svgz").is_file()
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "At the weight of the grid (1000), beyond chance: helped by" in told
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .. import data
-from ..paths import ROOT, StudyPaths
+from ..paths import ROOT, VECTOR, StudyPaths
 from ..settings import Profile, SettingsError
 from .check import NOTE, OK, WRONG, Finding, check
 from .engine import duration, elsewhere, execute, failed_steps, owned, run_in_slot
@@ -206,7 +206,7 @@ def _print_failure(profile: str, steps: list[Step], status: int) -> int:
 def _print_results(profile: Profile, steps: list[Step], seconds: float) -> None:
     paths = StudyPaths(profile.name)
     print(f"\nAll {len(steps)} steps are done ({duration(seconds)}).")
-    for title, folder, ending in (("Figures", paths.figures, ".svg"), ("Tables", paths.tables, ".csv"), ("Notebooks", paths.notebooks, ".ipynb")):
+    for title, folder, ending in (("Figures", paths.figures, VECTOR), ("Tables", paths.tables, ".csv"), ("Notebooks", paths.notebooks, ".ipynb")):
         files = sorted(folder.glob(f"*{ending}"))
         print(f"\n{title} ({len(files)}):")
         for file in files:

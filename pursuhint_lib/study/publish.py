@@ -1,5 +1,6 @@
 """Figures and tables of a notebook on their way into results/, in a form that diffs well."""
 
+import gzip
 import io
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import PIL.Image
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from ..paths import StudyPaths, file_name
+from ..paths import VECTOR, StudyPaths, file_name
 from ..plots import style
 from ..settings import Profile
 
@@ -35,13 +36,13 @@ class Page:
         self._log.write_text("")
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
-        """Save as PNG and SVG with the caption beside them, and show both. The profile's note stands on the figure."""
+        """Save as PNG and compressed SVG with the caption beside them, and show picture and caption. The profile's note stands on the figure."""
         if self.profile.note:
             figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
         stem = self.paths.figures / f"{self.step}-{name}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         self._write(_with_ending(stem, ".png"), _png(figure, FILE_DPI))
-        self._write(_with_ending(stem, ".svg"), _svg(figure))
+        self._write(_with_ending(stem, VECTOR), _svg(figure))
         self._write(_with_ending(stem, ".md"), f"{caption}\n".encode())
         display(Image(data=_png(figure, INLINE_DPI)), Markdown(f"**Figure.** {caption}"))
 
@@ -69,12 +70,12 @@ def _with_ending(stem: Path, ending: str) -> Path:
 
 
 def _svg(figure: Figure) -> bytes:
-    """Vector image without date and creator: the same numbers give the same bytes."""
+    """Compressed vector image without date and creator: the same numbers give the same bytes."""
     buffer = io.BytesIO()
     # The style also says how text and ids are written.
     with style():
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.06, facecolor="white", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def _png(figure: Figure, dpi: int) -> bytes:

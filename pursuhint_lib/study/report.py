@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from ..distillers import distiller
 from ..files import replacing
-from ..paths import NOTEBOOKS, TEMPLATES, StudyPaths
+from ..paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths
 from ..plots.style import SAFE
 from ..settings import Profile, resolved
 from .layer_map_page import TARGET, bokeh_script, layer_map_data, layer_map_drawing
@@ -25,7 +25,7 @@ from .report_tables import Table, caption_of, damaged, forms, published_text, re
 from .runs import results_frame
 
 # What the page is made from, besides this package: folders of the results and endings of their files.
-INPUTS = {"figures": (".svg", ".md"), "tables": (".csv", ".md"), "hints": (".json",), "records": (".json",), "notebooks": (".ipynb",)}
+INPUTS = {"figures": (VECTOR, ".md"), "tables": (".csv", ".md"), "hints": (".json",), "records": (".json",), "notebooks": (".ipynb",)}
 # So many characters of a page say what it was made from.
 HEAD = 2000
 PIXELS_PER_POINT = 4 / 3
@@ -146,7 +146,7 @@ def _chapters(profile: Profile, steps: Sequence[Step], frame: pd.DataFrame) -> I
     """A chapter for each notebook of the plan, and one for what no step of it has published."""
     paths = StudyPaths(profile.name)
     figures, tables = (
-        {stem(file): file for file in sorted(folder.glob(f"*{end}"))} for folder, end in ((paths.figures, ".svg"), (paths.tables, ".csv"))
+        {stem(file): file for file in sorted(folder.glob(f"*{end}"))} for folder, end in ((paths.figures, VECTOR), (paths.tables, ".csv"))
     )
     names = [step.name for step in steps]
     owners = {name: _owner(name, names) for name in (*figures, *tables)}
@@ -194,7 +194,7 @@ def _picture(path: Path) -> Picture:
         source = image_source(text)
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise damaged(path, error) from None
-    return Picture(stem(path), caption_of(path), source, forms(path, "svg", "png"), width, height)
+    return Picture(stem(path), caption_of(path), source, forms(path, VECTOR, ".png"), width, height)
 
 
 def image_source(svg: str) -> Markup:

@@ -1,14 +1,17 @@
 """Published tables, read again for the report: numbers rounded to be read, with their full digits, and the runs behind each row."""
 
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from ..paths import VECTOR
 from ..settings import Profile, SettingsError
 from .plan import Step
 from .report_runs import Behind, runs_behind
@@ -70,7 +73,7 @@ def read_table(profile: Profile, step: Step | None, path: Path, frame: pd.DataFr
     behind = runs_behind(profile, step, name, rows, frame)
     found = tuple(Row(tuple(map(rounded, line)), runs) for line, runs in zip(lines, behind, strict=True))
     kinds = tuple(_kind([line[place] for line in lines]) for place in range(len(columns)))
-    return Table(name, caption_of(path), tuple(columns), kinds, found, forms(path, "csv", "md", "tex"))
+    return Table(name, caption_of(path), tuple(columns), kinds, found, forms(path, ".csv", ".md", ".tex"))
 
 
 def _lines(path: Path) -> list[list[str]]:
@@ -124,7 +127,7 @@ def stem(path: Path) -> str:
 
 def forms(path: Path, *endings: str) -> tuple[str, ...]:
     """The files of one figure or table that are there, as links from the report."""
-    files = [path.with_name(f"{stem(path)}.{ending}") for ending in endings]
+    files = [path.with_name(f"{stem(path)}{ending}") for ending in endings]
     return tuple(f"{file.parent.name}/{file.name}" for file in files if file.is_file())
 
 
@@ -143,14 +146,15 @@ def caption_of(path: Path) -> str:
 
 
 def published_text(path: Path) -> str:
-    """Text of a published file.
+    """Text of a published file, also of a compressed one.
 
     **Raises:** ``SettingsError`` for one that holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise damaged(path, error.reason) from None
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == VECTOR else content).decode()
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise damaged(path, error) from None
     if "\0" in text:
         raise damaged(path, "zeros in place of text")
     return text

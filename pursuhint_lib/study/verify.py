@@ -7,6 +7,7 @@ a scratch folder that holds nothing but the records and the hints, and what it p
 import argparse
 import base64
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -14,13 +15,14 @@ import re
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import PIL.Image
 
 from ..files import replacing, sha256
-from ..paths import StudyPaths
+from ..paths import VECTOR, StudyPaths
 from ..settings import Profile, SettingsError
 from ..training.runs import RECORDS_ONLY
 from .engine import execute, failed_steps, owned
@@ -69,8 +71,8 @@ def _files(folder: Path) -> dict[str, Path]:
 def differing_files(folder: Path, again: Path) -> list[str]:
     """What a results folder and the one that was drawn again have not in common, one line each; records are not looked at.
 
-    Text is compared byte by byte, pictures pixel by pixel, and in notebooks the pictures, too. The profile that a notebook was given is left
-    out: it may be the path of a file, which is another on every machine.
+    Text is compared byte by byte, also where it is compressed, pictures pixel by pixel, and in notebooks the pictures, too. The profile
+    that a notebook was given is left out: it may be the path of a file, which is another on every machine.
     """
     ours, theirs = ({name: path for name, path in _files(root).items() if _is_drawn(name)} for root in (folder, again))
     wrong = dict.fromkeys(ours.keys() - theirs.keys(), "is drawn by no notebook")
@@ -90,8 +92,10 @@ def _same(ours: Path, theirs: Path) -> bool:
     try:
         if ours.suffix == ".png":
             return _pixels(io.BytesIO(a)) == _pixels(io.BytesIO(b))
+        if ours.suffix == VECTOR:
+            return gzip.decompress(a) == gzip.decompress(b)
         return ours.suffix == ".ipynb" and _content(a) == _content(b)
-    except (ValueError, LookupError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error):
         # What cannot be read is not the same.
         return False
 
