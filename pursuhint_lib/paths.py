@@ -159,6 +159,10 @@ class StudyPaths:
         """Final weights of one trained network."""
         return self.work / "weights" / f"{record_name}.safetensors"
 
+    def kept_weights(self, record_name: str) -> Path:
+        """Weights of one trained teacher that are kept among the results."""
+        return self.results / "teachers" / f"{record_name}.safetensors"
+
     def checkpoint(self, run: str) -> Path:
         """State of an unfinished training."""
         return self.work / "checkpoints" / f"{run}.pt"

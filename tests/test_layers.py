@@ -47,6 +47,7 @@ STUDY = [
     "validate",
     "engine",
     "verify",
+    "keep",
     "report_runs",
     "report_tables",
     "layer_map_page",

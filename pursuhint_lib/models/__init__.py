@@ -107,11 +107,17 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors."""
+def save_weights(model: nn.Module, path: Path, matrices: torch.dtype | None = None) -> None:
+    """Write the state dict as safetensors.
+
+    **Arguments:** ``matrices``: type that weights of more than one dimension are written in; by default, each has its own.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if matrices:
+        state = {name: tensor.to(matrices) if tensor.dim() > 1 else tensor for name, tensor in state.items()}
     with replacing(path) as draft:
         # In memory first: a full disk is then an error of the system, not one of the format.
-        draft.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}))
+        draft.write_bytes(save(state))
 
 
 def load_checkpoint(model: nn.Module, path: Path, classes: Sequence[int] | None = None) -> None:

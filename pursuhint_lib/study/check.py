@@ -12,11 +12,11 @@ import torch
 from .. import records
 from ..data import DATASETS, DataError, NotDownloaded, class_positions, describe, image_counts
 from ..models import load_checkpoint
-from ..paths import ROOT, StudyPaths, results_root, work_root
+from ..paths import ROOT, results_root, work_root
 from ..settings import Profile, SettingsError, TeacherSettings
 from ..similarity import CANONICAL
 from ..teachers import TOLERANCE, check_entry, find, locate
-from ..training import check_shares, seeded_model
+from ..training import check_shares, seeded_model, teacher_weights
 from .estimate import free_bytes
 from .launch import process_count
 from .profile import network_points
@@ -105,7 +105,7 @@ def _teacher(profile: Profile, network: str) -> Finding:
         record = records.load(profile.name, settings)
     except SettingsError as error:
         return Finding(what, WRONG, str(error))
-    weights = StudyPaths(profile.name).weights(records.record_name(settings)).is_file()
+    weights = teacher_weights(settings)
     if record is None:
         return Finding(what, OK, f"{blocks}; {origin}")
     accuracy = f"{record.metrics.get('accuracy', float('nan')):.2f} %"

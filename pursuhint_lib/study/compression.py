@@ -25,7 +25,7 @@ from ..paths import StudyPaths
 from ..records import Record, differing, provenance
 from ..settings import DistillSettings, Profile, SettingsError, StudentSettings, TeacherSettings, resolved
 from ..teachers import TOLERANCE
-from ..training import build_learner, distill, evaluate, train_teacher
+from ..training import build_learner, distill, evaluate, teacher_weights, train_teacher
 from ..training.runs import RECORDS_ONLY
 from .arms import choose_points
 from .hints import naming_damage, read_json, stored_similarity
@@ -167,7 +167,9 @@ def export_network(profile: Profile, chosen: Chosen, folder: Path) -> tuple[Expo
 def _trained(profile: Profile, settings: TeacherSettings | DistillSettings, test: Images) -> tuple[nn.Module, Callable[[], nn.Module]]:
     """The network that a record speaks of, in eval mode on the CPU, and the function that builds it with other weights."""
     run = _run(settings)
-    weights, record = StudyPaths(profile.name).weights(records.record_name(run)), records.load(profile.name, run)
+    record = records.load(profile.name, run)
+    own = StudyPaths(profile.name).weights(record.name)
+    weights = (teacher_weights(run) if isinstance(run, TeacherSettings) else None) or own
     build = _builder(profile, run, test)
     network = build()
     found = float("nan")
@@ -178,7 +180,7 @@ def _trained(profile: Profile, settings: TeacherSettings | DistillSettings, test
     # Said so that weights that are not there count as others.
     if not abs(found - record.metrics["accuracy"]) <= room:
         _train_again(profile, settings, record, test)
-        load_checkpoint(network, weights)
+        load_checkpoint(network, own)
         again = evaluate(network, test, run.precision)["accuracy"]
         if abs(again - record.metrics["accuracy"]) > room:
             print(

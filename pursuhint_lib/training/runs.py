@@ -80,16 +80,24 @@ def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: S
     return measured
 
 
+def teacher_weights(settings: TeacherSettings) -> Path | None:
+    """File of a trained teacher's weights: where its training left them, or where they are kept among the results; nothing if in neither."""
+    paths, name = StudyPaths(settings.profile), records.record_name(settings)
+    # Weights without a record are of a training that could not be written to its end.
+    if records.load(settings.profile, settings) is None:
+        return None
+    return next((file for file in (paths.weights(name), paths.kept_weights(name)) if file.is_file()), None)
+
+
 def load_teacher(settings: TeacherSettings) -> nn.Module:
     """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights or record are not here.
 
     **Raises:** ``SettingsError`` where the weights have changed since.
     """
-    weights = StudyPaths(settings.profile).weights(records.record_name(settings))
-    _refuse_if_records_only(f"a file of the folder hints that is made with {weights.stem}")
-    # Weights without a record are of a training that could not be written to its end.
-    if not weights.is_file() or records.load(settings.profile, settings) is None:
+    _refuse_if_records_only(f"a file of the folder hints that is made with {records.record_name(settings)}")
+    if teacher_weights(settings) is None:
         train_teacher(settings, force=True)
+    weights = teacher_weights(settings)
     find(str(weights))
     model = seeded_model(settings.network, settings.data, settings.seed)
     load_checkpoint(model, weights)
@@ -123,7 +131,7 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings],
     if any(distiller(run.method).uses_teacher for run in runs.values()):
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
-        teacher_checksum = {"teacher_checksum": sha256(StudyPaths(settings.teacher.profile).weights(records.record_name(settings.teacher)))[:16]}
+        teacher_checksum = {"teacher_checksum": sha256(teacher_weights(settings.teacher))[:16]}
     lanes = []
     for name, run in runs.items():
         learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
@@ -190,7 +198,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
         if kind == "teacher" and record.status == "ok":
-            _write_manifest_entry(record, settings)
+            write_manifest_entry(StudyPaths(profile).weights(record.name), settings, record.metrics["accuracy"])
         # Last: what has a record is complete.
         records.save(profile, record)
     # Whoever needs the weights next must find them.
@@ -198,8 +206,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     return record
 
 
-def _write_manifest_entry(record: Record, settings: TeacherSettings) -> None:
-    """Say beside the weights of a teacher what it learnt, and how well."""
-    entry = describe(settings.data)
-    teacher = Teacher(record.name, settings.network, settings.data.dataset, entry.classes, record.metrics["accuracy"], entry.mean, entry.std)
-    write_entry(StudyPaths(settings.profile).weights(record.name), teacher)
+def write_manifest_entry(weights: Path, settings: TeacherSettings, accuracy: float) -> None:
+    """Say beside the weights of a teacher what it learnt, and how well (test top-1 in %)."""
+    entry, name = describe(settings.data), records.record_name(settings)
+    write_entry(weights, Teacher(name, settings.network, settings.data.dataset, entry.classes, accuracy, entry.mean, entry.std))

@@ -1,0 +1,74 @@
+"""Keep the weights of a profile's trained teachers among its results: ``python -m pursuhint_lib.study.keep PROFILE``.
+
+Students of other machines, and of forks, then learn from the same teachers, and nobody trains these again. Convolutions and
+classifier are kept in bf16, half as large; what the teacher answers then is measured, and refused should it be worse.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .. import records
+from ..data import load_splits
+from ..models import save_weights
+from ..paths import StudyPaths
+from ..settings import Profile, SettingsError
+from ..teachers import TOLERANCE
+from ..training import evaluate, load_teacher, teacher_weights, write_manifest_entry
+from .profile import load_profile
+from .verify import sums_file, write_sums
+from .worker import fault
+
+
+def keep_teacher(profile: Profile, network: str) -> tuple[Path, float, float]:
+    """Write the weights of a trained teacher to the results, with a manifest entry beside them.
+
+    **Returns:** the file, and the test accuracy (%) on record and with the weights as kept.
+
+    **Raises:** ``SettingsError`` where it is not trained yet, comes from elsewhere, or loses more than ``TOLERANCE`` points.
+    """
+    settings = profile.teacher_settings(network)
+    if settings.checkpoint is not None:
+        raise SettingsError(
+            f"teacher {network} of {profile.name} is {settings.checkpoint}; only teachers that are trained here are kept"
+        )
+    if teacher_weights(settings) is None:
+        raise SettingsError(f"teacher {network} of {profile.name} is not trained here; run ./run_all.sh {profile.name} first")
+    model = load_teacher(settings)
+    for parameter in model.parameters():
+        # Those of BatchNorm are few, and scale whole channels.
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+    found = evaluate(model, load_splits(settings.data, next(model.parameters()).device).test, settings.precision)["accuracy"]
+    record = records.load(profile.name, settings)
+    if abs(found - record.metrics["accuracy"]) > TOLERANCE:
+        raise SettingsError(f"teacher {network} has {record.metrics['accuracy']:.2f} % on record and {found:.2f} % in bf16; its weights are not kept")
+    path = StudyPaths(profile.name).kept_weights(record.name)
+    save_weights(model, path, matrices=torch.bfloat16)
+    write_manifest_entry(path, settings, round(found, 3))
+    return path, record.metrics["accuracy"], found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Keep the teachers of all pairs; what cannot be used ends with one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m pursuhint_lib.study.keep", description="Keep the weights of trained teachers among the results.")
+    parser.add_argument("profile", help="a name in config/ or a YAML file of your own")
+    try:
+        profile = load_profile(parser.parse_args(arguments).profile)
+        for network in dict.fromkeys(pair.teacher for pair in profile.pairs):
+            path, before, after = keep_teacher(profile, network)
+            print(f"{path}: {path.stat().st_size / 2**20:.2f} MiB; test accuracy {after:.2f} %, on record {before:.2f} %")
+        results = StudyPaths(profile.name).results
+        if sums_file(results).is_file():
+            write_sums(results)
+    except (SettingsError, OSError) as error:
+        print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
