@@ -36,7 +36,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         image = self.images[index]
-        return self.transform(Image.fromarray(image)), int(self.labels[index]), index
+        return self.transform(Image.fromarray(image.squeeze())), int(self.labels[index]), index
 
 
 class Textbook:

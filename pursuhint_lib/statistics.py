@@ -271,6 +271,49 @@ def _ranked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return ranks[:-1], ranks[-1]
 
 
+def deviations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of every arm minus the mean of all arms of the frame in the same (pair, method, seed).
+
+    Arms that took the same points are the same runs, and count once in the mean.
+
+    **Returns:** the rows of the frame with a column ``difference`` in points.
+    """
+    mean = frame.drop_duplicates([*CELL, "points"]).groupby(CELL)["accuracy"].mean().rename("reference")
+    joined = frame.join(mean, on=CELL)
+    return joined.assign(difference=joined["accuracy"] - joined["reference"]).drop(columns="reference")
+
+
+def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> dict:
+    """Whether the arms of a frame differ at all: how far their means lie apart, and how far they would if arms were names without meaning.
+
+    Where it does not matter which points an arm takes, its accuracies within a seed could as well be another arm's. The p-value is that of
+    the permutation test of this: arms are shuffled within every seed, in the same way for all pairs and methods, as seeds are the unit of
+    replication (Fisher and Pitman's test in blocks). Every (pair, method) counts the same. Arms with the same points as an earlier one, or
+    with a failed run, are left out.
+
+    **Arguments:** ``frame`` of arms with points only.
+
+    **Returns:** arms, cells (pair × method), n (seeds), spread (standard deviation of the arms' means, points), chance (its mean over the
+    shuffles), p, best (the arm of the highest mean) and lead (its mean minus that of the next, points).
+    """
+    same = frame.pivot_table(index="pair", columns="arm", values="points", aggfunc="first", sort=False)
+    table = frame.pivot(index=CELL, columns="arm", values="accuracy")
+    arms = [arm for place, arm in enumerate(same) if not any((same[arm] == same[other]).any() for other in same.columns[:place])]
+    table = table[arms].dropna(axis=1)
+    cells = table.groupby(level=["pair", "method"])
+    shares = table.sub(table.mean(axis=1), axis=0) / cells.ngroups / cells.transform("count")
+    by_seed = shares.groupby(level="seed").sum()
+    found = by_seed.sum().sort_values(ascending=False)
+    counts = {"arms": len(found), "cells": cells.ngroups, "n": len(by_seed)}
+    if len(found) < 2:
+        return counts | {"spread": float("nan"), "chance": float("nan"), "p": 1.0, "best": "", "lead": float("nan")}
+    generator = np.random.default_rng(seed)
+    shuffled = np.array([generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)])
+    spread = found.std(ddof=1)
+    p = (1 + np.sum(shuffled >= spread - 1e-12)) / (1 + draws)
+    return counts | {"spread": spread, "chance": shuffled.mean(), "p": p, "best": found.index[0], "lead": found.iloc[0] - found.iloc[1]}
+
+
 def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
     """Where each other arm stands in the distribution of the random arms, by mean accuracy per (pair, method).
 

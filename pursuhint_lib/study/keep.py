@@ -32,9 +32,7 @@ def keep_teacher(profile: Profile, network: str) -> tuple[Path, float, float]:
     """
     settings = profile.teacher_settings(network)
     if settings.checkpoint is not None:
-        raise SettingsError(
-            f"teacher {network} of {profile.name} is {settings.checkpoint}; only teachers that are trained here are kept"
-        )
+        raise SettingsError(f"teacher {network} of {profile.name} is {settings.checkpoint}; only teachers that are trained here are kept")
     if teacher_weights(settings) is None:
         raise SettingsError(f"teacher {network} of {profile.name} is not trained here; run ./run_all.sh {profile.name} first")
     model = load_teacher(settings)
