@@ -9,7 +9,7 @@ import torch
 from pursuhint_lib.distillers import distiller
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.published import PUBLISHED, published, published_table
+from pursuhint_lib.study.published import PUBLISHED, published, published_alone, published_table
 from pursuhint_lib.study.toy import toy_layers, toy_study
 
 
@@ -39,6 +39,17 @@ def test_published_accuracies_are_of_methods_and_networks_that_exist():
         assert all(distiller(method).title for method in row)
     assert published("cifar100", "resnet56", "resnet20", "at") == (70.55, "RepDistiller")
     assert published("cifar100", "wrn_40_2", "wrn_40_1", "fsp") is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "network", "expected"),
+    [
+        ("cifar100", "resnet56", (72.34, "RepDistiller")), ("cifar100", "resnet20", (69.06, "RepDistiller")), ("cifar100", "resnet8", None),
+        ("digits", "resnet20", None), ("imagenet", "torchvision/resnet18", (69.76, "torchvision")),
+    ],
+)  # fmt: skip
+def test_the_published_accuracy_of_a_network_alone_is_of_the_same_data(dataset, network, expected):
+    assert published_alone(dataset, network) == expected
 
 
 def test_the_published_stand_beside_the_mean_of_the_arm_that_their_authors_use():

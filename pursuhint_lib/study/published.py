@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..records import Record
 from ..settings import Pair, Profile
+from ..teachers import TEACHERS
 
 # CIFAR-100, 240 epochs, last epoch: the results table of RepDistiller (Tian et al., arXiv 1910.10699). Methods stand beside cross-entropy only,
 # without KD, but for kd itself.
@@ -48,6 +49,15 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, tuple[float, str]]] = {
 def published(dataset: str, teacher: str, student: str, method: str) -> tuple[float, str] | None:
     """Published top-1 in % of a method with the layers that its authors use, and who says so; nothing if none is known."""
     return PUBLISHED.get((dataset, teacher, student), {}).get(method)
+
+
+def published_alone(dataset: str, network: str) -> tuple[float, str] | None:
+    """Published top-1 in % of a network without a teacher, with the full recipe of its authors, and who says so; nothing if none is known."""
+    known = TEACHERS.get(network)
+    if known and known.dataset == dataset:
+        return known.accuracy, "RepDistiller"
+    found = (methods["ce"] for (data, _, student), methods in PUBLISHED.items() if (data, student) == (dataset, network))
+    return next(found, None)
 
 
 def published_table(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
