@@ -7,7 +7,7 @@ within a seed counts once (``per_seed``), because cells of one seed share their 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -39,21 +39,41 @@ def _measured(differences: Sequence[float]) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
+@dataclass(frozen=True)
+class _Estimate:
+    """A mean of ``n`` values with its standard error and the degrees of freedom of that; an infinite error where nothing is known of it."""
+
+    mean: float
+    error: float
+    freedom: float
+    n: int
+
+
+def _over(differences: Sequence[float]) -> _Estimate:
+    """Mean of differences [n]."""
+    values = _measured(differences)
+    n = len(values)
+    mean = float(values.mean()) if n else float("nan")
+    return _Estimate(mean, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf, n - 1, n)
+
+
+def _effect(estimate: _Estimate) -> Effect:
+    """Student's interval and p-value; the interval is infinite where the error is."""
+    mean, error, n = estimate.mean, estimate.error, estimate.n
+    if np.isinf(error):
+        return Effect(mean, -np.inf, np.inf, n, 1.0)
+    if error == 0:
+        return Effect(mean, mean, mean, n, float(mean == 0))
+    half = stats.t.ppf(1 - LEVEL / 2, estimate.freedom) * error
+    return Effect(mean, mean - half, mean + half, n, float(2 * stats.t.sf(abs(mean / error), estimate.freedom)))
+
+
 def paired_effect(differences: Sequence[float]) -> Effect:
     """Mean of paired differences [n] with Student's interval; infinite for a single pair.
 
     Missing differences (failed runs) are left out and lower ``n``.
     """
-    values = _measured(differences)
-    n = len(values)
-    mean = float(values.mean()) if n else float("nan")
-    if n < 2:
-        return Effect(mean, -np.inf, np.inf, n, 1.0)
-    error = values.std(ddof=1) / np.sqrt(n)
-    if error == 0:
-        return Effect(mean, mean, mean, n, float(mean == 0))
-    half = stats.t.ppf(1 - LEVEL / 2, n - 1) * error
-    return Effect(mean, mean - half, mean + half, n, float(2 * stats.t.sf(abs(mean / error), n - 1)))
+    return _effect(_over(differences))
 
 
 def bootstrap_interval(differences: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> tuple[float, float]:
@@ -70,17 +90,18 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
 
     Schuirmann (1987). ``margin`` is in the unit of the differences, > 0.
     """
+    return _equivalence_p(_over(differences), margin)
+
+
+def _equivalence_p(estimate: _Estimate, margin: float) -> float:
     if not margin > 0:
         raise ValueError(f"margin is {margin}; give a number above 0")
-    values = _measured(differences)
-    n = len(values)
-    if n < 2:
+    if np.isinf(estimate.error):
         return 1.0
-    error = values.std(ddof=1) / np.sqrt(n)
-    if error == 0:
-        return float(abs(values.mean()) >= margin)
-    below = stats.t.sf((values.mean() + margin) / error, n - 1)
-    above = stats.t.sf((margin - values.mean()) / error, n - 1)
+    if estimate.error == 0:
+        return float(abs(estimate.mean) >= margin)
+    below = stats.t.sf((estimate.mean + margin) / estimate.error, estimate.freedom)
+    above = stats.t.sf((margin - estimate.mean) / estimate.error, estimate.freedom)
     return float(max(below, above))
 
 
@@ -137,12 +158,27 @@ def per_seed(diffs: pd.DataFrame) -> pd.Series:
 
     **Arguments:** ``diffs`` with the columns seed and difference, and those of pair, method and arm that vary; missing differences are left out.
     """
+    return _per_cluster(diffs, "seed", ("pair", "method", "arm"))
+
+
+def per_random_arm(diffs: pd.DataFrame) -> pd.Series:
+    """One value per random arm as ``per_seed`` gives one per seed: the mean over all pairs and methods of what PURSUhInT's points gain on it.
+
+    An arm has the same number in every pair, and a draw of its own for every teacher, so its values are one draw.
+
+    **Arguments:** ``diffs`` the differences of the random arms from PURSUhInT's points, as ``differences(frame, PURSUHINT)`` gives them.
+    """
+    random = diffs[diffs["arm"].isin(arms_of(diffs, RANDOM))]
+    return -_per_cluster(random, "arm", ("pair", "method"))
+
+
+def _per_cluster(diffs: pd.DataFrame, cluster: str, cell: Sequence[str]) -> pd.Series:
     found = diffs.dropna(subset="difference")
     if found.empty:
         return pd.Series(dtype=float)
-    cells = found.groupby([column for column in ("pair", "method", "arm") if column in found])["difference"]
+    cells = found.groupby([column for column in cell if column in found])["difference"]
     share = (found["difference"] - cells.transform("mean")) / cells.transform("count")
-    return cells.mean().mean() + share.groupby(found["seed"]).sum() * found["seed"].nunique() / cells.ngroups
+    return cells.mean().mean() + share.groupby(found[cluster]).sum() * found[cluster].nunique() / cells.ngroups
 
 
 def effects(diffs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -155,6 +191,24 @@ def effects(diffs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         rows.append(dict(zip(by, key, strict=True)) | asdict(paired_effect(per_seed(group))))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"])) if rows else table
+
+
+def _from_random(seeds: _Estimate, sets: _Estimate) -> _Estimate:
+    """A mean difference from the random arms as an estimate of that from *any* random set of layers, not just from those that were drawn.
+
+    What is drawn at random is a sample too, and its variance counts: a test that takes the drawn sets for all there are finds differences too
+    often (Clark 1973). The variances add up, with degrees of freedom after Satterthwaite (1946); that is on the safe side, as noise of the
+    random arms' runs is in both (Cameron, Gelbach and Miller 2011, without the term that they subtract).
+
+    **Arguments:** ``seeds``, ``sets`` the estimate with seeds and with random arms as the sample.
+    """
+    variances = np.array([seeds.error**2, sets.error**2])
+    present = variances > 0
+    if np.isinf(variances).any() or not present.any():
+        return replace(seeds, error=float(np.sqrt(variances.sum())))
+    freedoms = np.array([seeds.freedom, sets.freedom])
+    freedom = variances.sum() ** 2 / np.sum(variances[present] ** 2 / freedoms[present])
+    return replace(seeds, error=float(np.sqrt(variances.sum())), freedom=float(freedom))
 
 
 @dataclass(frozen=True)
@@ -179,6 +233,7 @@ CLAIMS = (
 def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     """A verdict on every claim whose arms are in the frame, pooled over pairs, methods and the arms of a family.
 
+    Seeds are the sample; against random points the sets that were drawn are one, too, so that the claim is about random points and not about these.
     Failed runs have no accuracy and are left out of the means, which flatters the arms that fail; ``failed`` says how many.
 
     **Arguments:** ``margin`` in points: a difference that is too small to matter.
@@ -192,10 +247,12 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
             continue
         involved = frame[frame["arm"].isin(arms_of(frame, claim.arms) + arms_of(frame, claim.reference))]
         diffs = differences(involved, claim.reference)
-        seeds = per_seed(diffs)
+        estimate = _over(per_seed(diffs))
+        if claim.reference == RANDOM:
+            estimate = _from_random(estimate, _over(per_random_arm(differences(involved, PURSUHINT))))
         counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(involved["accuracy"].isna().sum())}
-        row = {"claim": claim.text} | asdict(paired_effect(seeds)) | counts
-        rows.append(row | {"p_equivalent": equivalence_p(seeds, margin)})
+        row = {"claim": claim.text} | asdict(_effect(estimate)) | counts
+        rows.append(row | {"p_equivalent": _equivalence_p(estimate, margin)})
     columns = ["claim", "mean", "low", "high", "n", "p", "cells", "failed", "p_equivalent"]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = holm(table["p"])

@@ -125,6 +125,8 @@ def results_of(folder, name: str, verdict: str, over: bool = True) -> None:
     tables.mkdir(parents=True)
     row = {"claim": CLAIMS[2].text, "mean": 1.5, "low": 1.0, "high": 2.0, "n": 5, "verdict": verdict}
     pd.DataFrame([row]).to_csv(tables / "05_results-claims.csv", index=False)
+    methods = {"compared": ["minus the stage ends"] * 2 + ["minus the mean of the random arms"], "method": ["AT", "FitNet", "AT"]}
+    pd.DataFrame(methods | {"mean": [1.0, 2.0, 3.0], "low": 0.5, "high": 3.5}).to_csv(tables / "05_results-methods.csv", index=False)
     (tables / "05_results-claims.md").write_text("The claims.\n\n| claim |\n|:--|\n| of a test |\n")
     if over:
         (tables.parent / "SHA256SUMS").write_text("")
@@ -142,6 +144,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     lines = readme.answer().split("\n\n")
     assert lines[0].startswith("**Of 1 claims: 1 reproduced, 0 not reproduced, 0 undecided**, in the profile [`cifar100-lite`]")
     assert "+1.50 points of accuracy, 95 % interval 1.00 to 2.00, 5 seeds, **reproduced**" in lines[1]
+    assert "By method: FitNet +2.00 [0.50, 3.50], AT +1.00 [0.50, 3.50]." in lines[1]
     assert lines[-1].startswith("[`quick`](results/quick/tables/05_results-claims.md), handwritten digits")
 
 

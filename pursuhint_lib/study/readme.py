@@ -46,16 +46,17 @@ def answer() -> str:
     markdown = (StudyPaths(name).tables / f"{TABLE}.md").read_text(encoding="utf-8")
     paper = claims.loc[PAPER]
     parts = [
-        f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml): {profile.title}. {profile.note}".rstrip(),
+        f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml). {profile.note}".rstrip(),
         f"The paper's claim is that its points beat the usual stage ends: {paper['mean']:+.2f} points of accuracy, 95 % interval {paper['low']:.2f} "
-        f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. The rows above it must hold before it means anything; those below "
-        "it are its controls.",
+        f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
+        "In the table, the rows above it must hold before it means anything; those below it are its controls.",
         markdown[markdown.index("|") :].strip(),
         f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
         "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over `cells` (pair × method with hints × "
-        "similarity metric) and its 95 % interval over `n` seeds; `failed` runs are left out. `p_holm`, of no difference, is adjusted over the "
-        f"rows: below {LEVEL} the claim is *reproduced*, or *not* where the mean is negative. `p_equivalent`, of a difference beyond "
-        f"±{profile.margin:g} points: below {LEVEL} there is none that matters, and the claim is *not reproduced*. Otherwise it is *undecided*.",
+        "similarity metric) and its 95 % interval over `n` seeds, and over the random sets where they are the reference; `failed` runs are left out. "
+        f"`p_holm`, of no difference, is adjusted over the rows: below {LEVEL} the claim is *reproduced*, or *not* where the mean is negative. "
+        f"`p_equivalent`, of a difference beyond ±{profile.margin:g} points: below {LEVEL} there is none that matters, and the claim is "
+        "*not reproduced*. Otherwise it is *undecided*.",
         *(f"[`{other}`](results/{other}/tables/{TABLE}.md), {_profiles()[other].title}: {_verdicts(_claims(other))}." for other in others),
     ]
     return "\n\n".join(parts)
@@ -158,6 +159,13 @@ def _conditions(record: records.Record) -> tuple[str, str, float, float]:
 
 def _claims(name: str) -> pd.DataFrame:
     return pd.read_csv(StudyPaths(name).tables / f"{TABLE}.csv")
+
+
+def _by_method(name: str) -> str:
+    """The paper's claim in every method by itself."""
+    methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
+    rows = methods[methods["compared"] == "minus the stage ends"].sort_values("mean", ascending=False)
+    return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples())
 
 
 def _verdicts(claims: pd.DataFrame) -> str:
