@@ -27,7 +27,7 @@ ARMS = ("none", "stage-ends", "pursuhint-cka-linear", "segment-middles", "random
 
 def small_profile():
     """The smoke profile with two methods, few arms, and a second teacher to choose in the layer map."""
-    changes = {"methods": ("ce", "kd", "at"), "arms": ARMS, "shortcut_seeds": 0, "sweep": None, "metrics": ("r2", "cka-linear")}
+    changes = {"methods": ("ce", "kd", "at"), "arms": ARMS, "shortcut_seeds": 0, "sweeps": (), "metrics": ("r2", "cka-linear")}
     return checked(replace(load_profile("smoke"), **changes, example_pair=Pair("resnet20", "resnet8x0.25")))
 
 

@@ -363,7 +363,7 @@ print(load("method", "plain:answer", lambda found: found == 42, "42"), profile.s
 
 
 def test_every_process_finds_the_same_module_whatever_its_folder(beside, tmp_path):
-    text = yaml.safe_dump(yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"methods": ["ce", "plain:answer"], "sweep": None})
+    text = yaml.safe_dump(yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"methods": ["ce", "plain:answer"], "sweeps": []})
     (beside / "plain.py").write_text("answer = 42")
     lone = tmp_path / "lone"
     lone.mkdir()
@@ -383,7 +383,7 @@ def test_every_process_finds_the_same_module_whatever_its_folder(beside, tmp_pat
 def test_a_profile_names_its_code_wherever_it_stands(beside):
     content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"name": "mine"}
     content |= {"methods": ["at+my_methods:at"], "metrics": ["my_metrics:cka"], "pairs": [{"teacher": "my_networks:resnet14", "student": "resnet8"}]}
-    content |= {"sweep": None}
+    content |= {"sweeps": []}
     (beside / "mine.yaml").write_text(yaml.safe_dump(content))
     profile = read_profile(beside / "mine.yaml")
     assert [source.split()[0] for source in profile.sources] == ["my_methods", "my_metrics", "my_networks"]

@@ -57,7 +57,7 @@ def written(folder: Path, **changes) -> str:
 def small(folder: Path, **changes) -> str:
     """The smoke profile with other entries, as a file beside the page's modules."""
     file = folder / "mine.yaml"
-    file.write_text(yaml.safe_dump(SMOKE | {"name": "mine", "sweep": None, "shortcut_seeds": 0, "example_pair": None} | changes))
+    file.write_text(yaml.safe_dump(SMOKE | {"name": "mine", "sweeps": [], "shortcut_seeds": 0, "example_pair": None} | changes))
     return str(file)
 
 

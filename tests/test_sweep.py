@@ -28,7 +28,7 @@ SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
 @pytest.fixture
 def profile():
     smoke = load_profile("smoke")
-    return checked(replace(smoke, arms=("none", "stage-ends", "last"), metrics=("r2",), methods=("ce", "kd", "at"), sweep=SWEEP))
+    return checked(replace(smoke, arms=("none", "stage-ends", "last"), metrics=("r2",), methods=("ce", "kd", "at"), sweeps=(SWEEP,)))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def trained(profile):
 def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(trained):
     pair = trained.pairs[0]
     grid = {records.record_name(run): run for run in runs_of(trained, pair, "at").values()}
-    cells = list(sweep_cells(trained))
+    cells = list(sweep_cells(trained, "at"))
     assert [cell.hint_weight for cell in cells] == [0.0, 10.0, 1000.0, 100_000.0] * 2
     # The grid's own weight and no hints are runs of the grid.
     shared = {records.record_name(cell.run(arm)) for cell in cells if cell.hint_weight in (0.0, 1000.0) for arm in cell.arms}
@@ -50,14 +50,14 @@ def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(t
     for cell in cells:
         if cell.seed == 1 and cell.hint_weight:
             assert replace(cell, hint_weight=1000.0) == like
-    assert sweep_runs(trained) == (0, 2 + 2 * 3 * 2)
+    assert sweep_runs(trained, "at") == (0, 2 + 2 * 3 * 2)
 
 
 def test_a_sweep_trains_what_is_missing_and_its_gains_are_paired(trained):
     run_cell(trained, trained.pairs[0], "at")
     before = {path.name for path in StudyPaths("smoke").records.iterdir()}
-    frame = sweep_frame(trained)
-    assert sweep_runs(trained) == (14, 14)
+    frame = sweep_frame(trained, "at")
+    assert sweep_runs(trained, "at") == (14, 14)
     assert len({path.name for path in StudyPaths("smoke").records.iterdir()} - before) == 8
     assert frame.groupby(["weight", "arm"]).size().eq(2).all()
     assert set(frame["weight"]) == {0.0, 10.0, 1000.0, 100_000.0}
@@ -75,26 +75,40 @@ def test_a_sweep_trains_what_is_missing_and_its_gains_are_paired(trained):
 
 def test_a_sweep_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
     steps = {step.name: step for step in make_plan(profile, "smoke")}
-    assert steps["09_hint_weight"].needs == ("05_results",)
-    assert steps["09_hint_weight"].runs == (0, None)
-    changed = {step.name for step in make_plan(replace(profile, sweep=replace(SWEEP, weights=(3.0,))), "smoke") if steps[step.name].key != step.key}
-    assert changed == {"09_hint_weight"}
-    assert "09_hint_weight" not in {step.name for step in make_plan(replace(profile, sweep=None), "smoke")}
+    assert steps["09_hint_weight-at"].needs == ("05_results",)
+    assert steps["09_hint_weight-at"].runs == (0, None)
+    other = replace(profile, sweeps=(replace(SWEEP, weights=(3.0,)),))
+    changed = {step.name for step in make_plan(other, "smoke") if steps[step.name].key != step.key}
+    assert changed == {"09_hint_weight-at"}
+    assert "09_hint_weight-at" not in {step.name for step in make_plan(replace(profile, sweeps=()), "smoke")}
+
+
+def test_every_sweep_is_a_step_and_another_leaves_it_as_it_is(profile):
+    both = checked(replace(profile, methods=(*profile.methods, "sp"), sweeps=(SWEEP, replace(SWEEP, method="sp"))))
+    more = {step.name: step.key for step in make_plan(both, "smoke")}
+    assert [name for name in more if name.startswith("09")] == ["09_hint_weight-at", "09_hint_weight-sp"]
+    assert more["09_hint_weight-sp"] != more["09_hint_weight-at"]
+    assert both.sweep("sp").method == "sp"
+    # New methods change the grid of 05, which 09 belongs to; a new sweep of a method that was there changes nothing.
+    alone = checked(replace(both, sweeps=(SWEEP,)))
+    assert {step.name: step.key for step in make_plan(alone, "smoke")} == {name: more[name] for name in more if name != "09_hint_weight-sp"}
+    with pytest.raises(SettingsError, match="unknown method with a sweep 'kd'; valid: at"):
+        profile.sweep("kd")
 
 
 def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
     content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"arms": list(trained.arms), "metrics": ["r2"], "methods": list(trained.methods)}
-    file.write_text(yaml.safe_dump(content | {"sweep": json.loads(json.dumps(asdict(SWEEP)))}))
+    file.write_text(yaml.safe_dump(content | {"sweeps": [json.loads(json.dumps(asdict(SWEEP)))]}))
     command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "09_hint_weight.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     tables = StudyPaths("smoke").tables
-    effects = statistics.effects(gains(sweep_frame(trained)), ["weight", "arm"])
-    drawn_effects = pd.read_csv(tables / "09_hint_weight-gains.csv")
+    effects = statistics.effects(gains(sweep_frame(trained, "at")), ["weight", "arm"])
+    drawn_effects = pd.read_csv(tables / "09_hint_weight-at-gains.csv")
     np.testing.assert_allclose(drawn_effects["mean"], effects["mean"], rtol=1e-5)
-    assert (StudyPaths("smoke").figures / "09_hint_weight-gains.svgz").is_file()
+    assert (StudyPaths("smoke").figures / "09_hint_weight-at-gains.svgz").is_file()
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "At the weight of the grid (1000), beyond chance: helped by" in told
 
@@ -148,9 +162,10 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ({"student_images": 0}, "student_images"),
         ({"fewer_seeds": {"kd": 1}}, "unknown method with hints of this profile 'kd'; valid: at"),
         ({"fewer_seeds": {"at": 2}}, "fewer_seeds of at is 2; give 1 to 1, or leave it out for all 2"),
-        ({"sweep": replace(SWEEP, seeds=3)}, "the sweep has 3 seeds, but the profile 2"),
-        ({"sweep": replace(SWEEP, method="kd")}, "unknown method with one weight of this profile 'kd'; valid: at"),
-        ({"sweep": replace(SWEEP, arms=("none",))}, "unknown arm with hints of this profile 'none'; valid: stage-ends, last"),
+        ({"sweeps": (replace(SWEEP, seeds=3),)}, "the sweep of at has 3 seeds, but the profile 2"),
+        ({"sweeps": (SWEEP, replace(SWEEP, seeds=1))}, "sweeps names at more than once; leave it there once"),
+        ({"sweeps": (replace(SWEEP, method="kd"),)}, "unknown method with one weight of this profile 'kd'; valid: at"),
+        ({"sweeps": (replace(SWEEP, arms=("none",)),)}, "unknown arm with hints of this profile 'none'; valid: stage-ends, last"),
         ({"pairs": (Pair("resnet14", "resnet8", seeds=3),)}, "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that"),
         ({"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)}, "unknown method with hints of this profile 'fitnet'"),
     ],
@@ -162,7 +177,7 @@ def test_a_part_of_what_the_profile_does_not_have_is_refused(profile, changes, m
 
 @pytest.mark.parametrize("weights", [(), (0.0, 1.0), (-1.0,), (float("inf"),), (float("nan"),)])
 def test_weights_of_a_sweep_are_above_zero(weights):
-    with pytest.raises(SettingsError, match=r"weights of the sweep are \[.*give numbers above 0"):
+    with pytest.raises(SettingsError, match=r"weights of the sweep of at are \[.*give numbers above 0"):
         replace(SWEEP, weights=weights)
 
 

@@ -95,7 +95,7 @@ class Sweep:
         once("weights", self.weights)
         once("arms", self.arms)
         if not self.weights or not min(self.weights) > 0 or not math.isfinite(max(self.weights)):
-            raise SettingsError(f"weights of the sweep are {list(self.weights)}; give numbers above 0")
+            raise SettingsError(f"weights of the sweep of {self.method} are {list(self.weights)}; give numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Profile:
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
     - ``student_images``: training images of the students, the same number of each class, where that is fewer than the teachers have.
     - ``fewer_seeds``: method with hints → how many of the seeds it takes, where that is not all.
-    - ``sweep``: how notebook 09 varies the weight of the hint loss; left out when not given.
+    - ``sweeps``: how notebook 09 varies the weight of the hint loss, one method each; left out when there are none.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process when not given.
     - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one; left out when 0.
     """
@@ -160,7 +160,7 @@ class Profile:
     shortcut_seeds: int = 0
     student_images: int | None = None
     fewer_seeds: dict[str, int] = field(default_factory=dict)
-    sweep: Sweep | None = None
+    sweeps: tuple[Sweep, ...] = ()
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.name):
@@ -185,8 +185,10 @@ class Profile:
         for pair in self.pairs:
             if pair.seeds and pair.seeds > len(self.seeds):
                 raise SettingsError(f"pair {pair.name} has {pair.seeds} seeds, but the profile {len(self.seeds)}; give at most that")
-        if self.sweep and self.sweep.seeds > len(self.seeds):
-            raise SettingsError(f"the sweep has {self.sweep.seeds} seeds, but the profile {len(self.seeds)}; give at most that")
+        once("sweeps", [sweep.method for sweep in self.sweeps])
+        for sweep in self.sweeps:
+            if sweep.seeds > len(self.seeds):
+                raise SettingsError(f"the sweep of {sweep.method} has {sweep.seeds} seeds, but the profile {len(self.seeds)}; give at most that")
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -211,6 +213,10 @@ class Profile:
     def pair(self, name: str) -> Pair:
         """The pair of that name, ``<teacher>-<student>``."""
         return {pair.name: pair for pair in self.pairs}[choose("pair", name, [pair.name for pair in self.pairs])]
+
+    def sweep(self, method: str) -> Sweep:
+        """How the weight of that method's hint loss is varied."""
+        return {sweep.method: sweep for sweep in self.sweeps}[choose("method with a sweep", method, [sweep.method for sweep in self.sweeps])]
 
     def teacher_settings(self, network: str, seed: int | None = None) -> TeacherSettings:
         """Settings of one of the profile's teachers, or of the same network trained from another seed."""

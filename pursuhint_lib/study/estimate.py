@@ -187,7 +187,8 @@ def _missing(profile: Profile, step: Step) -> int:
     if wanted is not None:
         return wanted - found
     if step.notebook == SWEEP:
-        return len(profile.sweep.arms) * len(profile.sweep.weights) * profile.sweep.seeds
+        sweep = profile.sweep(step.parameters["method"])
+        return len(sweep.arms) * len(sweep.weights) * sweep.seeds
     # Of a distillation, or of the comparison of ways to train.
     pair, method = _trained(profile, step)[0]
     return len(profile.arms) * len(profile.seeds_of(pair, method))
@@ -213,7 +214,10 @@ def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int
     own = schedule.epochs * train * speeds.step[pair.student, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
     asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
     # One pass of the teacher serves all arms of a seed.
-    seeds = profile.sweep.seeds * len(profile.sweep.weights) if step.notebook == SWEEP else len(profile.seeds_of(pair, method))
+    seeds = len(profile.seeds_of(pair, method))
+    if step.notebook == SWEEP:
+        sweep = profile.sweep(method)
+        seeds = sweep.seeds * len(sweep.weights)
     arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // seeds)
     return missing * own + missing / arms * asked
 
@@ -223,7 +227,7 @@ def _trained(profile: Profile, step: Step) -> list[tuple[Pair, str]]:
     if step.notebook == "07_speed":
         return [(profile.pairs[0], method) for method in compared_methods(profile)]
     if step.notebook == SWEEP:
-        return [(profile.pairs[0], profile.sweep.method)]
+        return [(profile.pairs[0], step.parameters["method"])]
     return [(profile.pair(step.parameters["pair"]), step.parameters["method"])] if step.notebook in DISTILLING else []
 
 

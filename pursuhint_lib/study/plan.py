@@ -78,8 +78,8 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
     # Measured is what has its test images in memory; without a teacher's students there is nothing to compare.
     if not describe(profile.data).streamed and set(profile.methods) != {"ce"}:
         draft.add("08_export", step_name("05_results"))
-    if profile.sweep:
-        draft.add(SWEEP, step_name("05_results"))
+    for sweep in profile.sweeps:
+        draft.add(SWEEP, step_name("05_results"), method=sweep.method)
     return draft.steps
 
 
@@ -103,8 +103,9 @@ class _Draft:
             del settings["stability"]
         if notebook != "07_speed":
             del settings["shortcut_seeds"]
-        if notebook != SWEEP:
-            del settings["sweep"]
+        del settings["sweeps"]
+        if notebook == SWEEP:
+            settings["sweep"] = resolved(self.profile.sweep(parameters["method"]))
         if "pair" in parameters:
             settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
         text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
@@ -125,7 +126,7 @@ class _Draft:
         if notebook == "07_speed":
             return shortcut_runs(self.profile)
         if notebook == SWEEP:
-            return sweep_runs(self.profile)
+            return sweep_runs(self.profile, **parameters)
         if notebook == "08_export":
             return export_runs(self.profile, all(step.runs[0] == step.runs[1] for step in self.steps if step.notebook in DISTILLING))
         if notebook not in DISTILLING:

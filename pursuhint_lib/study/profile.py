@@ -117,9 +117,9 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
     hinted = [method for method in profile.methods if distiller(method).hints]
     for method in (*profile.fewer_seeds, *(method for pair in profile.pairs for method in pair.methods)):
         choose("method with hints of this profile", method, hinted)
-    if profile.sweep:
-        choose("method with one weight of this profile", profile.sweep.method, [method for method in hinted if not distiller(method).parts])
-        for arm in profile.sweep.arms:
+    for sweep in profile.sweeps:
+        choose("method with one weight of this profile", sweep.method, [method for method in hinted if not distiller(method).parts])
+        for arm in sweep.arms:
             choose("arm with hints of this profile", arm, [arm for arm in profile.arms if arm != "none"])
     there = profile.data.train_images or describe(profile.data).counts[0]
     if profile.student_images and 0 < there <= profile.student_images:

@@ -143,7 +143,8 @@ def _runs_of_step(profile: Profile, step: Step | None, frame: pd.DataFrame) -> p
         changes = {"methods": ("ce", "kd", given["method"]), "arms": tuple(given["arms"]), "seeds": tuple(given["seeds"])}
         return results_frame(fork(profile, profile.example_pair, **changes))
     if step is not None and step.notebook == SWEEP:
-        return pd.DataFrame([row for cell in sweep_cells(profile) for row in _swept(profile, cell)], columns=["weight", *COLUMNS])
+        cells = sweep_cells(profile, step.parameters["method"])
+        return pd.DataFrame([row for cell in cells for row in _swept(profile, cell)], columns=["weight", *COLUMNS])
     return frame.iloc[:0]
 
 
@@ -155,7 +156,7 @@ def _swept(profile: Profile, cell: DistillSettings) -> list[dict]:
         if record is not None:
             found = {"pair": profile.pairs[0].name, "method": cell.method, "weight": cell.hint_weight, "seed": cell.seed, "record": record.name}
             found |= {"accuracy": record.metrics.get("accuracy"), "status": record.status}
-            rows += [found | {"arm": name} for name in (profile.sweep.arms if arm.name == "none" else [arm.name])]
+            rows += [found | {"arm": name} for name in (profile.sweep(cell.method).arms if arm.name == "none" else [arm.name])]
     return rows
 
 

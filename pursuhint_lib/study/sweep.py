@@ -13,38 +13,38 @@ from .hints import stored_similarity
 from .runs import cell_settings
 
 
-def sweep_cells(profile: Profile) -> Iterator[DistillSettings]:
+def sweep_cells(profile: Profile, method: str) -> Iterator[DistillSettings]:
     """One cell per weight and seed: 0, which is the arm ``none`` of the grid, the grid's own weight, and the others."""
-    sweep, pair = profile.sweep, profile.pairs[0]
+    sweep, pair = profile.sweep(method), profile.pairs[0]
     layer_map = stored_similarity(profile, pair.teacher).layer_map
     choices = {arm: choose_points(arm, layer_map, pair.k) for arm in sweep.arms}
     for seed in profile.seeds[: sweep.seeds]:
-        cell = cell_settings(profile, pair, sweep.method, seed, choices)
+        cell = cell_settings(profile, pair, method, seed, choices)
         yield replace(cell, arms=(Arm("none"),), hint_weight=0.0)
         for weight in sorted({cell.hint_weight, *sweep.weights}):
             yield replace(cell, hint_weight=weight)
 
 
-def sweep_runs(profile: Profile) -> tuple[int, int | None]:
+def sweep_runs(profile: Profile, method: str) -> tuple[int, int | None]:
     """How many runs of the sweep have a record, and how many there are; the latter is unknown before the teacher's profile."""
     if stored_similarity(profile, profile.pairs[0].teacher) is None:
         return 0, None
-    runs = {records.record_name(run): run for cell in sweep_cells(profile) for run in map(cell.run, cell.arms)}
+    runs = {records.record_name(run): run for cell in sweep_cells(profile, method) for run in map(cell.run, cell.arms)}
     return sum(records.load(profile.name, run) is not None for run in runs.values()), len(runs)
 
 
-def sweep_frame(profile: Profile) -> pd.DataFrame:
+def sweep_frame(profile: Profile, method: str) -> pd.DataFrame:
     """Accuracy under every weight; what has no record is trained.
 
     **Returns:** columns pair, method, weight, arm, seed, accuracy (%; missing for a failed run), record; the run without hints is there once
     for every arm, as weight 0.
     """
     rows = []
-    for cell in sweep_cells(profile):
+    for cell in sweep_cells(profile, method):
         for arm, record in zip(cell.arms, distill(cell), strict=True):
-            shared = {"pair": profile.pairs[0].name, "method": cell.method, "weight": cell.hint_weight, "seed": cell.seed}
+            shared = {"pair": profile.pairs[0].name, "method": method, "weight": cell.hint_weight, "seed": cell.seed}
             found = {"accuracy": record.metrics.get("accuracy", float("nan")), "record": record.name}
-            rows += [{**shared, **found, "arm": name} for name in (profile.sweep.arms if arm.name == "none" else [arm.name])]
+            rows += [{**shared, **found, "arm": name} for name in (profile.sweep(method).arms if arm.name == "none" else [arm.name])]
     return pd.DataFrame(rows)
 
 
