@@ -49,7 +49,7 @@ def answer() -> str:
         f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml). {profile.note}".rstrip(),
         f"The paper's claim is that its points beat the usual stage ends: {paper['mean']:+.2f} points of accuracy, 95 % interval {paper['low']:.2f} "
         f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
-        "In the table, the rows above it must hold before it means anything; those below it are its controls.",
+        f"{_scale(name)}In the table, the rows above it must hold before it means anything; those below it are its controls.",
         markdown[markdown.index("|") :].strip(),
         f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
         "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over `cells` (pair × method with hints × "
@@ -166,6 +166,19 @@ def _by_method(name: str) -> str:
     methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
     rows = methods[methods["compared"] == "minus the stage ends"].sort_values("mean", ascending=False)
     return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples())
+
+
+def _scale(name: str) -> str:
+    """What a difference between two sets of layers is to be measured by: how far random sets lie apart; empty where there are not two."""
+    spread = pd.read_csv(StudyPaths(name).tables / "05_results-choices-spread.csv")
+    count = len({pair.teacher for pair in _profiles()[name].pairs})
+    teachers = "1 teacher" if count == 1 else f"{count} teachers"
+    return "".join(
+        f"A rule takes the same layers of a teacher in every seed, so all of this is about the layers of {teachers}; for scale, "
+        f"the means of {row['arms']} random sets have a standard deviation of {row['spread']:.2f} points. "
+        for row in spread.to_dict("records")
+        if row["arms asked"] == "random" and row["arms"] > 1
+    )
 
 
 def _verdicts(claims: pd.DataFrame) -> str:
