@@ -126,7 +126,7 @@ def results_of(folder, name: str, verdict: str, over: bool = True) -> None:
     row = {"claim": CLAIMS[2].text, "mean": 1.5, "low": 1.0, "high": 2.0, "n": 5, "verdict": verdict}
     pd.DataFrame([row]).to_csv(tables / "05_results-claims.csv", index=False)
     methods = {"compared": ["minus the stage ends"] * 2 + ["minus the mean of the random arms"], "method": ["AT", "FitNet", "AT"]}
-    pd.DataFrame(methods | {"mean": [1.0, 2.0, 3.0], "low": 0.5, "high": 3.5}).to_csv(tables / "05_results-methods.csv", index=False)
+    pd.DataFrame(methods | {"mean": [1.0, 2.0, 3.0], "low": 0.5, "high": 3.5, "n": [5, 3, 5]}).to_csv(tables / "05_results-methods.csv", index=False)
     spread = {"arms asked": ["all", "random"], "arms": [9, 4], "spread": [2.0, 1.234], "chance": [0.5, 0.6]}
     pd.DataFrame(spread).to_csv(tables / "05_results-choices-spread.csv", index=False)
     (tables / "05_results-claims.md").write_text("The claims.\n\n| claim |\n|:--|\n| of a test |\n")
@@ -146,7 +146,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     lines = readme.answer().split("\n\n")
     assert lines[0].startswith("**Of 1 claims: 1 reproduced, 0 not reproduced, 0 undecided**, in the profile [`cifar100-lite`]")
     assert "+1.50 points of accuracy, 95 % interval 1.00 to 2.00, 5 seeds, **reproduced**" in lines[1]
-    assert "By method: FitNet +2.00 [0.50, 3.50], AT +1.00 [0.50, 3.50]." in lines[1]
+    assert "By method: FitNet +2.00 [0.50, 3.50] (3 seeds), AT +1.00 [0.50, 3.50] (5 seeds)." in lines[1]
     assert "teacher; for scale, the means of 4 random sets have a standard deviation of 1.23 points. " in lines[1].replace("teachers;", "teacher;")
     table = tmp_path / "results" / "cifar100-lite" / "tables" / "05_results-choices-spread.csv"
     pd.DataFrame({"arms asked": ["random"], "arms": [1], "spread": [None]}).to_csv(table, index=False)

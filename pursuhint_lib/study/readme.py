@@ -162,10 +162,10 @@ def _claims(name: str) -> pd.DataFrame:
 
 
 def _by_method(name: str) -> str:
-    """The paper's claim in every method by itself."""
+    """The paper's claim in every method by itself, with its number of seeds, which may be fewer than those of all."""
     methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
     rows = methods[methods["compared"] == "minus the stage ends"].sort_values("mean", ascending=False)
-    return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}]" for row in rows.itertuples())
+    return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}] ({row.n} seeds)" for row in rows.itertuples())
 
 
 def _scale(name: str) -> str:
