@@ -11,7 +11,7 @@ from pursuhint_lib.clustering import ALGORITHMS, HintPoints, choose_hint_points,
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.profiling import profile_layers
-from pursuhint_lib.settings import Stability
+from pursuhint_lib.settings import SettingsError, Stability
 from pursuhint_lib.similarity import similarity_matrices
 from pursuhint_lib.study import ablation, stability
 from pursuhint_lib.study.arms import LayerMap, check_arm, choose_points
@@ -100,6 +100,18 @@ def test_every_clustering_arm_uses_its_algorithm_and_the_others_their_rule():
     assert choose_points("all", layer_map, 3).matched == ((0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2))
     assert choose_points("all", LayerMap(4, (3,), {}), 3).matched == ((0, 0), (1, 0), (2, 1), (3, 2))
     assert choose_points("stage-ends", layer_map, 3).matched == ((1, 0), (5, 1), (8, 2))
+
+
+def test_the_mixed_arms_are_the_papers_points_and_the_stage_ends_with_their_deepest_exchanged():
+    layer_map = LayerMap(9, (1, 5, 8), {"r2": blocks(3, 3, 3)})
+    check_arm("deepened-r2", ["r2"])
+    assert choose_points("pursuhint-r2", layer_map, 3).indices == (1, 4, 7)
+    deepened, shallowed = choose_points("deepened-r2", layer_map, 3), choose_points("shallowed-r2", layer_map, 3)
+    assert (deepened.indices, shallowed.indices) == ((1, 4, 8), (1, 5, 7))
+    assert deepened.reason == "The paper's points under r2, with the deepest of them, 8, moved to the last stage end, 9."
+    assert shallowed.reason == "The stage ends, with the deepest of them, 9, moved to the paper's deepest point under r2, 8."
+    with pytest.raises(SettingsError, match="arm deepened-cka-rbf: metric 'cka-rbf' is not computed"):
+        check_arm("deepened-cka-rbf", ["r2"])
 
 
 def test_all_shares_out_the_weight_and_reversed_turns_the_points_round():

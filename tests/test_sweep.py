@@ -15,11 +15,11 @@ from pursuhint_lib import plots, records, statistics
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
-from pursuhint_lib.study.hints import layer_similarity
+from pursuhint_lib.study.hints import hint_choices, layer_similarity
 from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import checked, load_profile
+from pursuhint_lib.study.profile import checked, load_profile, network_points
 from pursuhint_lib.study.runs import cell_settings, methods_of, results_frame, run_cell, runs_of
-from pursuhint_lib.study.sweep import gains, sweep_cells, sweep_frame, sweep_runs
+from pursuhint_lib.study.sweep import exchanges, gains, sweep_cells, sweep_frame, sweep_runs
 from pursuhint_lib.training import train_teacher
 
 SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
@@ -99,18 +99,60 @@ def test_every_sweep_is_a_step_and_another_leaves_it_as_it_is(profile):
 def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
     content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"arms": list(trained.arms), "metrics": ["r2"], "methods": list(trained.methods)}
-    file.write_text(yaml.safe_dump(content | {"sweeps": [json.loads(json.dumps(asdict(SWEEP)))]}))
+    sweep = replace(SWEEP, arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2"))
+    file.write_text(yaml.safe_dump(content | {"sweeps": [json.loads(json.dumps(asdict(sweep)))]}))
     command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "09_hint_weight.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     tables = StudyPaths("smoke").tables
-    effects = statistics.effects(gains(sweep_frame(trained, "at")), ["weight", "arm"])
-    drawn_effects = pd.read_csv(tables / "09_hint_weight-at-gains.csv")
-    np.testing.assert_allclose(drawn_effects["mean"], effects["mean"], rtol=1e-5)
-    assert (StudyPaths("smoke").figures / "09_hint_weight-at-gains.svgz").is_file()
+    frame = sweep_frame(checked(replace(trained, sweeps=(sweep,))), "at")
+    tabled = {"gains": statistics.effects(gains(frame), ["weight", "arm"]), "exchanged": statistics.effects(exchanges(frame), ["weight", "points"])}
+    for name, effects in tabled.items():
+        np.testing.assert_allclose(pd.read_csv(tables / f"09_hint_weight-at-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
+        assert (StudyPaths("smoke").figures / f"09_hint_weight-at-{name}.svgz").is_file()
+    assert set(pd.read_csv(tables / "09_hint_weight-at-layers.csv")["arm"]) == set(sweep.arms)
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "At the weight of the grid (1000), beyond chance: helped by" in told
+
+
+def test_the_share_of_the_deepest_point_and_that_of_the_others_are_the_main_effects_of_a_factorial_design():
+    generator = np.random.default_rng(0)
+    rows = []
+    for seed, (deep, others, both) in enumerate(generator.normal(size=(3, 3))):
+        for arm, x, y in (("stage-ends", 1, 1), ("deepened-r2", 1, -1), ("shallowed-r2", -1, 1), ("pursuhint-r2", -1, -1)):
+            accuracy = 40 + deep * x + others * y + both * x * y
+            rows.append(
+                {"pair": "p", "method": "at", "weight": 10.0, "seed": seed, "arm": arm, "accuracy": accuracy, "expected": (2 * deep, 2 * others)}
+            )
+    frame = pd.DataFrame(rows)
+    plain = frame[frame["arm"] == "stage-ends"].assign(weight=0.0)
+    found = exchanges(pd.concat([plain, frame])).set_index(["seed", "points"])["difference"]
+    assert len(found) == 6
+    for seed, rows in frame.groupby("seed"):
+        assert tuple(found[seed]) == pytest.approx(rows["expected"].iloc[0])
+        accuracy = rows.set_index("arm")["accuracy"]
+        assert found[seed].sum() == pytest.approx(accuracy["stage-ends"] - accuracy["pursuhint-r2"])
+    # Without all four sets there is nothing to say.
+    assert exchanges(frame[frame["arm"] != "shallowed-r2"]).empty
+    assert statistics.effects(exchanges(frame[frame["arm"] == "stage-ends"]), ["metric", "points"]).empty
+
+
+def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
+    mixed = checked(replace(trained, sweeps=(replace(SWEEP, weights=(10.0,), arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2")),)))
+    assert sweep_runs(mixed, "at")[0] == 0
+    frame = sweep_frame(mixed, "at")
+    ends, paper, deepened, shallowed = (frame[(frame["arm"] == arm) & (frame["weight"] == 10)] for arm in mixed.sweeps[0].arms)
+    names = network_points("resnet14", mixed.data)
+    choice = hint_choices(replace(mixed, arms=("pursuhint-r2",)), "resnet14", 3)["pursuhint-r2"].indices
+    paper_names = [names.candidates[i] for i in choice]
+    assert set(paper["layers"]) == {" ".join(paper_names)}
+    assert set(deepened["layers"]) == {" ".join([*paper_names[:-1], names.ends[-1]])}
+    assert set(shallowed["layers"]) == {" ".join([*names.ends[:-1], paper_names[-1]])}
+    assert set(ends["layers"]) == {" ".join(names.ends)}
+    told = exchanges(frame)
+    assert set(told["weight"]) == {10.0, 1000.0}
+    assert told.groupby(["weight", "points"])["seed"].nunique().eq(2).all()
 
 
 def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual_weight():
@@ -165,7 +207,10 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ({"sweeps": (replace(SWEEP, seeds=3),)}, "the sweep of at has 3 seeds, but the profile 2"),
         ({"sweeps": (SWEEP, replace(SWEEP, seeds=1))}, "sweeps names at more than once; leave it there once"),
         ({"sweeps": (replace(SWEEP, method="kd"),)}, "unknown method with one weight of this profile 'kd'; valid: at"),
-        ({"sweeps": (replace(SWEEP, arms=("none",)),)}, "unknown arm with hints of this profile 'none'; valid: stage-ends, last"),
+        ({"sweeps": (replace(SWEEP, arms=("none",)),)}, "the sweep of at has the arm none, to which no weight applies; leave it out"),
+        ({"sweeps": (replace(SWEEP, arms=("stage-end",)),)}, "unknown arm 'stage-end' \\(did you mean 'stage-ends'\\?\\)"),
+        ({"sweeps": (replace(SWEEP, arms=("deepened-cka-rbf",)),)}, "arm deepened-cka-rbf: metric 'cka-rbf' is not computed"),
+        ({"sweeps": (replace(SWEEP, arms=("random-21",)),)}, "20 different sets of 3 sub-blocks of resnet14, so random-21 cannot be drawn"),
         ({"pairs": (Pair("resnet14", "resnet8", seeds=3),)}, "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that"),
         ({"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)}, "unknown method with hints of this profile 'fitnet'"),
     ],

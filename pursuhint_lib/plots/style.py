@@ -24,6 +24,7 @@ _ARM_COLOURS = {
     "pursuhint-r2": SAFE[0], "pursuhint-cka-linear": SAFE[9], "pursuhint-cka-rbf": "#004c6d",
     "stage-ends": SAFE[1], "segment-middles": SAFE[2], "kmedoids": SAFE[4], "random-": "#8c8c8c", "none": "#222222",
     "alone": "#222222", "first": SAFE[3], "last": SAFE[5], "segments-": SAFE[6], "quality": "#5e3c99", "all": "#6b6b00", "reversed": "#8f4a00",
+    "deepened-": "#6a3d9a", "shallowed-": "#c51b7d",
 }  # fmt: skip
 # The paper's rule under any other metric, one of the user's own among them, has one of these by its name.
 _OTHER_METRICS = ("#117733", "#882255", "#999933", "#44aa99", "#332288")

@@ -81,7 +81,7 @@ class Stability:
 class Sweep:
     """How the weight of the hint loss is varied, on the first pair.
 
-    **Arguments:** ``method`` with hints; ``weights`` besides that of the grid and 0, which is the arm ``none``; ``arms`` of the profile;
+    **Arguments:** ``method``; ``weights`` besides that of the grid and 0, which is the arm ``none``; ``arms`` with hints, in the grid or not;
     ``seeds`` how many of the profile's.
     """
 

@@ -76,6 +76,22 @@ def _all(layer_map: LayerMap, k: int, _: str) -> Choice:
     return Choice(tuple(range(layer_map.layers)), reason, students)
 
 
+def _deepened(layer_map: LayerMap, k: int, metric: str) -> Choice:
+    points, end = _deepest_last(layer_map, k, metric), layer_map.stage_ends[-1]
+    reason = f"The paper's points under {metric}, with the deepest of them, {points[-1] + 1}, moved to the last stage end, {end + 1}."
+    return Choice((*points[:-1], end), reason)
+
+
+def _shallowed(layer_map: LayerMap, k: int, metric: str) -> Choice:
+    ends, deepest = layer_map.stage_ends, _deepest_last(layer_map, k, metric)[-1]
+    reason = f"The stage ends, with the deepest of them, {ends[-1] + 1}, moved to the paper's deepest point under {metric}, {deepest + 1}."
+    return Choice((*ends[:-1], deepest), reason)
+
+
+def _deepest_last(layer_map: LayerMap, k: int, metric: str) -> tuple[int, ...]:
+    return choose_hint_points(layer_map.similarity[metric], k).indices
+
+
 def _quality(layer_map: LayerMap, k: int, _: str) -> Choice:
     ranked = sorted(range(layer_map.layers), key=lambda layer: (-layer_map.quality[layer], layer))
     scores = ", ".join(f"{layer + 1} ({layer_map.quality[layer]:.2f})" for layer in ranked[:k])
@@ -98,12 +114,15 @@ ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
     "first": lambda layer_map, k, _: Choice(tuple(range(k)), f"The first {k} sub-blocks."),
     "last": lambda layer_map, k, _: Choice(tuple(range(layer_map.layers - k, layer_map.layers)), f"The last {k} sub-blocks."),
     "all": _all,
+    # The paper's points and the stage ends with their deepest point exchanged: is it that point which makes the difference?
+    "deepened-": _deepened,
+    "shallowed-": _shallowed,
     "reversed": lambda layer_map, k, _: Choice(
         layer_map.stage_ends[::-1], "The stage ends in reverse order: the shallowest student point learns from the deepest."
     ),
 }
-# Arms that have as many points as the teacher has stages, whatever k is.
-STAGE_ARMS = ("stage-ends", "reversed")
+# Prefixes of the arms that have as many points as the teacher has stages, whatever k is.
+STAGE_ARMS = ("stage-ends", "reversed", "shallowed-")
 
 
 def _entry(arm: str) -> tuple[str, str]:

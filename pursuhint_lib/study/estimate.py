@@ -188,7 +188,8 @@ def _missing(profile: Profile, step: Step) -> int:
         return wanted - found
     if step.notebook == SWEEP:
         sweep = profile.sweep(step.parameters["method"])
-        return len(sweep.arms) * len(sweep.weights) * sweep.seeds
+        added = set(sweep.arms) - set(profile.arms)
+        return (len(sweep.arms) * len(sweep.weights) + len(added)) * sweep.seeds
     # Of a distillation, or of the comparison of ways to train.
     pair, method = _trained(profile, step)[0]
     return len(profile.arms) * len(profile.seeds_of(pair, method))

@@ -20,7 +20,7 @@ FEWEST, MOST = 2, 6
 DIGITS = 3
 # Arms without a choice to show.
 WITHOUT_POINTS = ("none",)
-# Arms that take as many points as they take, whatever K is.
+# Prefixes of the arms that take as many points as they take, whatever K is.
 WHATEVER_K = (*STAGE_ARMS, "all")
 # Where the page puts the drawing; the script of the page finds the parts of the drawing by their names.
 TARGET = "layer-map-plot"
@@ -78,7 +78,7 @@ def _choice(arm: str, report: LayerReport, k: int) -> dict:
         return {"points": [], "clusters": [], "text": f"{arm} cannot give {k} points here: {error}."}
     points = sorted(i + 1 for i in choice.indices)
     text = f"{arm}: {'hint point' if len(points) == 1 else 'hint points'} {', '.join(map(str, points))} of {report.layer_map.layers} sub-blocks."
-    if arm in WHATEVER_K and len(points) != k:
+    if arm.startswith(WHATEVER_K) and len(points) != k:
         text += f" It takes {len(points)}, whatever K is."
     clusters = [label + 1 for label in choice.clusters.labels] if choice.clusters else []
     return {"points": points, "clusters": clusters, "text": f"{text} {choice.reason}"}

@@ -120,7 +120,9 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
     for sweep in profile.sweeps:
         choose("method with one weight of this profile", sweep.method, [method for method in hinted if not distiller(method).parts])
         for arm in sweep.arms:
-            choose("arm with hints of this profile", arm, [arm for arm in profile.arms if arm != "none"])
+            check_arm(arm, profile.metrics)
+            if arm == "none":
+                raise SettingsError(f"the sweep of {sweep.method} has the arm none, to which no weight applies; leave it out")
     there = profile.data.train_images or describe(profile.data).counts[0]
     if profile.student_images and 0 < there <= profile.student_images:
         raise SettingsError(f"student_images is {profile.student_images}, but the teachers have {there}; give fewer, or leave it out for all")
@@ -186,7 +188,10 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: {k} hint points for {len(points)} student points ({', '.join(points)}); "
             f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
         )
-    staged = [arm for arm in profile.arms if arm in STAGE_ARMS]
+    # The weights of hint losses are swept on the first pair.
+    swept = [arm for sweep in profile.sweeps for arm in sweep.arms] if pair == profile.pairs[0] else []
+    arms = [*profile.arms, *swept]
+    staged = [arm for arm in arms if arm.startswith(STAGE_ARMS)]
     if staged and k != len(teacher.ends):
         raise SettingsError(
             f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
@@ -195,7 +200,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
     for method in pair.methods or profile.methods:
         if k < distiller(method).least_points:
             raise SettingsError(f"{where}: method {method} needs {distiller(method).least_points} hint points or more, but k is {k}; leave it out")
-    sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(profile.arms)
+    sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(arms)
     if wanted > sets:
         raise SettingsError(f"{where}: there are {sets} different sets of {k} sub-blocks of {pair.teacher}, so random-{wanted} cannot be drawn")
     return replace(pair, student_points=points, k=k)
