@@ -286,8 +286,9 @@ def text_table(means: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
 def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> pd.DataFrame:
     """Whether a score of the points predicts accuracy: Spearman's rank correlation across arms, per (pair, method), averaged over these cells.
 
-    Arms with the same accuracy in all cells of a pair are one (they took the same points). The p-value is that of a permutation test: the
-    scores of the arms are shuffled, in the same way for all methods, and for all pairs whose arms have the same scores, as those of one teacher do.
+    Arms with the same score, and the same accuracy in all cells of a pair, are one (they took the same points). The p-value is that of a
+    permutation test: the scores of the arms are shuffled, in the same way for all methods, and for all pairs whose arms have the same scores,
+    as those of one teacher do.
 
     **Arguments:** ``scores`` with columns pair, arm, score, value.
 
@@ -298,7 +299,7 @@ def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int 
     for score, values in scores.groupby("score", sort=False):
         cells = []
         for pair, value in values.groupby("pair", sort=False):
-            table = means.loc[[pair]].droplevel("pair").dropna(axis=1, how="all").drop_duplicates().join(value.set_index("arm")["value"], how="inner")
+            table = means.loc[[pair]].droplevel("pair").dropna(axis=1, how="all").join(value.set_index("arm")["value"], how="inner").drop_duplicates()
             if len(table) > 2:
                 cells.append(_ranked(table))
         if not cells:

@@ -129,6 +129,8 @@ def results_of(folder, name: str, verdict: str, over: bool = True) -> None:
     pd.DataFrame(methods | {"mean": [1.0, 2.0, 3.0], "low": 0.5, "high": 3.5, "n": [5, 3, 5]}).to_csv(tables / "05_results-methods.csv", index=False)
     spread = {"arms asked": ["all", "random"], "arms": [9, 4], "spread": [2.0, 1.234], "chance": [0.5, 0.6]}
     pd.DataFrame(spread).to_csv(tables / "05_results-choices-spread.csv", index=False)
+    scores = {"method": ["AT", "AT", "SP"], "score": ["depth", "coverage, r2", "depth"], "rho": [0.8, -0.91, 0.99], "p_holm": [0.01, 0.01, 0.05]}
+    pd.DataFrame(scores).to_csv(tables / "05_results-scores-methods.csv", index=False)
     (tables / "05_results-claims.md").write_text("The claims.\n\n| claim |\n|:--|\n| of a test |\n")
     if over:
         (tables.parent / "SHA256SUMS").write_text("")
@@ -148,6 +150,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     assert "+1.50 points of accuracy, 95 % interval 1.00 to 2.00, 5 seeds, **reproduced**" in lines[1]
     assert "By method: FitNet +2.00 [0.50, 3.50] (3 seeds), AT +1.00 [0.50, 3.50] (5 seeds)." in lines[1]
     assert "teacher; for scale, the means of 4 random sets have a standard deviation of 1.23 points. " in lines[1].replace("teachers;", "teacher;")
+    assert "accuracy goes (Spearman) AT's with how well the layers stand for all others (r2) (-0.91). In the table" in lines[1]
     table = tmp_path / "results" / "cifar100-lite" / "tables" / "05_results-choices-spread.csv"
     pd.DataFrame({"arms asked": ["random"], "arms": [1], "spread": [None]}).to_csv(table, index=False)
     assert "for scale" not in readme.answer()

@@ -33,11 +33,12 @@ def test_every_arm_with_a_point_for_each_of_the_student_has_all_scores():
     train_teacher(profile.teacher_settings(pair.teacher))
     layer_map = layer_similarity(profile, pair.teacher).layer_map
     table = point_scores(profile, pair).pivot(index="arm", columns="score", values="value")
-    assert set(table.columns) == {"coverage, r2", "coverage, cka-linear", "quality", "depth"}
+    assert set(table.columns) == {"coverage, r2", "coverage, cka-linear", "quality", "depth", "deepest"}
     assert {"stage-ends", "random-1"} <= set(table.index)
     assert not {"none", "reversed"} & set(table.index)
     points = hint_choices(profile, pair.teacher, pair.k)["random-1"].indices
     assert table.loc["random-1", "depth"] == np.mean(points) + 1
+    assert table.loc["random-1", "deepest"] == max(points) + 1
     nearest = [max(layer_map.similarity["r2"][layer, point] for point in points) for layer in range(layer_map.layers)]
     assert table.loc["random-1", "coverage, r2"] == pytest.approx(np.mean(nearest))
 
@@ -91,3 +92,11 @@ def test_arms_that_took_the_same_points_count_once_and_too_few_give_nothing():
     assert score_correlations(twin, both, draws=9)["arms"].item() == 3
     few = measured(3, 1.0, arms=2)
     assert score_correlations(*few).empty
+
+
+def test_arms_of_the_same_accuracy_with_other_points_are_two():
+    frame, scores = measured(2, 1.0, arms=4)
+    frame = frame[frame["method"] == "at"]
+    equal = frame[frame["arm"] == "random-0"].assign(arm="last")
+    other = scores[scores["arm"] == "random-0"].assign(arm="last", value=lambda t: t["value"] + 1)
+    assert score_correlations(pd.concat([frame, equal]), pd.concat([scores, other]), draws=9)["arms"].item() == 5

@@ -49,7 +49,7 @@ def answer() -> str:
         f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml). {profile.note}".rstrip(),
         f"The paper's claim is that its points beat the usual stage ends: {paper['mean']:+.2f} points of accuracy, 95 % interval {paper['low']:.2f} "
         f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
-        f"{_scale(name)}In the table, the rows above it must hold before it means anything; those below it are its controls.",
+        f"{_scale(name)}{_followed(name)}In the table, the rows above it must hold before it means anything; those below it are its controls.",
         markdown[markdown.index("|") :].strip(),
         f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
         "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over `cells` (pair × method with hints × "
@@ -179,6 +179,21 @@ def _scale(name: str) -> str:
         for row in spread.to_dict("records")
         if row["arms asked"] == "random" and row["arms"] > 1
     )
+
+
+def _followed(name: str) -> str:
+    """Which score of the points the accuracy of a method follows beyond chance, its strongest; empty where there is none."""
+    each = pd.read_csv(StudyPaths(name).tables / "05_results-scores-methods.csv")
+    sure = each[each["p_holm"] < LEVEL].sort_values("rho", key=abs, ascending=False, kind="stable").drop_duplicates("method")
+    found = "; ".join(f"{row.method}'s with {_in_words(row.score)} ({row.rho:+.2f})" for row in sure.itertuples())
+    return f"Which layers are good depends on the method. Beyond chance, accuracy goes (Spearman) {found}. " if found else ""
+
+
+def _in_words(score: str) -> str:
+    """A score of ``scores.point_scores``, as a reader without the notebook understands it."""
+    name, _, metric = score.partition(", ")
+    words = {"deepest": "how deep the last layer lies", "depth": "how deep the layers lie", "quality": "how well classes are apart in them"}
+    return words.get(name) or f"how well the layers stand for all others ({metric})"
 
 
 def _verdicts(claims: pd.DataFrame) -> str:

@@ -17,8 +17,8 @@ def coverage(similarity: np.ndarray, points: tuple[int, ...]) -> float:
 def point_scores(profile: Profile, pair: Pair) -> pd.DataFrame:
     """Scores of the sets of hint points that the profile's arms take, where these are as many as the student's, in order.
 
-    **Returns:** columns pair, arm, score (``coverage`` under each of the paper's metrics, ``quality``, ``depth``: the latter two are means over the
-    points), value. Empty while the teacher's hint points are not known.
+    **Returns:** columns pair, arm, score (``coverage`` under each of the paper's metrics; ``quality`` and ``depth``, means over the points;
+    ``deepest``, the number of the last of them), value. Empty while the teacher's hint points are not known.
     """
     report = stored_similarity(profile, pair.teacher)
     if report is None:
@@ -34,4 +34,8 @@ def point_scores(profile: Profile, pair: Pair) -> pd.DataFrame:
 def _scores(profile: Profile, layer_map: LayerMap, choice: Choice) -> dict[str, float]:
     points = list(choice.indices)
     covered = {f"coverage, {metric}": coverage(layer_map.similarity[metric], choice.indices) for metric in paper_metrics(profile.metrics)}
-    return covered | {"quality": float(np.mean([layer_map.quality[i] for i in points])), "depth": float(np.mean(points)) + 1}
+    return covered | {
+        "quality": float(np.mean([layer_map.quality[i] for i in points])),
+        "depth": float(np.mean(points)) + 1,
+        "deepest": points[-1] + 1.0,
+    }
