@@ -150,7 +150,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     assert "+1.50 points of accuracy, 95 % interval 1.00 to 2.00, 5 seeds, **reproduced**" in lines[1]
     assert "By method: FitNet +2.00 [0.50, 3.50] (3 seeds), AT +1.00 [0.50, 3.50] (5 seeds)." in lines[1]
     assert "teacher; for scale, the means of 4 random sets have a standard deviation of 1.23 points. " in lines[1].replace("teachers;", "teacher;")
-    assert "accuracy goes (Spearman) AT's with how well the layers stand for all others (r2) (-0.91). In the table" in lines[1]
+    assert "(Spearman's ρ): AT: how well the layers stand for all others under r2 (-0.91). In the table" in lines[1]
     table = tmp_path / "results" / "cifar100-lite" / "tables" / "05_results-choices-spread.csv"
     pd.DataFrame({"arms asked": ["random"], "arms": [1], "spread": [None]}).to_csv(table, index=False)
     assert "for scale" not in readme.answer()

@@ -185,15 +185,20 @@ def _followed(name: str) -> str:
     """Which score of the points the accuracy of a method follows beyond chance, its strongest; empty where there is none."""
     each = pd.read_csv(StudyPaths(name).tables / "05_results-scores-methods.csv")
     sure = each[each["p_holm"] < LEVEL].sort_values("rho", key=abs, ascending=False, kind="stable").drop_duplicates("method")
-    found = "; ".join(f"{row.method}'s with {_in_words(row.score)} ({row.rho:+.2f})" for row in sure.itertuples())
-    return f"Which layers are good depends on the method. Beyond chance, accuracy goes (Spearman) {found}. " if found else ""
+    found = "; ".join(f"{row.method}: {_in_words(row.score)} ({row.rho:+.2f})" for row in sure.itertuples())
+    start = "Which layers are good depends on the method. What its accuracy follows beyond chance over all sets of layers (Spearman's ρ): "
+    return f"{start}{found}. " if found else ""
 
 
 def _in_words(score: str) -> str:
     """A score of ``scores.point_scores``, as a reader without the notebook understands it."""
     name, _, metric = score.partition(", ")
-    words = {"deepest": "how deep the last layer lies", "depth": "how deep the layers lie", "quality": "how well classes are apart in them"}
-    return words.get(name) or f"how well the layers stand for all others ({metric})"
+    words = {
+        "deepest": "how deep the last layer lies, a score added after the results were seen",
+        "depth": "how deep the layers lie",
+        "quality": "how well classes are apart in them",
+    }
+    return words.get(name) or f"how well the layers stand for all others under {metric}"
 
 
 def _verdicts(claims: pd.DataFrame) -> str:
