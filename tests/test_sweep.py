@@ -165,6 +165,9 @@ def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual
     assert [round(float(np.log10(x))) for x in lines["stage-ends"].get_xdata()] == [0, 1, 3]
     assert any(set(line.get_xdata()) == {10} for line in axis.lines)
     assert axis.get_xscale() == "log"
+    assert axis.get_yticks().tolist() == [-1, 0, 1]
+    wide = plots.weight_sweep(swept.assign(low=lambda t: t["mean"] - 25), 10, margin=0.2).axes[0]
+    assert wide.get_yticks().tolist()[:5] == [-20, -10, -5, -4, -3]
 
 
 # ---- parts of the grid

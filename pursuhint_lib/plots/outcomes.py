@@ -14,6 +14,8 @@ from .style import SAFE, WIDTH, arm_colour, new_figure, styled
 COLUMNS = 5
 # With more arms than these, lines of single seeds would hide the means.
 FEW_ARMS = 6
+# On the axis of a gain that is logarithmic outside of ±5 points.
+GAIN_TICKS = (-100, -50, -20, -10, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 10, 20, 50, 100)
 # Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins, and where black letters end.
 DEEPEST, DARK = 1.6, 1.1
 
@@ -166,6 +168,8 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
     axis.set(xscale="log", xlabel="weight of the hint loss (dotted: that of the grid)", ylabel=f"points over no hints (shaded: ±{margin:g})")
     # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is logarithmic.
     axis.set_yscale("symlog", linthresh=5, linscale=2)
+    low, high = axis.get_ylim()
+    axis.set_yticks([tick for tick in GAIN_TICKS if low <= tick <= high])
     axis.yaxis.set_major_formatter("{x:g}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
