@@ -296,7 +296,8 @@ def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int 
     """
     generator, rows = np.random.default_rng(seed), []
     means = frame.pivot_table(index=["pair", "arm"], columns="method", values="accuracy", sort=False)
-    for score, values in scores.groupby("score", sort=False):
+    # Not every pair need have been trained with these methods.
+    for score, values in scores[scores["pair"].isin(frame["pair"])].groupby("score", sort=False):
         cells = []
         for pair, value in values.groupby("pair", sort=False):
             table = means.loc[[pair]].droplevel("pair").dropna(axis=1, how="all").join(value.set_index("arm")["value"], how="inner").drop_duplicates()

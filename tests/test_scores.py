@@ -100,3 +100,9 @@ def test_arms_of_the_same_accuracy_with_other_points_are_two():
     equal = frame[frame["arm"] == "random-0"].assign(arm="last")
     other = scores[scores["arm"] == "random-0"].assign(arm="last", value=lambda t: t["value"] + 1)
     assert score_correlations(pd.concat([frame, equal]), pd.concat([scores, other]), draws=9)["arms"].item() == 5
+
+
+def test_scores_of_a_pair_without_these_methods_change_nothing():
+    frame, scores = measured(2, 1.0)
+    one = frame[frame["pair"] == "p"]
+    assert score_correlations(one, scores, draws=9).equals(score_correlations(one, scores[scores["pair"] == "p"], draws=9))
