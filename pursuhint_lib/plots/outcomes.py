@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from .style import SAFE, WIDTH, arm_colour, new_figure, styled
 
@@ -14,8 +15,8 @@ from .style import SAFE, WIDTH, arm_colour, new_figure, styled
 COLUMNS = 5
 # With more arms than these, lines of single seeds would hide the means.
 FEW_ARMS = 6
-# On the axis of a gain that is logarithmic outside of ±5 points.
-GAIN_TICKS = (-100, -50, -20, -10, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 10, 20, 50, 100)
+# On the logarithmic part of an axis of gains.
+FAR_TICKS = (-100, -50, -20, -10, 10, 20, 50, 100)
 # Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins, and where black letters end.
 DEEPEST, DARK = 1.6, 1.1
 
@@ -167,9 +168,11 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
         axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm)
     axis.set(xscale="log", xlabel="weight of the hint loss (dotted: that of the grid)", ylabel=f"points over no hints (shaded: ±{margin:g})")
     # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is logarithmic.
-    axis.set_yscale("symlog", linthresh=5, linscale=2)
+    linear = max(5.0, 1.2 * gains["mean"].max())
+    axis.set_yscale("symlog", linthresh=linear, linscale=2)
     low, high = axis.get_ylim()
-    axis.set_yticks([tick for tick in GAIN_TICKS if low <= tick <= high])
+    ticks = [*MaxNLocator(10).tick_values(-linear, linear), *(tick for tick in FAR_TICKS if abs(tick) > linear)]
+    axis.set_yticks(sorted(tick for tick in ticks if low <= tick <= high))
     axis.yaxis.set_major_formatter("{x:g}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
