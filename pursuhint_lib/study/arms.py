@@ -77,18 +77,18 @@ def _all(layer_map: LayerMap, k: int, _: str) -> Choice:
 
 
 def _deepened(layer_map: LayerMap, k: int, metric: str) -> Choice:
-    points, end = _deepest_last(layer_map, k, metric), layer_map.stage_ends[-1]
+    points, end = _paper_points(layer_map, k, metric), layer_map.stage_ends[-1]
     reason = f"The paper's points under {metric}, with the deepest of them, {points[-1] + 1}, moved to the last stage end, {end + 1}."
     return Choice((*points[:-1], end), reason)
 
 
 def _shallowed(layer_map: LayerMap, k: int, metric: str) -> Choice:
-    ends, deepest = layer_map.stage_ends, _deepest_last(layer_map, k, metric)[-1]
+    ends, deepest = layer_map.stage_ends, _paper_points(layer_map, k, metric)[-1]
     reason = f"The stage ends, with the deepest of them, {ends[-1] + 1}, moved to the paper's deepest point under {metric}, {deepest + 1}."
     return Choice((*ends[:-1], deepest), reason)
 
 
-def _deepest_last(layer_map: LayerMap, k: int, metric: str) -> tuple[int, ...]:
+def _paper_points(layer_map: LayerMap, k: int, metric: str) -> tuple[int, ...]:
     return choose_hint_points(layer_map.similarity[metric], k).indices
 
 
