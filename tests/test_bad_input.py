@@ -214,12 +214,11 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "a bandwidth": (lambda: similarity.rbf_cka(FEATURES, FEATURES, bandwidth=0.0), ("bandwidth is 0.0", "above 0")),
     "other images": (lambda: similarity.linear_cka(FEATURES, FEATURES[:4]), ("sub-block 2 of 2", "(4, 2)", "expected [8, channels]")),
     "a single image": (lambda: similarity.linear_cka(FEATURES[:1], FEATURES[:1]), ("sub-block 1 of 2", "leave that sub-block out")),
-    "a margin": (lambda: statistics.equivalence_p([1, 2, 3], 0), ("margin is 0", "above 0")),
-    "a margin that is none": (lambda: statistics.equivalence_p([1, 2, 3], math.nan), ("margin is nan", "above 0")),
+    "a margin": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), 0), ("margin is 0", "above 0")),
+    "a margin that is none": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), math.nan), ("margin is nan", "above 0")),
     "infinite accuracy": (lambda: statistics.paired_effect([1.0, math.inf]), ("infinity", "leave that run out")),
     "no probability": (lambda: statistics.holm([0.5, 2.0]), ("[2.0]", "between 0 and 1")),
     "a missing probability": (lambda: statistics.holm([0.5, math.nan]), ("[nan]", "between 0 and 1")),
-    "one difference": (lambda: statistics.bootstrap_interval([1.0]), ("at least 2 differences, not 1", "take more seeds")),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ LAYERS = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Modules that are folders of files which import each other.
-PACKAGES = {"settings", "similarity", "losses", "plots", "models", "distillers", "data", "training", "export"}
+PACKAGES = {"settings", "similarity", "losses", "statistics", "plots", "models", "distillers", "data", "training", "export"}
 STUDY = [
     "explain",
     "arms",
