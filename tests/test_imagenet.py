@@ -20,7 +20,7 @@ from pursuhint_lib.study import launch
 from pursuhint_lib.study.__main__ import main
 from pursuhint_lib.study.profile import load_profile
 from pursuhint_lib.study.publish import Page
-from pursuhint_lib.study.published import PUBLISHED, accuracy_table, published
+from pursuhint_lib.study.published import accuracy_table, published
 from pursuhint_lib.study.runs import run_cell
 
 PROFILE = """
@@ -141,7 +141,6 @@ def test_published_figures_stand_beside_the_stage_ends_only(mini):
     assert table["published"].tolist() == ["", "70.70 (torchdistill, of the original)"]
     assert table["difference"].tolist() == ["", f"{record.metrics['accuracy'] - 70.7:+.2f}"]
     assert published("cifar100", "resnet56", "resnet8", "at") is None
-    assert all(60 < accuracy < 80 for methods in PUBLISHED.values() for accuracy, _ in methods.values())
     Page(profile, "04_imagenet").table(table, "accuracy", "A table.")
 
 

@@ -39,6 +39,8 @@ def test_published_accuracies_are_of_methods_and_networks_that_exist():
         assert all(distiller(method).title for method in row)
     assert published("cifar100", "resnet56", "resnet20", "at") == (70.55, "RepDistiller")
     assert published("cifar100", "wrn_40_2", "wrn_40_1", "fsp") is None
+    assert published("cifar100", "resnet32x4", "ShuffleV2", "crd") == (75.65, "RepDistiller")
+    assert published("cifar100", "ResNet50", "MobileNetV2", "nst") == (64.96, "RepDistiller")
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def pooled_effect(diffs: pd.DataFrame, unit: str = "seed") -> Effect:
     """Mean over cells (pair × method × arm) of the mean over the units that each has.
 
     What cells have in common within a unit counts once: its standard error is cluster-robust. Two kinds of clusters are tried, all that has one
-    seed, and all that has one seed within a pair, and the wider interval is taken. The first is too wide where pairs have nothing in common and
-    varies much; the second is too narrow where they have something. A cell with one unit leaves the error unknown.
+    seed, and all that has one seed within a pair, and the wider interval is taken. The first knows little of its error where pairs have nothing
+    in common; the second is too narrow where they have something. A cell with one unit leaves the error unknown.
 
     **Arguments:** ``diffs`` with the columns difference and ``unit``, and those of pair, method and arm that vary; missing differences are left out.
     ``unit`` seed, or arm where the sets of layers are the sample.
