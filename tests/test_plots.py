@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pursuhint_lib import plots
 from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
 from pursuhint_lib.similarity import METRICS
-from pursuhint_lib.statistics import judge_claims
+from pursuhint_lib.statistics import judge_claims, paired_effect
 
 LAYERS = 9
 MATRIX = np.exp(-np.abs(np.subtract.outer(np.arange(LAYERS), np.arange(LAYERS))) / 4)
@@ -245,6 +245,13 @@ def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
     for axis in SINGLE[name]().axes:
         assert spans(axis) == []
         assert dots(axis)
+
+
+def test_the_interval_of_three_seeds_of_one_arm_is_shown_whole():
+    frame = pd.DataFrame({"method": "student alone", "arm": "alone", "seed": range(3), "accuracy": [33.92, 32.08, 32.34]})
+    effect = paired_effect(frame["accuracy"])
+    low, high = plots.accuracy_by_arm(frame.assign(mean=effect.mean, low=effect.low, high=effect.high)).axes[0].get_xlim()
+    assert low < effect.low < effect.high < high
 
 
 def test_accuracies_are_shown_per_seed_and_on_average():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 
@@ -43,6 +44,26 @@ def test_labels_of_the_figure_keep_clear_of_each_other():
         boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
         assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
         assert all(axis.get_window_extent().x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        ([84e6, 24e6], ["30M", "50M", "70M"]),
+        ([9_900, 5_000], ["5k", "10k"]),
+        ([270_000, 5_000], ["10k", "100k"]),
+        ([0.42, 0.13], ["0.2", "0.3"]),
+        ([13e9, 11e9], ["13G", "11G"]),
+    ],
+)
+def test_the_axis_of_costs_has_two_numbers_at_least_and_they_keep_clear_of_each_other(costs, expected):
+    frame = networks().iloc[:2].assign(cost=costs)
+    axis = plots.compression_costs(frame, dict.fromkeys(["cost"], "cost") | {"parameters": "parameters", "ms": "ms"}).axes[0]
+    axis.figure.draw_without_rendering()
+    labels = [label for label in axis.get_xticklabels() if label.get_text()]
+    assert [label.get_text() for label in labels] == expected
+    boxes = [label.get_window_extent() for label in labels]
+    assert not [1 for i, box in enumerate(boxes) for other in boxes[:i] if box.overlaps(other)]
 
 
 def test_intervals_of_two_seeds_do_not_blow_the_figure_up():

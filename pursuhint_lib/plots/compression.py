@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from .style import arm_colour, new_figure, styled
 
@@ -115,9 +115,18 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _ticks(axis: Axes, values: pd.Series) -> None:
-    """Powers of ten, with marks between where there are few, as plain numbers."""
+    """Powers of ten, with marks between where there are few, as plain numbers; the networks' own where none is near."""
+    low, high = axis.get_xlim()
     few = np.log10(values.max() / values.min()) < DECADES
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+    for digits in ((1, 2, 5), (1, 2, 3, 5, 7)) if few else ((1,), (1, 2, 5)):
+        ticks = np.outer(powers, digits).ravel()
+        ticks = ticks[(low <= ticks) & (ticks <= high)]
+        if len(ticks) > 1:
+            break
+    else:
+        ticks = values.unique()
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axis.xaxis.set_minor_formatter(NullFormatter())
 

@@ -86,13 +86,13 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _accuracy_limits(frame: pd.DataFrame) -> tuple[float | None, float | None]:
-    """Limits that show every seed, and intervals up to a point: with two seeds they can be wider than all accuracies there are."""
+    """Limits that show every seed, and intervals up to a point: those of three seeds fit in, those of two can be wider than any accuracy."""
     low, high = frame["accuracy"].min(), frame["accuracy"].max()
     if not np.isfinite(low):
         return None, None
-    room = max(1.0, 0.5 * (high - low))
+    room = max(1.0, high - low)
     left, right = max(low - room, min(low, frame["low"].min())), min(high + room, max(high, frame["high"].max()))
-    return left - 0.1 * room, right + 0.1 * room
+    return left - 0.05 * room, right + 0.05 * room
 
 
 @styled
