@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -373,3 +374,9 @@ def test_steps_with_arms_share_the_cores_that_are_left(cores, threads):
         f"03_distillation-resnet14-resnet8x0.25-{method}": threads if method in ("at", "fitnet") else 1 for method in profile.methods
     }
     assert given["01_teacher_and_layers-resnet14"] == cores
+    # What has its runs on record only draws, many steps at once, and leaves the cores to the others.
+    drawn = [replace(step, runs=(1, 1)) if step.parameters.get("method") != "at" else step for step in steps]
+    planned = json.loads(write_plan(profile, drawn, cores, 0).read_text())["steps"]
+    assert {step["name"]: step["threads"] for step in planned if step["threads"] > 1} == (
+        {"03_distillation-resnet14-resnet8x0.25-at": cores} if cores > 1 else {}
+    )

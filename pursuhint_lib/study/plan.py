@@ -175,12 +175,12 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
 
     Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
     Teachers are trained and compared on all cores, since nothing else can run yet; students on one core a step, many steps at once. Where there
-    are fewer steps than cores, the arms of a step share several.
+    are fewer steps than cores, the arms of a step share several. A step with nothing to train takes one core.
     """
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
     waiting = {step.name for step in steps if not step.done}
-    hinted = {step.name for step in steps if not step.done and has_arms(step.parameters.get("method", "ce"))}
+    hinted = {step.name for step in steps if step.runs[0] != step.runs[1] and has_arms(step.parameters.get("method", "ce"))}
     for step in (step for step in steps if not step.done):
         files = {
             "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),
@@ -194,7 +194,8 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         needs = [name for name in step.needs if name in waiting]
         # Processes that train together take the whole machine, and all its GPUs; where times are measured, nothing else should run.
         alone = step.notebook[:2] in ("01", "02", "04", "08", "09")
-        threads = cores if alone else max(1, cores // len(hinted)) if step.name in hinted else 1
+        shared = max(1, cores // len(hinted)) if step.name in hinted else 1
+        threads = 1 if step.runs[0] == step.runs[1] else cores if alone else shared
         cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus
         content["steps"].append(asdict(step) | files | {"needs": needs, "threads": threads, "gpus": cards if step.trains else 0})
     write_json(paths.plan, content)
