@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -217,6 +218,10 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "a margin": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), 0), ("margin is 0", "above 0")),
     "a margin that is none": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), math.nan), ("margin is nan", "above 0")),
     "infinite accuracy": (lambda: statistics.paired_effect([1.0, math.inf]), ("infinity", "leave that run out")),
+    "infinite accuracy among pooled ones": (
+        lambda: statistics.pooled_effect(pd.DataFrame({"pair": "p", "seed": [0, 1], "difference": [1.0, math.inf]})),
+        ("infinity", "leave that run out"),
+    ),
     "no probability": (lambda: statistics.holm([0.5, 2.0]), ("[2.0]", "between 0 and 1")),
     "a missing probability": (lambda: statistics.holm([0.5, math.nan]), ("[nan]", "between 0 and 1")),
 }  # fmt: skip

@@ -51,13 +51,17 @@ def paired_effect(differences: Sequence[float]) -> Effect:
 
     Missing differences (failed runs) are left out and lower ``n``.
     """
-    values = np.asarray(differences, dtype=float)
-    if np.isinf(values).any():
-        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
+    values = _finite(np.asarray(differences, dtype=float))
     values = values[~np.isnan(values)]
     n = len(values)
     mean = float(values.mean()) if n else float("nan")
     return Effect(mean, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf, n - 1, n)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    if np.isinf(values).any():
+        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
+    return values
 
 
 def pooled_effect(diffs: pd.DataFrame, unit: str = "seed") -> Effect:
@@ -84,6 +88,7 @@ def pooled_effect(diffs: pd.DataFrame, unit: str = "seed") -> Effect:
 
 def _by_cell(diffs: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Mean differences [cells, units]; missing where a cell lacks a unit."""
+    _finite(diffs["difference"].to_numpy(float))
     cell = [column for column in ("pair", "method", "arm") if column in diffs and column != unit]
     return diffs.dropna(subset="difference").pivot_table(index=cell, columns=unit, values="difference", sort=False)
 
@@ -95,8 +100,8 @@ def _within_pairs(table: pd.DataFrame) -> list[pd.DataFrame]:
 def _cluster_robust(blocks: Sequence[pd.DataFrame]) -> tuple[float, float]:
     """Standard error and degrees of freedom of the mean of the rows' means, the columns [cells, units] of every block being clusters.
 
-    The bias-reduced sandwich (CR2) of Bell and McCaffrey (2002) with their degrees of freedom. With unequal numbers of units the plain one misses the
-    truth in up to 10 % of the cases instead of 5 %; with equal numbers this is Student's interval of the clusters' means.
+    The bias-reduced sandwich (CR2) of Bell and McCaffrey (2002) with their degrees of freedom. With unequal numbers of units the plain one is too
+    narrow; with equal numbers this is Student's interval of the clusters' means.
     """
     variance = trace = squares = 0.0
     for block in blocks:
