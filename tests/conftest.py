@@ -9,7 +9,7 @@ import torch
 from pursuhint_lib.settings import extensions
 
 # Files whose tests take longest. They begin first, so that no process is left alone with one when the others are done.
-LONG = ("test_smoke.py", "test_kills.py", "test_processes.py", "test_compression.py", "test_corruption.py", "test_sweep.py", "test_forking.py")
+LONG = tuple(f"test_{name}.py" for name in ("smoke", "kills", "processes", "compression", "corruption", "sweep", "exchange", "forking"))
 
 
 def pytest_collection_modifyitems(items):

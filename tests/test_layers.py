@@ -31,6 +31,7 @@ STUDY = [
     "compression",
     "shortcuts",
     "sweep",
+    "exchange",
     "scores",
     "toy",
     "catalogue",

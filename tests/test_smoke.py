@@ -82,7 +82,8 @@ def test_every_notebook_is_executed_without_error_and_without_noise(finished):
     executed = sorted((folder / "results" / "smoke" / "notebooks").glob("*.ipynb"))
     assert len(executed) == STEPS
     # test_imagenet.py runs the other way to distil.
-    assert {file.stem.split("-")[0] for file in executed} == {file.stem for file in NOTEBOOKS.glob("*.ipynb")} - {"04_imagenet", "09_hint_weight"}
+    left_out = {"04_imagenet", "09_hint_weight", "10_deepest_point"}
+    assert {file.stem.split("-")[0] for file in executed} == {file.stem for file in NOTEBOOKS.glob("*.ipynb")} - left_out
     for file in executed:
         text = file.read_text()
         outputs = [output for cell in json.loads(text)["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]

@@ -15,11 +15,12 @@ from pursuhint_lib import plots, records, statistics
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
+from pursuhint_lib.study.exchange import INTERACTION, exchanges
 from pursuhint_lib.study.hints import hint_choices, layer_similarity
 from pursuhint_lib.study.plan import make_plan
 from pursuhint_lib.study.profile import checked, load_profile, network_points
 from pursuhint_lib.study.runs import cell_settings, methods_of, results_frame, run_cell, runs_of
-from pursuhint_lib.study.sweep import exchanges, gains, sweep_cells, sweep_frame, sweep_runs
+from pursuhint_lib.study.sweep import gains, sweep_cells, sweep_frame, sweep_runs
 from pursuhint_lib.training import train_teacher
 
 SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
@@ -107,35 +108,15 @@ def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     tables = StudyPaths("smoke").tables
     frame = sweep_frame(checked(replace(trained, sweeps=(sweep,))), "at")
-    tabled = {"gains": statistics.effects(gains(frame), ["weight", "arm"]), "exchanged": statistics.effects(exchanges(frame), ["weight", "points"])}
+    shares = exchanges(gains(frame))
+    shares = shares[shares["points"] != INTERACTION]
+    tabled = {"gains": statistics.effects(gains(frame), ["weight", "arm"]), "exchanged": statistics.effects(shares, ["weight", "points"])}
     for name, effects in tabled.items():
         np.testing.assert_allclose(pd.read_csv(tables / f"09_hint_weight-at-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
         assert (StudyPaths("smoke").figures / f"09_hint_weight-at-{name}.svgz").is_file()
     assert set(pd.read_csv(tables / "09_hint_weight-at-layers.csv")["arm"]) == set(sweep.arms)
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "At the weight of the grid (1000), beyond chance: helped by" in told
-
-
-def test_the_share_of_the_deepest_point_and_that_of_the_others_are_the_main_effects_of_a_factorial_design():
-    generator = np.random.default_rng(0)
-    rows = []
-    for seed, (deep, others, both) in enumerate(generator.normal(size=(3, 3))):
-        for arm, x, y in (("stage-ends", 1, 1), ("deepened-r2", 1, -1), ("shallowed-r2", -1, 1), ("pursuhint-r2", -1, -1)):
-            accuracy = 40 + deep * x + others * y + both * x * y
-            rows.append(
-                {"pair": "p", "method": "at", "weight": 10.0, "seed": seed, "arm": arm, "accuracy": accuracy, "expected": (2 * deep, 2 * others)}
-            )
-    frame = pd.DataFrame(rows)
-    plain = frame[frame["arm"] == "stage-ends"].assign(weight=0.0)
-    found = exchanges(pd.concat([plain, frame])).set_index(["seed", "points"])["difference"]
-    assert len(found) == 6
-    for seed, rows in frame.groupby("seed"):
-        assert tuple(found[seed]) == pytest.approx(rows["expected"].iloc[0])
-        accuracy = rows.set_index("arm")["accuracy"]
-        assert found[seed].sum() == pytest.approx(accuracy["stage-ends"] - accuracy["pursuhint-r2"])
-    # Without all four sets there is nothing to say.
-    assert exchanges(frame[frame["arm"] != "shallowed-r2"]).empty
-    assert statistics.effects(exchanges(frame[frame["arm"] == "stage-ends"]), ["metric", "points"]).empty
 
 
 def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
@@ -150,7 +131,7 @@ def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
     assert set(deepened["layers"]) == {" ".join([*paper_names[:-1], names.ends[-1]])}
     assert set(shallowed["layers"]) == {" ".join([*names.ends[:-1], paper_names[-1]])}
     assert set(ends["layers"]) == {" ".join(names.ends)}
-    told = exchanges(frame)
+    told = exchanges(gains(frame))
     assert set(told["weight"]) == {10.0, 1000.0}
     assert told.groupby(["weight", "points"])["seed"].nunique().eq(2).all()
 

@@ -5,11 +5,11 @@ Names of methods, networks and so on are checked where their registries live
 """
 
 from .forms import SettingsError, build, choose, resolved, settings_hash
-from .profile import Launch, Pair, Profile, Stability, Sweep, Weights
+from .profile import Exchange, Launch, Pair, Profile, Stability, Sweep, Weights
 from .reading import read_profile
 from .runs import PRECISIONS, Arm, Data, DistillSettings, Schedule, StudentSettings, TeacherSettings
 
 __all__ = [
-    "PRECISIONS", "Arm", "Data", "DistillSettings", "Launch", "Pair", "Profile", "Schedule", "SettingsError", "Stability", "StudentSettings",
-    "Sweep", "TeacherSettings", "Weights", "build", "choose", "read_profile", "resolved", "settings_hash",
+    "PRECISIONS", "Arm", "Data", "DistillSettings", "Exchange", "Launch", "Pair", "Profile", "Schedule", "SettingsError", "Stability",
+    "StudentSettings", "Sweep", "TeacherSettings", "Weights", "build", "choose", "read_profile", "resolved", "settings_hash",
 ]  # fmt: skip

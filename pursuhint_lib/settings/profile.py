@@ -99,6 +99,20 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """How the deepest hint point is told from the others: the stage ends and the paper's points with theirs exchanged.
+
+    **Arguments:** ``metric`` of the paper's points; ``methods`` those of the profile's with hints; all when not given.
+    """
+
+    metric: str
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        once("methods", self.methods)
+
+
+@dataclass(frozen=True)
 class Launch:
     """Training of students in processes of their own, which share every batch.
 
@@ -132,6 +146,7 @@ class Profile:
     - ``student_images``: training images of the students, the same number of each class, where that is fewer than the teachers have.
     - ``fewer_seeds``: method with hints → how many of the seeds it takes, where that is not all.
     - ``sweeps``: how notebook 09 varies the weight of the hint loss, one method each; left out when there are none.
+    - ``exchange``: how notebook 10 tells the deepest hint point from the others; left out when not given.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process when not given.
     - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one; left out when 0.
     """
@@ -161,6 +176,7 @@ class Profile:
     student_images: int | None = None
     fewer_seeds: dict[str, int] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
+    exchange: Exchange | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.name):

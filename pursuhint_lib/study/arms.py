@@ -125,6 +125,11 @@ ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
 STAGE_ARMS = ("stage-ends", "reversed", "shallowed-")
 
 
+def exchange_arms(metric: str) -> tuple[str, str, str, str]:
+    """The stage ends, the two sets that are mixed of them and the paper's points, and the paper's points under a metric."""
+    return "stage-ends", f"deepened-{metric}", f"shallowed-{metric}", f"pursuhint-{metric}"
+
+
 def _entry(arm: str) -> tuple[str, str]:
     """Key in ``ARMS`` and what follows it."""
     prefix = next((key for key in ARMS if key.endswith("-") and arm.startswith(key)), None)

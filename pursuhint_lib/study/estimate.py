@@ -16,8 +16,10 @@ from ..models import parameter_count
 from ..paths import results_root, work_root
 from ..settings import Pair, Profile, Schedule
 from ..training import Learner, autocast, build_learner, seeded_model
-from .plan import DISTILLING, SWEEP, Step
+from .exchange import mixed_grid
+from .plan import DISTILLING, EXCHANGE, SWEEP, Step
 from .profile import network_points
+from .runs import methods_of
 from .shortcuts import compared_methods
 from .trial import Trial, trial, trial_runs
 
@@ -190,13 +192,16 @@ def _missing(profile: Profile, step: Step) -> int:
         sweep = profile.sweep(step.parameters["method"])
         added = set(sweep.arms) - set(profile.arms)
         return (len(sweep.arms) * len(sweep.weights) + len(added)) * sweep.seeds
+    if step.notebook == EXCHANGE:
+        added = set(mixed_grid(profile).arms) - set(profile.arms)
+        return len(added) * sum(len(profile.seeds_of(*cell)) for cell in _trained(profile, step))
     # Of a distillation, or of the comparison of ways to train.
     pair, method = _trained(profile, step)[0]
     return len(profile.arms) * len(profile.seeds_of(pair, method))
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed", SWEEP):
+    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed", SWEEP, EXCHANGE):
         return 0.0
     train, test = image_counts(profile.data)
     if step.notebook in ("01_teacher_and_layers", "02_hint_points"):
@@ -209,8 +214,14 @@ def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int
         if step.notebook == "01_teacher_and_layers":
             return teacher
         return (missing - 1) * teacher + profile.stability.draws * _comparison_seconds(profile, network, images)
-    pair, method = _trained(profile, step)[0]
-    train = image_counts(profile.student_data)[0]
+    cells = _trained(profile, step)
+    return sum(_student_seconds(profile, step, speeds, cell, missing / len(cells)) for cell in cells)
+
+
+def _student_seconds(profile: Profile, step: Step, speeds: Speeds, cell: tuple[Pair, str], missing: float) -> float:
+    """Seconds of so many students of one (pair, method) of a step, with the passes of their teacher."""
+    pair, method = cell
+    (train, _), test = image_counts(profile.student_data), image_counts(profile.data)[1]
     schedule = profile.student
     own = schedule.epochs * train * speeds.step[pair.student, method] + _evaluations(schedule) * test * speeds.evaluate[pair.student]
     asked = schedule.epochs * train * speeds.ask[pair.teacher] if distiller(method).uses_teacher else 0.0
@@ -219,7 +230,8 @@ def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int
     if step.notebook == SWEEP:
         sweep = profile.sweep(method)
         seeds = sweep.seeds * len(sweep.weights)
-    arms = 1 if step.notebook == "07_speed" else max(1, (step.runs[1] or missing) // seeds)
+    together = {"07_speed": 1, EXCHANGE: 2}
+    arms = together.get(step.notebook, max(1, (step.runs[1] or missing) // seeds))
     return missing * own + missing / arms * asked
 
 
@@ -229,6 +241,9 @@ def _trained(profile: Profile, step: Step) -> list[tuple[Pair, str]]:
         return [(profile.pairs[0], method) for method in compared_methods(profile)]
     if step.notebook == SWEEP:
         return [(profile.pairs[0], step.parameters["method"])]
+    if step.notebook == EXCHANGE:
+        grid = mixed_grid(profile)
+        return [(pair, method) for pair in grid.pairs for method in methods_of(grid, pair)]
     return [(profile.pair(step.parameters["pair"]), step.parameters["method"])] if step.notebook in DISTILLING else []
 
 

@@ -13,6 +13,7 @@ from ..files import write_json
 from ..paths import NOTEBOOKS, StudyPaths
 from ..settings import Pair, Profile, SettingsError, choose, resolved
 from .compression import export_runs
+from .exchange import exchange_runs
 from .hints import stored_similarity
 from .publish import step_name
 from .runs import has_arms, methods_of, runs_of
@@ -24,6 +25,10 @@ from .sweep import sweep_runs
 DISTILLING = ("03_distillation", "04_imagenet")
 # The notebook that varies the weight of the hint loss.
 SWEEP = "09_hint_weight"
+# The notebook that exchanges the deepest hint point.
+EXCHANGE = "10_deepest_point"
+# Settings that are one notebook's own: no other is to be drawn again for them.
+_OWN = {"stability": "02_hint_points", "shortcut_seeds": "07_speed", "sweeps": None, "exchange": EXCHANGE}
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
         draft.add("08_export", step_name("05_results"))
     for sweep in profile.sweeps:
         draft.add(SWEEP, step_name("05_results"), method=sweep.method)
+    if profile.exchange:
+        draft.add(EXCHANGE, step_name("05_results"))
     return draft.steps
 
 
@@ -99,11 +106,7 @@ class _Draft:
         if notebook < "05" and notebook != "00_start_here":
             # A new pair or method must not set off the notebooks of the others.
             settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
-        if notebook != "02_hint_points":
-            del settings["stability"]
-        if notebook != "07_speed":
-            del settings["shortcut_seeds"]
-        del settings["sweeps"]
+        settings = {key: value for key, value in settings.items() if _OWN.get(key, notebook) == notebook}
         if notebook == SWEEP:
             settings["sweep"] = resolved(self.profile.sweep(parameters["method"]))
         if "pair" in parameters:
@@ -127,6 +130,8 @@ class _Draft:
             return shortcut_runs(self.profile)
         if notebook == SWEEP:
             return sweep_runs(self.profile, **parameters)
+        if notebook == EXCHANGE:
+            return exchange_runs(self.profile)
         if notebook == "08_export":
             return export_runs(self.profile, all(step.runs[0] == step.runs[1] for step in self.steps if step.notebook in DISTILLING))
         if notebook not in DISTILLING:
@@ -193,7 +198,7 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         needs = [name for name in step.needs if name in waiting]
         # Processes that train together take the whole machine, and all its GPUs; where times are measured, nothing else should run.
-        alone = step.notebook[:2] in ("01", "02", "04", "08", "09")
+        alone = step.notebook[:2] in ("01", "02", "04", "08", "09", "10")
         shared = max(1, cores // len(hinted)) if step.name in hinted else 1
         threads = 1 if step.runs[0] == step.runs[1] else cores if alone else shared
         cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus

@@ -18,7 +18,7 @@ from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
 from ..similarity import check_metric
 from ..taps import candidate_points, point_shapes, stage_ends
 from ..training import resolve_precision
-from .arms import STAGE_ARMS, check_arm, max_random_arm
+from .arms import STAGE_ARMS, check_arm, exchange_arms, max_random_arm
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
             check_arm(arm, profile.metrics)
             if arm == "none":
                 raise SettingsError(f"the sweep of {sweep.method} has the arm none, to which no weight applies; leave it out")
+    if profile.exchange:
+        choose("metric of the exchange", profile.exchange.metric, profile.metrics)
+        if not hinted:
+            raise SettingsError("there is an exchange of hint points, but none of the methods has hints; add such a method, or leave it out")
+        for method in profile.exchange.methods:
+            choose("method with hints of this profile", method, hinted)
     there = profile.data.train_images or describe(profile.data).counts[0]
     if profile.student_images and 0 < there <= profile.student_images:
         raise SettingsError(f"student_images is {profile.student_images}, but the teachers have {there}; give fewer, or leave it out for all")
@@ -190,7 +196,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
         )
     # The weights of hint losses are swept on the first pair.
     swept = [arm for sweep in profile.sweeps for arm in sweep.arms] if pair == profile.pairs[0] else []
-    arms = [*profile.arms, *swept]
+    arms = [*profile.arms, *swept, *(exchange_arms(profile.exchange.metric) if profile.exchange else ())]
     staged = [arm for arm in arms if arm.startswith(STAGE_ARMS)]
     if staged and k != len(teacher.ends):
         raise SettingsError(

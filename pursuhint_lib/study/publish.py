@@ -14,7 +14,7 @@ from ..plots import style
 from ..settings import Profile
 
 # Dots per inch of a PNG file, and of a figure inside a notebook.
-FILE_DPI = 160
+FILE_DPI = 140
 INLINE_DPI = 100
 
 

@@ -15,7 +15,8 @@ from ..distillers import distiller
 from ..paths import NOTEBOOKS
 from ..settings import DistillSettings, Profile
 from ..statistics import CLAIMS, RANDOM, arms_of
-from .plan import DISTILLING, SWEEP, Step
+from .exchange import mixed_grid
+from .plan import DISTILLING, EXCHANGE, SWEEP, Step
 from .runs import fork, has_arms, results_frame
 from .sweep import sweep_cells
 
@@ -142,6 +143,8 @@ def _runs_of_step(profile: Profile, step: Step | None, frame: pd.DataFrame) -> p
         given = _defaults(NOTEBOOKS / f"{step.notebook}.ipynb")
         changes = {"methods": ("ce", "kd", given["method"]), "arms": tuple(given["arms"]), "seeds": tuple(given["seeds"])}
         return results_frame(fork(profile, profile.example_pair, **changes))
+    if step is not None and step.notebook == EXCHANGE:
+        return results_frame(mixed_grid(profile))
     if step is not None and step.notebook == SWEEP:
         cells = sweep_cells(profile, step.parameters["method"])
         return pd.DataFrame([row for cell in cells for row in _swept(profile, cell)], columns=["weight", *COLUMNS])

@@ -168,4 +168,4 @@ def fork(profile: Profile, pair: Pair, **changes) -> Profile:
 
     **Raises:** ``SettingsError`` as for a profile file.
     """
-    return checked(replace(profile, pairs=(pair,), example_pair=None, fewer_seeds={}, sweeps=(), **changes))
+    return checked(replace(profile, pairs=(pair,), example_pair=None, fewer_seeds={}, sweeps=(), exchange=None, **changes))

@@ -1,4 +1,4 @@
-"""How much the choice of layers changes with the weight of the hint loss, and which of the points makes it: other weights, on the first pair."""
+"""How much the choice of layers changes with the weight of the hint loss: other weights, on the first pair."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,25 +54,3 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
     plain = frame[frame["weight"] == 0].set_index(key)["accuracy"].rename("plain")
     hinted = frame[frame["weight"] > 0].join(plain, on=key)
     return hinted.assign(difference=hinted["accuracy"] - hinted["plain"]).drop(columns="plain")
-
-
-def exchanges(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the stage ends give over PURSUhInT's points, as a share of the deepest point and one of the others.
-
-    The sets of layers are the four of two choices: the deepest point and the others are either set's. A share is the difference that its
-    points make, as the mean of the two with the other points at either set's; the two add up to the whole. It is there for the metrics
-    under which all four were trained, the mixed two as the arms ``deepened-`` and ``shallowed-``.
-
-    **Returns:** columns pair, method, weight, seed, metric, points, difference (points of accuracy).
-    """
-    table = frame[frame["weight"] > 0].pivot(index=["pair", "method", "weight", "seed"], columns="arm", values="accuracy")
-    rows = [pd.DataFrame(columns=[*table.index.names, "metric", "points", "difference"])]
-    for metric in (arm.removeprefix("deepened-") for arm in table if arm.startswith("deepened-")):
-        four = ("stage-ends", f"deepened-{metric}", f"shallowed-{metric}", f"pursuhint-{metric}")
-        if not set(four) <= set(table):
-            continue
-        ends, deepened, shallowed, paper = (table[arm] for arm in four)
-        shares = {"the deepest": (ends - shallowed + deepened - paper) / 2, "the others": (ends - deepened + shallowed - paper) / 2}
-        for points, share in shares.items():
-            rows.append(share.rename("difference").reset_index().assign(metric=metric, points=points))
-    return pd.concat(rows, ignore_index=True)

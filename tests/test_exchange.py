@@ -1,0 +1,148 @@
+"""The deepest hint point exchanged: shares against a factorial design, what is trained for them, the step, and notebook 10."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pursuhint_lib import statistics
+from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
+from pursuhint_lib.settings import Exchange, Pair, SettingsError
+from pursuhint_lib.study.estimate import estimate
+from pursuhint_lib.study.exchange import INTERACTION, SHARES, exchange_frame, exchange_runs, exchanges
+from pursuhint_lib.study.hints import layer_similarity
+from pursuhint_lib.study.plan import make_plan
+from pursuhint_lib.study.profile import checked, load_profile, network_points
+from pursuhint_lib.study.runs import run_cell
+from pursuhint_lib.training import train_teacher
+
+CHANGES = {"arms": ("none", "stage-ends", "pursuhint-r2"), "metrics": ("r2",), "methods": ("ce", "kd", "at", "fitnet")}
+
+
+@pytest.fixture
+def profile():
+    return checked(replace(load_profile("smoke"), exchange=Exchange("r2", ("at",)), **CHANGES))
+
+
+@pytest.fixture
+def trained(profile):
+    train_teacher(profile.teacher_settings("resnet14"))
+    layer_similarity(profile, "resnet14")
+    return profile
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_shares_and_interaction_are_the_effects_of_a_factorial_design(weighted):
+    generator = np.random.default_rng(0)
+    rows, truth = [], {}
+    for seed, (deep, others, both) in enumerate(generator.normal(size=(3, 3))):
+        truth[seed] = {SHARES[0]: 2 * deep, SHARES[1]: 2 * others, INTERACTION: 4 * both}
+        for arm, x, y in (("stage-ends", 1, 1), ("deepened-r2", 1, -1), ("shallowed-r2", -1, 1), ("pursuhint-r2", -1, -1)):
+            found = {"pair": "p", "method": "at", "seed": seed, "arm": arm} | ({"weight": 10.0} if weighted else {})
+            rows.append(found | {"accuracy": 40 + deep * x + others * y + both * x * y})
+    frame = pd.DataFrame(rows)
+    found = exchanges(frame)
+    assert ("weight" in found) == weighted
+    assert set(found["metric"]) == {"r2"}
+    for seed, effects in truth.items():
+        mine = found[found["seed"] == seed].set_index("points")["difference"]
+        assert mine.to_dict() == pytest.approx(effects)
+        accuracy = frame[frame["seed"] == seed].set_index("arm")["accuracy"]
+        assert mine[list(SHARES)].sum() == pytest.approx(accuracy["stage-ends"] - accuracy["pursuhint-r2"])
+
+
+def test_without_all_four_sets_there_are_no_shares():
+    rows = [{"pair": "p", "method": "at", "seed": 0, "arm": arm, "accuracy": 40.0} for arm in ("stage-ends", "deepened-r2", "pursuhint-r2")]
+    assert exchanges(pd.DataFrame(rows)).empty
+    assert statistics.effects(exchanges(pd.DataFrame(rows[:1])), ["metric", "points"]).empty
+
+
+def test_only_the_mixed_sets_are_trained_beyond_the_grid_and_its_files_stay(trained):
+    run_cell(trained, trained.pairs[0], "at")
+    paths = StudyPaths("smoke")
+    hints = paths.hint_points("resnet14", 3).read_bytes()
+    before = {path.name for path in paths.records.iterdir()}
+    # Two arms and two seeds are missing.
+    found, wanted = exchange_runs(trained)
+    frame = exchange_frame(trained)
+    assert exchange_runs(trained) == (wanted, wanted)
+    assert len({path.name for path in paths.records.iterdir()} - before) == wanted - found <= 4
+    assert paths.hint_points("resnet14", 3).read_bytes() == hints
+    assert set(frame["method"]) == {"at"}
+    assert frame.groupby("arm")["seed"].nunique().eq(2).all()
+    assert frame["arm"].nunique() == 4
+    # The deepest point is one set's, and the others are the other's.
+    layers = {row.arm: row.points.split() for row in frame.itertuples()}
+    assert layers["stage-ends"] == list(network_points("resnet14", trained.data).ends)
+    assert layers["deepened-r2"] == [*layers["pursuhint-r2"][:-1], layers["stage-ends"][-1]]
+    assert layers["shallowed-r2"] == [*layers["stage-ends"][:-1], layers["pursuhint-r2"][-1]]
+
+
+def test_all_methods_with_hints_take_part_unless_some_are_named(trained):
+    one, all_of_them = (exchange_runs(changed)[1] for changed in (trained, replace(trained, exchange=Exchange("r2"))))
+    assert all_of_them == 2 * one
+
+
+def test_an_exchange_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
+    steps = {step.name: step for step in make_plan(profile, "smoke")}
+    assert steps["10_deepest_point"].needs == ("05_results",)
+    assert (steps["10_deepest_point"].runs, steps["10_deepest_point"].trains) == ((0, None), True)
+    other = replace(profile, exchange=Exchange("r2", ("fitnet",)))
+    assert {step.name for step in make_plan(other, "smoke") if steps[step.name].key != step.key} == {"10_deepest_point"}
+    without = {step.name: step.key for step in make_plan(replace(profile, exchange=None), "smoke")}
+    assert without == {name: step.key for name, step in steps.items() if name != "10_deepest_point"}
+
+
+def test_the_time_of_an_exchange_is_that_of_its_two_more_arms(profile):
+    steps = make_plan(profile, "smoke")
+    seconds = estimate(profile, steps, cores=1).steps
+    grid = sum(value for name, value in seconds.items() if name.endswith("-at"))
+    assert 7 < seconds["10_deepest_point"] <= grid + 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exchange": Exchange("cka-rbf")}, "unknown metric of the exchange 'cka-rbf'; valid: r2"),
+        ({"exchange": Exchange("r2", ("kd",))}, "unknown method with hints of this profile 'kd'; valid: at, fitnet"),
+        ({"methods": ("ce", "kd")}, "there is an exchange of hint points, but none of the methods has hints"),
+        (
+            {"arms": ("none", "last"), "pairs": (Pair("resnet14", "resnet8", ("layer1", "layer2"), 2),)},
+            "the arm stage-ends has 3 points .*but k is 2",
+        ),
+    ],
+)
+def test_an_exchange_of_what_the_profile_does_not_have_is_refused(profile, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        checked(replace(profile, **changes))
+
+
+def test_a_method_is_named_once():
+    with pytest.raises(SettingsError, match="methods names at more than once"):
+        Exchange("r2", ("at", "at"))
+
+
+def test_notebook_10_trains_the_mixed_sets_and_answers(trained, tmp_path):
+    file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
+    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {name: list(values) for name, values in CHANGES.items()}
+    file.write_text(yaml.safe_dump(content | {"exchange": {"metric": "r2", "methods": ["at"]}}))
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "10_deepest_point.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tables, shares = StudyPaths("smoke").tables, exchanges(exchange_frame(trained))
+    mixed = shares["points"] == INTERACTION
+    tabled = {"shares": shares[~mixed], "interaction": shares[mixed]}
+    for name, rows in tabled.items():
+        effects = statistics.effects(rows, ["method", "points"])
+        np.testing.assert_allclose(pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
+    assert set(pd.read_csv(tables / "10_deepest_point-layers.csv")["arm"]) == {"stage-ends", "deepened-r2", "shallowed-r2", "pursuhint-r2"}
+    assert (StudyPaths("smoke").figures / "10_deepest_point-shares.svgz").is_file()
+    told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
+    assert "Beyond chance: " in told
