@@ -83,7 +83,6 @@ FIGURES = {
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
     "forest": lambda: plots.forest({"against the stage ends": panel(), "against random points": panel()}, margin=0.2),
     "effect_grid": lambda: plots.effect_grid({"against the stage ends": panel().assign(p_holm=0.01)}, 0.05),
-    "compression": lambda: plots.compression(networks()),
     "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
     "claim_effects": lambda: plots.claim_effects(claims(), margin=0.5),
@@ -95,7 +94,9 @@ FIGURES = {
     "agreement_heatmaps": lambda: plots.agreement_heatmaps({"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}),
     "stability": lambda: plots.stability({"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()),
     "layer_quality": lambda: plots.layer_quality(qualities(), [7, 9]),
-    "compression_costs": lambda: plots.compression_costs(networks().assign(pair="p", method="at", arm="last"), {"parameters": "parameters"}),
+    "compression_costs": lambda: plots.compression_costs(
+        networks().assign(pair="p", teacher="resnet56", method="at", arm="last"), {"parameters": "parameters"}
+    ),
     "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10, margin=0.2),
 }
 
@@ -106,7 +107,6 @@ SINGLE = {
     "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
     "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}, margin=0.2),
-    "compression": lambda: plots.compression(networks(-INFINITY, INFINITY)),
     "claim_effects": lambda: plots.claim_effects(claims(seeds=1), margin=0.5),
     "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10, margin=0.2),
 }
@@ -295,20 +295,6 @@ def test_bars_are_as_high_as_the_channels():
     axis = FIGURES["channel_statistics"]().axes[0]
     assert [bar.get_height() for bar in axis.containers[0]] == [16, 32, 64]
     assert [bar.get_height() for bar in axis.containers[1]] == [0, 3, 5]
-
-
-def test_the_compression_figure_puts_networks_at_their_size_and_accuracy():
-    axis = FIGURES["compression"]().axes[0]
-    assert axis.get_xscale() == "log"
-    frame = networks()
-    assert [y for _, y, _ in dots(axis)] == list(frame["accuracy"])
-    for (x, _, _), row in zip(dots(axis), frame.itertuples(), strict=True):
-        # The best student stands a little beside the student alone, so that both intervals can be seen.
-        assert 0.85 * row.parameters < x < row.parameters if row.role == "best student" else x == row.parameters
-    assert [text.get_text() for text in axis.texts] == ["resnet56", "resnet20", "resnet8"]
-    colours = [colour for *_, colour in dots(axis)]
-    assert colours[1] == colours[2]
-    assert len({colours[0], colours[1], colours[3]}) == 3
 
 
 def test_claims_are_shown_with_their_verdicts():

@@ -17,7 +17,7 @@ def networks(**changes) -> pd.DataFrame:
         ("a-c", "c", "best student", "at", "none", 93.4, 92.0, 95.0, 60_000, 0.03),
     ]  # fmt: skip
     columns = ["pair", "network", "role", "method", "arm", "accuracy", "low", "high", "parameters", "ms"]
-    return pd.DataFrame(rows, columns=columns).assign(**changes)
+    return pd.DataFrame(rows, columns=columns).assign(teacher="a", **changes)
 
 
 def test_the_figure_puts_networks_at_their_cost_and_accuracy():
@@ -35,6 +35,18 @@ def test_the_figure_puts_networks_at_their_cost_and_accuracy():
             [(frame[cost][0], frame[cost][2]), (frame[cost][0], frame[cost][3]), (frame[cost][1], frame[cost][2])]
         )
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_networks_of_several_pairs_are_named_once_and_stand_by_their_own_teacher():
+    mine = networks().iloc[:3]
+    # The same teacher and student of another pair, with fewer seeds; and the student as the teacher of a third.
+    others = mine.assign(pair="a-b2", accuracy=mine["accuracy"] + [0, 1, -4], method="at")
+    third = mine.assign(pair="b-c", teacher="b", network=["b", "c", "c"], accuracy=[90.0, 70.0, 75.0], parameters=[5_000, 900, 900])
+    axis = plots.compression_costs(pd.concat([mine, others, third]), {"parameters": "parameters"}).axes[0]
+    assert sorted(text.get_text() for text in axis.texts if text.get_text()) == sorted(["a", "b", "rkd, all", "at, all", "b", "c", "rkd, all"])
+    arrows = [text for text in axis.texts if isinstance(text, Annotation) and text.arrow_patch and not text.get_text()]
+    ends = {(arrow.xyann[1], arrow.xy[1]) for arrow in arrows}
+    assert ends == {(97.0, 93.3), (97.0, 89.3), (90.0, 75.0), (85.5, 93.3), (86.5, 89.3), (70.0, 75.0)}
 
 
 def test_labels_of_the_figure_keep_clear_of_each_other():

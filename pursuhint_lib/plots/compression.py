@@ -26,8 +26,8 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
 
     Arrows lead from the teacher to its best students, dotted lines from a student alone to the same network's best.
 
-    **Arguments:** ``networks`` with columns pair, network, role (teacher, student alone, best student), method, arm, accuracy, low, high and those of
-    ``costs``, which are column → what stands at the axis.
+    **Arguments:** ``networks`` with columns pair, teacher, network, role (teacher, student alone, best student), method, arm, accuracy, low, high and
+    those of ``costs``, which are column → what stands at the axis. A teacher, or a student alone, of several pairs may be there for each.
     """
     figure, axes = new_figure(HEIGHT, ncols=len(costs), sharey=True, squeeze=False)
     rows = networks.to_dict("records")
@@ -39,11 +39,12 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
         _ticks(axis, networks[cost])
         axis.grid(axis="y", color="#eeeeee", lw=0.8)
     axes[0, 0].set_ylabel("test accuracy, %")
-    heights = _spread([row["accuracy"] for row in rows], SHARE * float(np.ptp(axes[0, 0].get_ylim())))
+    named = networks[(networks["role"] == "best student") | ~networks.duplicated(["role", "network"])].to_dict("records")
+    heights = _spread([row["accuracy"] for row in named], SHARE * float(np.ptp(axes[0, 0].get_ylim())))
     for axis, cost in zip(axes[0], costs, strict=True):
         _lines(axis, networks, cost)
         middle = float(np.sqrt(networks[cost].min() * networks[cost].max()))
-        for row, height in zip(rows, heights, strict=True):
+        for row, height in zip(named, heights, strict=True):
             _label(axis, _text(row, networks), _colour(row), (row[cost], height), leftwards=row[cost] > middle)
     present = [role for role in MARKERS if role in set(networks["role"])]
     sizes = {role: 8 if role == "best student" else 5 for role in present}
@@ -95,9 +96,9 @@ def _lines(axis: Axes, networks: pd.DataFrame, cost: str) -> None:
         end = (best[cost], best["accuracy"])
         for other in networks[networks["role"] != "best student"].to_dict("records"):
             begin, shape = (other[cost], other["accuracy"]), {"color": "#bbbbbb", "lw": 0.8, "shrinkA": 4, "shrinkB": 6}
-            if other["role"] == "teacher":
+            if other["role"] == "teacher" and other["network"] == best["teacher"]:
                 axis.annotate("", end, begin, zorder=1, arrowprops={"arrowstyle": "->", **shape})
-            elif other["pair"] == best["pair"]:
+            elif other["role"] == "student alone" and other["pair"] == best["pair"]:
                 axis.annotate("", end, begin, zorder=1, arrowprops={"arrowstyle": "-", "ls": ":", **shape})
 
 

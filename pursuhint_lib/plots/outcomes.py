@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -175,32 +174,6 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
     axis.set_yticks(sorted(tick for tick in ticks if low <= tick <= high))
     axis.yaxis.set_major_formatter("{x:g}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-@styled
-def compression(networks: pd.DataFrame) -> Figure:
-    """Accuracy against size of teacher, student alone and best distilled student.
-
-    **Arguments:** columns network, role (teacher, student alone, best student), parameters, accuracy, low, high.
-    """
-    figure, axis = new_figure(3.0)
-    markers = {"teacher": "s", "student alone": "o", "best student": "*"}
-    students = [n for n in dict.fromkeys(networks["network"]) if (networks[networks["network"] == n]["role"] != "teacher").any()]
-    for row in networks.itertuples():
-        colour = "#222222" if row.role == "teacher" else SAFE[students.index(row.network)]
-        best = row.role == "best student"
-        # A student has the same size with and without a teacher; a little to the left its interval stays visible.
-        x = row.parameters * (0.9 if best else 1.0)
-        if np.isfinite(row.low):
-            axis.vlines(x, row.low, row.high, color=colour, lw=1.2)
-        axis.scatter([x], [row.accuracy], marker=markers[row.role], s=110 if best else 45, color=colour, zorder=3)
-        if not best:
-            axis.annotate(row.network, (x, row.accuracy), xytext=(7, -3), textcoords="offset points", fontsize=8, color=colour)
-    axis.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %")
-    axis.margins(x=0.25, y=0.15)
-    handles = [Line2D([], [], marker=m, color="#555555", ls="", markersize=9 if m == "*" else 6, label=role) for role, m in markers.items()]
-    axis.legend(handles=handles, loc="lower right")
     return figure
 
 

@@ -144,22 +144,23 @@ def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
 
     The best student is the best (method, arm) by mean accuracy; chosen among many, its mean is a little flattered.
 
-    **Returns:** columns pair, network, role, method, arm, accuracy (mean), low, high, n, parameters, compression.
+    **Returns:** columns pair, teacher, network, role, method, arm, accuracy (mean), low, high, n, parameters, compression.
     """
     rows = []
     for pair in profile.pairs:
         teacher = records.load(profile.name, profile.teacher_settings(pair.teacher))
         size = parameter_count(seeded_model(pair.teacher, profile.data, 0))
         accuracy = teacher.metrics["accuracy"] if teacher else float("nan")
-        shared = {"pair": pair.name, "low": -float("inf"), "high": float("inf")}
-        rows.append({**shared, "network": pair.teacher, "role": "teacher", "accuracy": accuracy, "n": 1, "parameters": size, "compression": 1.0})
+        shared = {"pair": pair.name, "teacher": pair.teacher}
+        unknown = {"low": -float("inf"), "high": float("inf"), "n": 1}
+        rows.append({**shared, **unknown, "network": pair.teacher, "role": "teacher", "accuracy": accuracy, "parameters": size, "compression": 1.0})
         mine = frame[frame["pair"] == pair.name]
         means = mean_with_interval(mine, ["method", "arm"]).rename(columns={"mean": "accuracy"})
         small = int(mine["parameters"].iloc[0])
         alone = means[means["arm"] == ALONE].head(1).assign(role="student alone", method="ce")
         best = means[means["arm"] != ALONE].nlargest(1, "accuracy").assign(role="best student")
         for row in pd.concat([alone, best]).to_dict("records"):
-            rows.append({"pair": pair.name, "network": pair.student, **row, "parameters": small, "compression": size / small})
+            rows.append({**shared, "network": pair.student, **row, "parameters": small, "compression": size / small})
     return pd.DataFrame(rows)
 
 
