@@ -131,6 +131,9 @@ def results_of(folder, name: str, verdict: str, over: bool = True) -> None:
     pd.DataFrame(spread).to_csv(tables / "05_results-choices-spread.csv", index=False)
     scores = {"method": ["AT", "AT", "SP"], "score": ["depth", "coverage, r2", "depth"], "rho": [0.8, -0.91, 0.99], "p_holm": [0.01, 0.01, 0.05]}
     pd.DataFrame(scores).to_csv(tables / "05_results-scores-methods.csv", index=False)
+    points = ["the deepest", "the others", "the deepest"]
+    shares = {"method": ["AT", "AT", "SP"], "points": points, "mean": [-2.5, 0.1, 3.0], "p_holm": [0.01, 0.9, 0.05]}
+    pd.DataFrame(shares).to_csv(tables / "10_deepest_point-shares.csv", index=False)
     (tables / "05_results-claims.md").write_text("The claims.\n\n| claim |\n|:--|\n| of a test |\n")
     if over:
         (tables.parent / "SHA256SUMS").write_text("")
@@ -148,9 +151,13 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     lines = readme.answer().split("\n\n")
     assert lines[0].startswith("**Of 1 claims: 1 reproduced, 0 not reproduced, 0 undecided**, in the profile [`cifar100-lite`]")
     assert "+1.50 points of accuracy, 95 % interval 1.00 to 2.00, 5 seeds, **reproduced**" in lines[1]
-    assert "By method: FitNet +2.00 [0.50, 3.50] (3 seeds), AT +1.00 [0.50, 3.50] (5 seeds)." in lines[1]
+    profile = load_profile("cifar100-lite")
+    taught = {method: [pair for pair in profile.pairs if method in (pair.methods or profile.methods)] for method in ("fitnet", "at")}
+    seeds = {method: " + ".join(str(len(profile.seeds_of(pair, method))) for pair in pairs) for method, pairs in taught.items()}
+    assert f"By method: FitNet +2.00 [0.50, 3.50] ({seeds['fitnet']} seeds), AT +1.00 [0.50, 3.50] ({seeds['at']} seeds)." in lines[1]
     assert "teacher; for scale, the means of 4 random sets have a standard deviation of 1.23 points. " in lines[1].replace("teachers;", "teacher;")
-    assert "(Spearman's ρ): AT: how well the layers stand for all others under r2 (-0.91). In the table" in lines[1]
+    assert "(Spearman's ρ): AT: how well the layers stand for all others under r2 (-0.91). What the stage ends give" in lines[1]
+    assert "afterwards](results/cifar100-lite/tables/10_deepest_point-shares.md)): AT, the deepest -2.50. In the table" in lines[1]
     table = tmp_path / "results" / "cifar100-lite" / "tables" / "05_results-choices-spread.csv"
     pd.DataFrame({"arms asked": ["random"], "arms": [1], "spread": [None]}).to_csv(table, index=False)
     assert "for scale" not in readme.answer()

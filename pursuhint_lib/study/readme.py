@@ -12,12 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from .. import records
+from ..distillers import distiller
 from ..files import replacing
 from ..paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from ..settings import Profile, SettingsError, choose, read_profile
 from ..statistics import CLAIMS, LEVEL
 from .engine import duration
 from .profile import profile_path
+from .runs import methods_of
 from .shortcuts import ALONE
 from .verify import sums_file
 
@@ -49,7 +51,8 @@ def answer() -> str:
         f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml). {profile.note}".rstrip(),
         f"The paper's claim is that its points beat the usual stage ends: {paper['mean']:+.2f} points of accuracy, 95 % interval {paper['low']:.2f} "
         f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
-        f"{_scale(name)}{_followed(name)}In the table, the rows above it must hold before it means anything; those below it are its controls.",
+        f"{_scale(name)}{_followed(name)}{_exchanged(name)}"
+        "In the table, the rows above it must hold before it means anything; those below it are its controls.",
         markdown[markdown.index("|") :].strip(),
         f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
         "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over `cells` (pair × method with hints × "
@@ -162,10 +165,18 @@ def _claims(name: str) -> pd.DataFrame:
 
 
 def _by_method(name: str) -> str:
-    """The paper's claim in every method by itself, with its number of seeds, which may be fewer than those of all."""
+    """The paper's claim in every method by itself, with its seeds, which may be fewer than those of all."""
     methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
     rows = methods[methods["compared"] == "minus the stage ends"].sort_values("mean", ascending=False)
-    return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}] ({row.n} seeds)" for row in rows.itertuples())
+    return ", ".join(f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}] ({_seeds(name, row.method)})" for row in rows.itertuples())
+
+
+def _seeds(name: str, title: str) -> str:
+    """How many seeds a method has in each of its pairs."""
+    profile = _profiles()[name]
+    (method,) = (method for method in profile.methods if distiller(method).title == title)
+    counts = [len(profile.seeds_of(pair, method)) for pair in profile.pairs if method in methods_of(profile, pair)]
+    return f"{' + '.join(map(str, counts))} seeds"
 
 
 def _scale(name: str) -> str:
@@ -188,6 +199,15 @@ def _followed(name: str) -> str:
     found = "; ".join(f"{row.method}: {_in_words(row.score)} ({row.rho:+.2f})" for row in sure.itertuples())
     start = "Which layers are good depends on the method. What its accuracy follows beyond chance over all sets of layers (Spearman's ρ): "
     return f"{start}{found}. " if found else ""
+
+
+def _exchanged(name: str) -> str:
+    """What is better at the stage ends, and what at the paper's points, beyond chance: the deepest point, or the others; empty where neither is."""
+    file = StudyPaths(name).tables / "10_deepest_point-shares.csv"
+    shares = pd.read_csv(file) if file.is_file() else pd.DataFrame({"p_holm": []})
+    found = [f"{row.method}, {row.points} {row.mean:+.2f}" for row in shares[shares["p_holm"] < LEVEL].itertuples()]
+    start = "What the stage ends give over the paper's points, by point, where it is beyond chance ([trained for this question afterwards]"
+    return f"{start}(results/{name}/tables/{file.stem}.md)): {'; '.join(found)}. " if found else ""
 
 
 def _in_words(score: str) -> str:
