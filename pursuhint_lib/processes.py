@@ -1,5 +1,7 @@
 """One training in several processes: who this one is, and what all of them together have. A process that is alone is all there is."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -7,6 +9,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within this context torch computes on so many threads of a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def world() -> int:

@@ -12,7 +12,7 @@ from pursuhint_lib.data import DATASETS, Data, load_splits
 from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import StudyPaths, teacher_file
 from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
-from pursuhint_lib.teachers import Teacher, read_entry, write_entry
+from pursuhint_lib.teachers import Teacher, manifest_entry, read_entry, write_entry
 
 DATA = Data("digits", train_images=60, test_images=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
@@ -263,6 +263,43 @@ def test_a_teacher_trained_here_gets_a_manifest_entry_that_guards_its_weights():
     assert (entry.network, entry.dataset, entry.classes, entry.accuracy) == ("resnet14", "digits", 10, record.metrics["accuracy"])
     save_weights(build_model("resnet14", 10, 1), path)
     with pytest.raises(SettingsError, match="has changed: sha256 is"):
+        training.load_teacher(TEACHER)
+
+
+def test_what_is_trained_again_for_its_weights_keeps_its_record():
+    trained, paths = [training.train_teacher(TEACHER), *training.distill(settings("at"))], StudyPaths("test")
+    written = {record.name: (paths.records / f"{record.name}.json").read_bytes() for record in trained}
+    stored = {record.name: weights(record) for record in trained}
+    for record in trained:
+        paths.weights(record.name).unlink(missing_ok=True)
+    again = (training.train_teacher(TEACHER, force=True), *training.distill(settings("at"), force=True))
+    for record in again:
+        assert (paths.records / f"{record.name}.json").read_bytes() == written[record.name]
+        assert same(stored[record.name], weights(record))
+
+
+def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
+    record = training.train_teacher(TEACHER)
+    file, path = StudyPaths("test").records / f"{record.name}.json", StudyPaths("test").weights(record.name)
+    stored = path.read_bytes()
+    path.unlink()
+    # Lost, and trained again to the same bits.
+    training.load_teacher(TEACHER)
+    assert path.read_bytes() == stored
+    # As if the record were of a machine that rounds otherwise, at the same accuracy by accident.
+    elsewhere = {**record.history, "loss_ce": [loss + 1e-4 for loss in record.history["loss_ce"]]}
+    records.save("test", replace(record, history=elsewhere))
+    written = file.read_bytes()
+    path.unlink()
+    with pytest.raises(SettingsError, match=r"teacher resnet14, trained again as its weights were gone, is another one: .* put its weights back as"):
+        training.distill(settings("at"))
+    assert file.read_bytes() == written
+    assert not path.exists()
+    assert not manifest_entry(path).exists()
+    # Weights that another training has left are not taken either.
+    training.train_teacher(TEACHER, force=True)
+    records.save("test", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1}))
+    with pytest.raises(SettingsError, match=r"is another one: .* as on record \(another machine rounds otherwise\)"):
         training.load_teacher(TEACHER)
 
 

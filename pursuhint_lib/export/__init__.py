@@ -7,15 +7,15 @@ import torch
 from ..data import Images, StreamedImages
 from ..files import replacing
 from ..models import parameter_count
+from ..processes import threads
 from ..settings import SettingsError
 from .card import model_card
 from .forms import FORMS, OPSET, VERSIONS, capture, load_onnx
-from .measure import ONNX, PYTORCH, REPEATS, WARM_UP, accuracy, answers, flops, latencies, threads
+from .measure import ONNX, PYTORCH, REPEATS, WARM_UP, accuracy, answers, flops, latencies
 from .report import Exported, FormReport, Subject, read_report
 
 __all__ = [
     "CARD", "CONDITIONS", "FORMS", "ONNX", "PYTORCH", "TOLERANCE", "VERSIONS", "Exported", "FormReport", "Subject", "export", "read_report",
-    "threads",
 ]  # fmt: skip
 
 # How far a form's logits may lie from PyTorch's, as a share of the largest logit or of 1: float32 keeps seven digits, of which a sum of some

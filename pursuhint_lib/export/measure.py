@@ -1,8 +1,7 @@
 """What a network costs, and whether two forms of it answer alike."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import Images, StreamedImages
+from ..processes import threads
 from .forms import Runner
 
 # Whose latency is measured.
@@ -33,17 +33,6 @@ class Latency:
     median: float
     low: float
     high: float
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within this context torch computes on so many threads of a CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def flops(network: nn.Module, image: Tensor) -> int:

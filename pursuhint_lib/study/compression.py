@@ -18,10 +18,11 @@ from torch import nn
 from .. import records
 from ..data import Images, describe, load_splits
 from ..distillers import distiller
-from ..export import CONDITIONS, ONNX, PYTORCH, VERSIONS, Exported, Subject, export, read_report, threads
-from ..files import replacing, sealed, write_json
+from ..export import CONDITIONS, ONNX, PYTORCH, VERSIONS, Exported, Subject, export, read_report
+from ..files import sealed, write_json
 from ..models import build_model, load_checkpoint
 from ..paths import StudyPaths
+from ..processes import threads
 from ..records import Record, differing, provenance
 from ..settings import DistillSettings, Profile, SettingsError, StudentSettings, TeacherSettings, resolved
 from ..teachers import TOLERANCE
@@ -206,9 +207,8 @@ def _builder(profile: Profile, run: TeacherSettings | StudentSettings, test: Ima
 
 
 def _train_again(profile: Profile, settings: TeacherSettings | DistillSettings, record: Record, test: Images) -> None:
-    """Train a run for its weights, on as many threads as the first time; its record stays as it was, to the byte."""
-    path = StudyPaths(profile.name).records / f"{record.name}.json"
-    written, run = path.read_bytes(), _run(settings)
+    """Train a run for its weights, on as many threads as the first time; its record stays as it was."""
+    run = _run(settings)
     taught = isinstance(run, StudentSettings)
     if taught and distiller(run.method).uses_teacher:
         _trained(profile, run.teacher, test)
@@ -218,8 +218,6 @@ def _train_again(profile: Profile, settings: TeacherSettings | DistillSettings, 
             distill(settings, force=True)
         else:
             train_teacher(settings, force=True)
-    with replacing(path) as draft:
-        draft.write_bytes(written)
 
 
 def cost_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:

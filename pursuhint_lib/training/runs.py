@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -15,10 +16,10 @@ from ..distillers import distiller
 from ..files import sha256
 from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
-from ..processes import agreed
+from ..processes import agreed, threads
 from ..records import Record
 from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
-from ..teachers import Teacher, check_accuracy, check_entry, find, write_entry
+from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, manifest_entry, write_entry
 from . import checkpoints
 from .fitting import fit
 from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
@@ -32,6 +33,8 @@ RECORDS_ONLY = "PURSUHINT_RECORDS_ONLY"
 
 def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     """Train a teacher, or evaluate the given checkpoint; a record that exists is loaded.
+
+    **Arguments:** ``force``: train it for its weights, whether there is a record or not; one that is there stays as it is.
 
     **Returns:** the record; its weights are under ``StudyPaths.weights``, with a manifest entry beside them.
 
@@ -92,22 +95,47 @@ def teacher_weights(settings: TeacherSettings) -> Path | None:
 def load_teacher(settings: TeacherSettings) -> nn.Module:
     """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights or record are not here.
 
-    **Raises:** ``SettingsError`` where the weights have changed since.
+    **Raises:** ``SettingsError`` where the weights have changed since, or are those of another training than the record's.
     """
     _refuse_if_records_only(f"a file of the folder hints that is made with {records.record_name(settings)}")
     if teacher_weights(settings) is None:
-        train_teacher(settings, force=True)
+        _teach(settings)
     weights = teacher_weights(settings)
-    find(str(weights))
+    _, entry = find(str(weights))
+    known = records.load(settings.profile, settings).metrics["accuracy"]
+    if entry and abs(entry.accuracy - known) > TOLERANCE:
+        raise _another(settings, weights, entry.accuracy, known)
     model = seeded_model(settings.network, settings.data, settings.seed)
     load_checkpoint(model, weights)
     return model.to(accelerator_for_this_process().device).eval().requires_grad_(False)
+
+
+def _teach(settings: TeacherSettings) -> None:
+    """Train a teacher that has no weights. If it has a record, students may have learnt from it, so that the training must come out as it did."""
+    known = records.load(settings.profile, settings)
+    with threads(known.provenance["threads"] if known else torch.get_num_threads()):
+        again = train_teacher(settings, force=True)
+    # A checkpoint is the same teacher wherever it is measured.
+    if known and settings.checkpoint is None and again.history != known.history:
+        weights = StudyPaths(settings.profile).weights(again.name)
+        manifest_entry(weights).unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+        raise _another(settings, weights, again.metrics.get("accuracy", float("nan")), known.metrics["accuracy"])
+
+
+def _another(settings: TeacherSettings, weights: Path, found: float, known: float) -> SettingsError:
+    return SettingsError(
+        f"teacher {settings.network}, trained again as its weights were gone, is another one: {found:.2f} % and not {known:.2f} % as on record "
+        f"(another machine rounds otherwise), and its students would not compare; put its weights back as {weights}, or train all anew with --force"
+    )
 
 
 def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     """Train every arm that has no record yet, side by side on one teacher pass.
 
     Arms with the same hint points are one run, and share its record.
+
+    **Arguments:** ``force``: train all arms for their weights; records that are there stay as they are.
 
     **Returns:** one record per arm, in the order of ``settings.arms``.
     """
@@ -199,8 +227,9 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         save_weights(network, StudyPaths(profile).weights(record.name))
         if kind == "teacher" and record.status == "ok":
             write_manifest_entry(StudyPaths(profile).weights(record.name), settings, record.metrics["accuracy"])
-        # Last: what has a record is complete.
-        records.save(profile, record)
+        # Last: what has a record is complete. One that is there stays: it was trained again for its weights.
+        if records.load(profile, settings) is None:
+            records.save(profile, record)
     # Whoever needs the weights next must find them.
     accelerator.wait_for_everyone()
     return record
