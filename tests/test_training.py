@@ -303,6 +303,15 @@ def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
         training.load_teacher(TEACHER)
 
 
+def test_a_teacher_that_has_failed_is_trained_again_without_a_comparison():
+    broken = replace(TEACHER, schedule=replace(TEACHER.schedule, learning_rate=1e12))
+    record = training.train_teacher(broken)
+    assert record.status == "failed"
+    StudyPaths("test").weights(record.name).unlink()
+    training.load_teacher(broken)
+    assert StudyPaths("test").weights(record.name).is_file()
+
+
 @pytest.mark.parametrize(("claimed", "passes"), [(0.0, True), (0.1, True), (0.2, False), (-0.2, False)])
 def test_a_teacher_off_its_manifest_entry_stops_the_run_before_any_student(tmp_path, monkeypatch, claimed, passes):
     data = replace(DATA, test_images=None)

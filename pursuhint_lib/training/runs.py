@@ -102,8 +102,8 @@ def load_teacher(settings: TeacherSettings) -> nn.Module:
         _teach(settings)
     weights = teacher_weights(settings)
     _, entry = find(str(weights))
-    known = records.load(settings.profile, settings).metrics["accuracy"]
-    if entry and abs(entry.accuracy - known) > TOLERANCE:
+    known = records.load(settings.profile, settings)
+    if entry and abs(entry.accuracy - known.metrics["accuracy"]) > TOLERANCE:
         raise _another(settings, weights, entry.accuracy, known)
     model = seeded_model(settings.network, settings.data, settings.seed)
     load_checkpoint(model, weights)
@@ -115,17 +115,18 @@ def _teach(settings: TeacherSettings) -> None:
     known = records.load(settings.profile, settings)
     with threads(known.provenance["threads"] if known else torch.get_num_threads()):
         again = train_teacher(settings, force=True)
-    # A checkpoint is the same teacher wherever it is measured.
-    if known and settings.checkpoint is None and again.history != known.history:
+    # A checkpoint is the same teacher wherever it is measured, and one that has failed has taught nobody.
+    if known and known.status == "ok" and settings.checkpoint is None and again.history != known.history:
         weights = StudyPaths(settings.profile).weights(again.name)
         manifest_entry(weights).unlink(missing_ok=True)
         weights.unlink(missing_ok=True)
-        raise _another(settings, weights, again.metrics.get("accuracy", float("nan")), known.metrics["accuracy"])
+        raise _another(settings, weights, again.metrics.get("accuracy", float("nan")), known)
 
 
-def _another(settings: TeacherSettings, weights: Path, found: float, known: float) -> SettingsError:
+def _another(settings: TeacherSettings, weights: Path, found: float, known: Record) -> SettingsError:
+    accuracy = known.metrics["accuracy"]
     return SettingsError(
-        f"teacher {settings.network}, trained again as its weights were gone, is another one: {found:.2f} % and not {known:.2f} % as on record "
+        f"teacher {settings.network}, trained again as its weights were gone, is another one: {found:.2f} % and not {accuracy:.2f} % as on record "
         f"(another machine rounds otherwise), and its students would not compare; put its weights back as {weights}, or train all anew with --force"
     )
 
