@@ -114,6 +114,21 @@ def test_force_without_images_sets_nothing_aside(tmp_path, capsys):
     assert record.is_file()
 
 
+def test_what_is_set_aside_is_all_of_the_results_and_all_that_was_trained():
+    paths = StudyPaths("smoke")
+    there = [paths.records / "r.json", paths.results / "alone" / "records" / "a.json", paths.kept_weights("t"), paths.notebooks / "n.ipynb"]
+    worked = [paths.weights("w"), paths.checkpoint("c"), paths.stamp("s", "key")]
+    for file in (*there, *worked):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    command_line._set_aside("smoke")
+    assert not paths.results.exists()
+    assert not any(file.exists() for file in worked)
+    (aside,) = paths.work.glob("set-aside-*")
+    moved = {file.name: file.read_text() for file in aside.rglob("*") if file.is_file()}
+    assert moved == {file.name: file.name for file in (*there, *worked)}
+
+
 def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
     profile = load_profile("smoke")
     steps = make_plan(profile, "smoke")

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("profile", nargs="?", default="quick", help="a name in config/ or a YAML file of your own (default: quick)")
     parser.add_argument("--plan", action="store_true", help="print the steps, which are done, and the time and disk that the rest will take")
     parser.add_argument("--check", action="store_true", help="look at data, teachers, device and disk; train nothing")
-    parser.add_argument("--force", action="store_true", help="do everything again; the records that exist are set aside, not deleted")
+    parser.add_argument("--force", action="store_true", help="do everything again; the results that exist are set aside, not deleted")
     parser.add_argument("--data", metavar="DIR", help="folder of the data sets, or an ImageNet tree (default: PURSUHINT_DATA, or data/)")
     parser.add_argument("--max-minutes", type=float, metavar="M", help="save what is in training after so long and end; the same command goes on")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files beside the metrics (needs the package tensorboard)")
@@ -176,14 +176,14 @@ def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: 
 
 
 def _set_aside(profile: str) -> None:
-    """Move records, hints and stamps out of the way, so that everything is done again."""
+    """Move all results out of the way, and what stands for them in work/, so that everything is done again and nothing is of another training."""
     paths = StudyPaths(profile)
     aside = paths.work / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = (paths.records, paths.hints, paths.exports, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
+    folders = (paths.results, *(paths.work / name for name in ("steps", "weights", "checkpoints")))
     moved = [folder for folder in folders if folder.exists()]
     for folder in moved:
         aside.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder, aside / folder.name)
+        shutil.move(folder, aside / ("results" if folder == paths.results else folder.name))
     if moved:
         print(f"Set aside what was there: {_short(aside)}")
 
