@@ -14,7 +14,7 @@ import yaml
 from pursuhint_lib import statistics
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Exchange, Pair, SettingsError
-from pursuhint_lib.study.estimate import estimate
+from pursuhint_lib.study import estimate
 from pursuhint_lib.study.exchange import INTERACTION, SHARES, exchange_frame, exchange_runs, exchanges
 from pursuhint_lib.study.hints import layer_similarity
 from pursuhint_lib.study.plan import make_plan
@@ -101,9 +101,18 @@ def test_an_exchange_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
 
 def test_the_time_of_an_exchange_is_that_of_its_two_more_arms(profile):
     steps = make_plan(profile, "smoke")
-    seconds = estimate(profile, steps, cores=1).steps
+    seconds = estimate.estimate(profile, steps, cores=1).steps
     grid = sum(value for name, value in seconds.items() if name.endswith("-at"))
     assert 7 < seconds["10_deepest_point"] <= grid + 7
+
+
+def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypatch):
+    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 1)
+    (step,) = [step for step in make_plan(profile, "smoke") if step.name == "10_deepest_point"]
+    speeds = estimate.Speeds({}, {}, {}, {}, read=1.0)
+    # 2 seeds × 2 epochs × 100 images, and the test images at the end.
+    assert estimate._read_seconds(profile, step, speeds, 4) == 2 * (2 * 100 + profile.student.epochs / profile.student.evaluate_every * 100)
+    assert estimate._read_seconds(profile, step, speeds, 0) == 0
 
 
 @pytest.mark.parametrize(

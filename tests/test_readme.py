@@ -132,7 +132,7 @@ def results_of(folder, name: str, verdict: str, over: bool = True) -> None:
     scores = {"method": ["AT", "AT", "SP"], "score": ["depth", "coverage, r2", "depth"], "rho": [0.8, -0.91, 0.99], "p_holm": [0.01, 0.01, 0.05]}
     pd.DataFrame(scores).to_csv(tables / "05_results-scores-methods.csv", index=False)
     points = ["the deepest", "the others", "the deepest"]
-    shares = {"method": ["AT", "AT", "SP"], "points": points, "mean": [-2.5, 0.1, 3.0], "p_holm": [0.01, 0.9, 0.05]}
+    shares = {"method": ["AT", "AT", "SP"], "points": points, "mean": [-2.5, 0.1, 3.0], "low": -4.0, "high": 4.0, "p_holm": [0.01, 0.9, 0.05]}
     pd.DataFrame(shares).to_csv(tables / "10_deepest_point-shares.csv", index=False)
     (tables / "05_results-claims.md").write_text("The claims.\n\n| claim |\n|:--|\n| of a test |\n")
     if over:
@@ -157,7 +157,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path):
     assert f"By method: FitNet +2.00 [0.50, 3.50] ({seeds['fitnet']} seeds), AT +1.00 [0.50, 3.50] ({seeds['at']} seeds)." in lines[1]
     assert "teacher; for scale, the means of 4 random sets have a standard deviation of 1.23 points. " in lines[1].replace("teachers;", "teacher;")
     assert "(Spearman's ρ): AT: how well the layers stand for all others under r2 (-0.91). What the stage ends give" in lines[1]
-    assert "afterwards](results/cifar100-lite/tables/10_deepest_point-shares.md)): AT, the deepest -2.50. In the table" in lines[1]
+    assert "afterwards](results/cifar100-lite/tables/10_deepest_point-shares.md)): AT, the deepest -2.50 [-4.00, 4.00]. In the table" in lines[1]
     table = tmp_path / "results" / "cifar100-lite" / "tables" / "05_results-choices-spread.csv"
     pd.DataFrame({"arms asked": ["random"], "arms": [1], "spread": [None]}).to_csv(table, index=False)
     assert "for scale" not in readme.answer()

@@ -23,6 +23,8 @@ from .runs import methods_of
 from .shortcuts import compared_methods
 from .trial import Trial, trial, trial_runs
 
+# The notebooks that train teachers.
+TEACHING = ("01_teacher_and_layers", "02_hint_points")
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
 NOTEBOOK_SECONDS = 7.0
 # Comparing all layers, per image and squared number of their channels (measured: 0.65 s for 10 000 and 2016, and as much again for RBF CKA).
@@ -156,7 +158,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     missing = {step.name: _missing(profile, step) for step in open_steps}
     training = [step for step in open_steps if missing[step.name]]
     cells = list(dict.fromkeys(cell for step in training for cell in _trained(profile, step)))
-    teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook[:2] in ("01", "02"))
+    teachers = dict.fromkeys(step.parameters["teacher"] for step in training if step.notebook in TEACHING)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     speeds = measure(profile, cells, tuple(teachers)) if training else Speeds({}, {}, {}, {})
@@ -175,12 +177,12 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
 def _read_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
     """Seconds that the cores of this machine read images for a step; students of a seed share them."""
     train, test = image_counts(profile.data)
-    if step.notebook in DISTILLING:
-        train = image_counts(profile.student_data)[0]
-        images = math.ceil(missing / len(profile.arms)) * (profile.student.epochs * train + _evaluations(profile.student) * test)
-    else:
-        given = step.parameters.get("teacher") in profile.checkpoints
+    if step.notebook in TEACHING:
+        given = step.parameters["teacher"] in profile.checkpoints
         images = profile.profile_images + (test if given else profile.teacher.epochs * train)
+    else:
+        train = image_counts(profile.student_data)[0]
+        images = math.ceil(missing / _together(profile, step)) * (profile.student.epochs * train + _evaluations(profile.student) * test)
     return bool(missing) * images * speeds.read / os.cpu_count()
 
 
@@ -201,10 +203,10 @@ def _missing(profile: Profile, step: Step) -> int:
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in ("01_teacher_and_layers", "02_hint_points", *DISTILLING, "07_speed", SWEEP, EXCHANGE):
+    if not missing or step.notebook not in (*TEACHING, *DISTILLING, "07_speed", SWEEP, EXCHANGE):
         return 0.0
     train, test = image_counts(profile.data)
-    if step.notebook in ("01_teacher_and_layers", "02_hint_points"):
+    if step.notebook in TEACHING:
         network, schedule = step.parameters["teacher"], profile.teacher
         images = min(train, profile.profile_images)
         # A teacher that is given is evaluated once.
@@ -230,9 +232,15 @@ def _student_seconds(profile: Profile, step: Step, speeds: Speeds, cell: tuple[P
     if step.notebook == SWEEP:
         sweep = profile.sweep(method)
         seeds = sweep.seeds * len(sweep.weights)
-    together = {"07_speed": 1, EXCHANGE: 2}
-    arms = together.get(step.notebook, max(1, (step.runs[1] or missing) // seeds))
+    arms = min(_together(profile, step), max(1, (step.runs[1] or missing) // seeds))
     return missing * own + missing / arms * asked
+
+
+def _together(profile: Profile, step: Step) -> int:
+    """How many students of a step train side by side at most, and share a pass of their teacher and the images that are read."""
+    if step.notebook == SWEEP:
+        return len(profile.sweep(step.parameters["method"]).arms)
+    return {"07_speed": 1, EXCHANGE: 2}.get(step.notebook, len(profile.arms))
 
 
 def _trained(profile: Profile, step: Step) -> list[tuple[Pair, str]]:

@@ -27,7 +27,7 @@ DISTILLING = ("03_distillation", "04_imagenet")
 SWEEP = "09_hint_weight"
 # The notebook that exchanges the deepest hint point.
 EXCHANGE = "10_deepest_point"
-# Settings that are one notebook's own: no other is to be drawn again for them.
+# Settings that are one notebook's own: no other is to be drawn again for them. Of the sweeps each execution gets its own.
 _OWN = {"stability": "02_hint_points", "shortcut_seeds": "07_speed", "sweeps": None, "exchange": EXCHANGE}
 
 

@@ -201,7 +201,8 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
     if staged and k != len(teacher.ends):
         raise SettingsError(
             f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
-            f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, or leave that arm out"
+            f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, "
+            "or leave out that arm, and a sweep or an exchange with it"
         )
     for method in pair.methods or profile.methods:
         if k < distiller(method).least_points:

@@ -205,7 +205,7 @@ def _exchanged(name: str) -> str:
     """What is better at the stage ends, and what at the paper's points, beyond chance: the deepest point, or the others; empty where neither is."""
     file = StudyPaths(name).tables / "10_deepest_point-shares.csv"
     shares = pd.read_csv(file) if file.is_file() else pd.DataFrame({"p_holm": []})
-    found = [f"{row.method}, {row.points} {row.mean:+.2f}" for row in shares[shares["p_holm"] < LEVEL].itertuples()]
+    found = [f"{row.method}, {row.points} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}]" for row in shares[shares["p_holm"] < LEVEL].itertuples()]
     start = "What the stage ends give over the paper's points, by point, where it is beyond chance ([trained for this question afterwards]"
     return f"{start}(results/{name}/tables/{file.stem}.md)): {'; '.join(found)}. " if found else ""
 

@@ -1,5 +1,6 @@
 """Runs from settings to record: teachers, and all arms of a student side by side. What has a record is loaded."""
 
+import math
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from ..paths import StudyPaths
 from ..processes import agreed, threads
 from ..records import Record
 from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
-from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, manifest_entry, write_entry
+from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
 from .fitting import fit
 from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
@@ -38,15 +39,15 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
 
     **Returns:** the record; its weights are under ``StudyPaths.weights``, with a manifest entry beside them.
 
-    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says.
+    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says, and for a training that does not come out as on record.
     """
     record_name = records.record_name(settings)
     checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
-    found = None if force else records.load(settings.profile, settings)
-    if found is not None:
+    known = records.load(settings.profile, settings)
+    if known is not None and not force:
         # Left by a kill between record and removal.
         checkpoints.remove(checkpoint)
-        return found
+        return known
     _refuse_if_records_only(f"record {record_name}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
@@ -61,6 +62,10 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     else:
         for column, value in _measure_checkpoint(settings, learner.network, splits).items():
             lane.history[column] = [value]
+    # Students may have learnt from the one on record. A checkpoint is the same teacher wherever it is measured; a failed one has taught nobody.
+    if known and known.status == "ok" and settings.checkpoint is None and lane.history != known.history:
+        checkpoints.remove(checkpoint)
+        raise _another(settings, (_measured(lane) or [math.nan])[-1], known)
     record = _finish(settings.profile, "teacher", settings, lane, splits, {**_since(started), **speed}, accelerator)
     checkpoints.remove(checkpoint)
     return record
@@ -99,35 +104,25 @@ def load_teacher(settings: TeacherSettings) -> nn.Module:
     """
     _refuse_if_records_only(f"a file of the folder hints that is made with {records.record_name(settings)}")
     if teacher_weights(settings) is None:
-        _teach(settings)
+        on_record = records.load(settings.profile, settings)
+        # On another number of threads sums are rounded otherwise.
+        with threads(on_record.provenance["threads"] if on_record else torch.get_num_threads()):
+            train_teacher(settings, force=True)
     weights = teacher_weights(settings)
     _, entry = find(str(weights))
     known = records.load(settings.profile, settings)
     if entry and abs(entry.accuracy - known.metrics["accuracy"]) > TOLERANCE:
-        raise _another(settings, weights, entry.accuracy, known)
+        raise _another(settings, entry.accuracy, known)
     model = seeded_model(settings.network, settings.data, settings.seed)
     load_checkpoint(model, weights)
     return model.to(accelerator_for_this_process().device).eval().requires_grad_(False)
 
 
-def _teach(settings: TeacherSettings) -> None:
-    """Train a teacher that has no weights. If it has a record, students may have learnt from it, so that the training must come out as it did."""
-    known = records.load(settings.profile, settings)
-    with threads(known.provenance["threads"] if known else torch.get_num_threads()):
-        again = train_teacher(settings, force=True)
-    # A checkpoint is the same teacher wherever it is measured, and one that has failed has taught nobody.
-    if known and known.status == "ok" and settings.checkpoint is None and again.history != known.history:
-        weights = StudyPaths(settings.profile).weights(again.name)
-        manifest_entry(weights).unlink(missing_ok=True)
-        weights.unlink(missing_ok=True)
-        raise _another(settings, weights, again.metrics.get("accuracy", float("nan")), known)
-
-
-def _another(settings: TeacherSettings, weights: Path, found: float, known: Record) -> SettingsError:
-    accuracy = known.metrics["accuracy"]
+def _another(settings: TeacherSettings, found: float, known: Record) -> SettingsError:
+    weights, accuracy = StudyPaths(settings.profile).weights(known.name), known.metrics["accuracy"]
     return SettingsError(
-        f"teacher {settings.network}, trained again as its weights were gone, is another one: {found:.2f} % and not {accuracy:.2f} % as on record "
-        f"(another machine rounds otherwise), and its students would not compare; put its weights back as {weights}, or train all anew with --force"
+        f"teacher {settings.network} is another one than on record, {found:.2f} % and not {accuracy:.2f} % (trained again, another machine rounds "
+        f"otherwise), and its students would not compare; put the weights that it had at {weights}, or train all anew with --force"
     )
 
 
@@ -203,6 +198,11 @@ def _announce_memories(learners: Sequence[Learner]) -> None:
         print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", file=sys.stderr, flush=True)
 
 
+def _measured(lane: Lane) -> list[float]:
+    """Test accuracies (%) of the epochs in which it was measured."""
+    return [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
+
+
 def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, took: dict,
             accelerator: Accelerator) -> Record:  # fmt: skip
     """Save weights and record of a lane that has come to its end."""
@@ -211,7 +211,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     if lane.failed:
         metrics["failed_in_step"] = int(lane.broke)
     if not lane.failed:
-        measured = [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
+        measured = _measured(lane)
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
         if "top5_accuracy" in lane.history:
             metrics["top5_accuracy"] = lane.history["top5_accuracy"][-1]
