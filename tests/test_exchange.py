@@ -122,8 +122,8 @@ def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypat
         ({"exchange": Exchange("r2", ("kd",))}, "unknown method with hints of this profile 'kd'; valid: at, fitnet"),
         ({"methods": ("ce", "kd")}, "there is an exchange of hint points, but none of the methods has hints"),
         (
-            {"arms": ("none", "last"), "pairs": (Pair("resnet14", "resnet8", ("layer1", "layer2"), 2),)},
-            "the arm stage-ends has 3 points .*but k is 2",
+            {"arms": ("none", "last"), "pairs": (Pair("resnet14", "resnet8", ("conv1", "layer1", "layer2", "layer3"), 4),)},
+            "the arm stage-ends has 3 points .*but k is 4",
         ),
     ],
 )

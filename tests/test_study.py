@@ -77,9 +77,9 @@ BAD_PROFILES = {
         r"unknown sub-block of resnet8 'layer1.1' \(did you mean 'layer1.0'\?\)",
     ),
     "stage ends that don't fit": (
-        {"pairs": [{"teacher": "vgg13", "student": "resnet8"}], "data": {"dataset": "cifar10"}}, "stage-ends has 4 points.*but k is 3",
+        {"pairs": [{"teacher": "resnet14", "student": "vgg8"}], "data": {"dataset": "cifar10"}}, "stage-ends has 3 points.*but k is 4",
     ),
-    "more random arms than sets": ({"arms": ["none", "random-21"]}, "there are 20 different sets of 3 sub-blocks of resnet14, so random-21 cannot"),
+    "more random arms than sets": ({"arms": ["none", "random-21"]}, "there are 20 different sets of 3 sub-blocks, so random-21 cannot"),
     "checkpoint of no teacher": ({"checkpoints": {"resnet56": "x.pth"}}, "unknown teacher in checkpoints 'resnet56'"),
     "a last batch of one image": (
         {"methods": ["rkd"], "data": {"dataset": "digits", "train_images": 101}},

@@ -194,7 +194,7 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ({"sweeps": (replace(SWEEP, arms=("none",)),)}, "the sweep of at has the arm none, to which no weight applies; leave it out"),
         ({"sweeps": (replace(SWEEP, arms=("stage-end",)),)}, "unknown arm 'stage-end' \\(did you mean 'stage-ends'\\?\\)"),
         ({"sweeps": (replace(SWEEP, arms=("deepened-cka-rbf",)),)}, "arm deepened-cka-rbf: metric 'cka-rbf' is not computed"),
-        ({"sweeps": (replace(SWEEP, arms=("random-21",)),)}, "20 different sets of 3 sub-blocks of resnet14, so random-21 cannot be drawn"),
+        ({"sweeps": (replace(SWEEP, arms=("random-21",)),)}, "20 different sets of 3 sub-blocks, so random-21 cannot be drawn"),
         ({"pairs": (Pair("resnet14", "resnet8", seeds=3),)}, "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that"),
         ({"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)}, "unknown method with hints of this profile 'fitnet'"),
     ],

@@ -11,7 +11,7 @@ from bokeh.resources import Resources
 
 from ..plots.layers import cluster_colour
 from ..settings import Profile
-from .arms import ARMS, STAGE_ARMS, choose_points, max_random_arm
+from .arms import ARMS, NUMBERED, choose_points
 from .hints import LayerReport, stored_similarity
 
 # Numbers of hint points to choose from, as far as the teacher has so many sub-blocks.
@@ -20,8 +20,6 @@ FEWEST, MOST = 2, 6
 DIGITS = 3
 # Arms without a choice to show.
 WITHOUT_POINTS = ("none",)
-# Prefixes of the arms that take as many points as they take, whatever K is.
-WHATEVER_K = (*STAGE_ARMS, "all")
 # Where the page puts the drawing; the script of the page finds the parts of the drawing by their names.
 TARGET = "layer-map-plot"
 
@@ -46,10 +44,10 @@ def layer_map_data(profile: Profile) -> dict:
 
 def _selectors(profile: Profile) -> list[dict]:
     """Ways to choose, those first that look at similarities: the paper's own is the first of all."""
-    draws = range(1, max(1, max_random_arm(profile.arms)) + 1)
-    with_metric = [{"name": name, "metric": True} for name in ARMS if name.endswith("-") and name != "random-"]
-    names = [name for name in ARMS if not name.endswith("-") and name not in WITHOUT_POINTS]
-    return with_metric + [{"name": name, "metric": False} for name in (*names, *(f"random-{draw}" for draw in draws))]
+    drawn = [arm for arm in profile.arms if arm.startswith(tuple(NUMBERED))] or ["random-1"]
+    with_metric = [name for name in ARMS if name.endswith("-") and name not in NUMBERED]
+    others = [name for name in ARMS if not name.endswith("-") and name not in WITHOUT_POINTS]
+    return [{"name": name, "metric": name in with_metric} for name in (*with_metric, *others, *drawn)]
 
 
 def _teacher(name: str, report: LayerReport, selectors: list[dict]) -> dict:
@@ -78,8 +76,8 @@ def _choice(arm: str, report: LayerReport, k: int) -> dict:
         return {"points": [], "clusters": [], "text": f"{arm} cannot give {k} points here: {error}."}
     points = sorted(i + 1 for i in choice.indices)
     text = f"{arm}: {'hint point' if len(points) == 1 else 'hint points'} {', '.join(map(str, points))} of {report.layer_map.layers} sub-blocks."
-    if arm.startswith(WHATEVER_K) and len(points) != k:
-        text += f" It takes {len(points)}, whatever K is."
+    if len(points) != k:
+        text += f" It takes {len(points)}, though K is {k}."
     clusters = [label + 1 for label in choice.clusters.labels] if choice.clusters else []
     return {"points": points, "clusters": clusters, "text": f"{text} {choice.reason}"}
 

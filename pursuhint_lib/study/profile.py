@@ -1,6 +1,5 @@
 """Reading a profile and checking it against what exists: networks, methods, arms, metrics, data sets."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from ..settings import Data, Pair, Profile, SettingsError, choose, read_profile
 from ..similarity import check_metric
 from ..taps import candidate_points, point_shapes, stage_ends
 from ..training import resolve_precision
-from .arms import STAGE_ARMS, check_arm, exchange_arms, max_random_arm
+from .arms import STAGE_ARMS, STAGE_SETS, LayerMap, check_arm, check_sets, exchange_arms, stage_set_arms
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,11 @@ class Points:
     candidates: tuple[str, ...]
     ends: tuple[str, ...]
     shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """What is known of the sub-blocks before they are compared."""
+        return LayerMap(len(self.candidates), self.indices(self.ends), {})
 
     def indices(self, names) -> tuple[int, ...]:
         """0-based sub-block indices of module names."""
@@ -102,6 +106,7 @@ def checked(profile: Profile) -> Profile:
         _check_weight(method, profile)
         _check_last_batch(method, profile)
     _check_titles(profile.methods)
+    profile = replace(profile, arms=_with_stage_sets(profile))
     for arm in profile.arms:
         check_arm(arm, profile.metrics)
     _check_parts_of_the_grid(profile)
@@ -110,6 +115,26 @@ def checked(profile: Profile) -> Profile:
     for network in profile.checkpoints:
         choose("teacher in checkpoints", network, [pair.teacher for pair in pairs])
     return replace(profile, pairs=pairs, example_pair=example, precision=resolve_precision(profile.precision))
+
+
+def _with_stage_sets(profile: Profile) -> tuple[str, ...]:
+    """The arms of a profile, with those that ``stage-sets`` stands for in its place."""
+    if STAGE_SETS not in profile.arms:
+        return profile.arms
+    found = {}
+    for pair in profile.pairs:
+        teacher, student = (network_points(network, profile.data) for network in (pair.teacher, pair.student))
+        k = pair.k or len(pair.student_points or student.ends)
+        try:
+            found[stage_set_arms(teacher.layer_map, k)] = pair
+        except SettingsError as error:
+            raise SettingsError(f"pair {pair.teacher} → {pair.student}: {error}") from None
+    if len(found) > 1:
+        named = ", ".join(pair.name for pair in found.values())
+        raise SettingsError(f"{STAGE_SETS} are other arms for each of {named}; give each its own profile")
+    (sets,) = found
+    at = profile.arms.index(STAGE_SETS)
+    return (*profile.arms[:at], *sets, *profile.arms[at + 1 :])
 
 
 def _check_parts_of_the_grid(profile: Profile) -> None:
@@ -198,16 +223,19 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
     swept = [arm for sweep in profile.sweeps for arm in sweep.arms] if pair == profile.pairs[0] else []
     arms = [*profile.arms, *swept, *(exchange_arms(profile.exchange.metric) if profile.exchange else ())]
     staged = [arm for arm in arms if arm.startswith(STAGE_ARMS)]
-    if staged and k != len(teacher.ends):
+    if staged and k > len(teacher.ends):
         raise SettingsError(
             f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k is {k}; "
             f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, "
             "or leave out that arm, and a sweep or an exchange with it"
         )
+    fewest, which = (1, "the arm final-end has 1") if k > 1 and "final-end" in arms else (k, f"k is {k}")
     for method in pair.methods or profile.methods:
-        if k < distiller(method).least_points:
-            raise SettingsError(f"{where}: method {method} needs {distiller(method).least_points} hint points or more, but k is {k}; leave it out")
-    sets, wanted = math.comb(len(teacher.candidates), k), max_random_arm(arms)
-    if wanted > sets:
-        raise SettingsError(f"{where}: there are {sets} different sets of {k} sub-blocks of {pair.teacher}, so random-{wanted} cannot be drawn")
+        if fewest < (least := distiller(method).least_points):
+            needs = f"method {method} needs {least} hint points or more"
+            raise SettingsError(f"{where}: {needs}, but {which}; leave it out")
+    try:
+        check_sets(arms, teacher.layer_map, k)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
     return replace(pair, student_points=points, k=k)
