@@ -1,17 +1,20 @@
 """One JSON file per run: settings, metrics, history and provenance. A run that exists is loaded, not repeated."""
 
+import base64
 import json
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch import version as torch_version
 
 from .files import sealed, unsealed, write_json
@@ -39,6 +42,8 @@ class Record:
     - ``provenance``: seconds and CPU seconds (of this process; students that train side by side share both), images per second (each through all
       students of the training) and share of the time spent waiting for them, processes, device, driver, versions, git commit, checksums of the
       data and of the teacher's weights, threads, peak memory of the process. Older records lack some of it.
+    - ``answers``: which test images were answered rightly after the last epoch, as ``packed`` gives it; empty in older
+      records and failed ones.
     """
 
     name: str
@@ -48,6 +53,20 @@ class Record:
     metrics: dict
     history: dict
     provenance: dict
+    answers: dict = field(default_factory=dict)
+
+
+def packed(right: Tensor) -> dict:
+    """Which images were answered rightly, bool [N], as JSON takes it: ``images`` N, and ``right``, their bits in base64."""
+    return {"images": len(right), "right": base64.b64encode(np.packbits(right.cpu().numpy())).decode()}
+
+
+def answered(record: Record) -> np.ndarray | None:
+    """Which test images a run answered rightly, bool [N] in the order of the test images; ``None`` if the record lacks it."""
+    if not record.answers:
+        return None
+    bits = np.frombuffer(base64.b64decode(record.answers["right"]), np.uint8)
+    return np.unpackbits(bits, count=record.answers["images"]).astype(bool)
 
 
 def record_name(settings: TeacherSettings | StudentSettings) -> str:

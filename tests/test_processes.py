@@ -93,9 +93,10 @@ def test_two_processes_train_as_one(trained, case, tolerance):
             assert theirs[column] == pytest.approx(mine[column], rel=tolerance, abs=tolerance), column
     for mine, theirs in zip(alone[case]["weights"], both[0][case]["weights"], strict=True):
         torch.testing.assert_close(torch.tensor(theirs), torch.tensor(mine), rtol=tolerance, atol=tolerance)
-    # All processes have the same networks and histories at the end.
-    assert both[0][case]["histories"] == both[1][case]["histories"]
-    assert both[0][case]["weights"] == both[1][case]["weights"]
+    assert both[0][case]["answers"] == alone[case]["answers"]
+    # All processes have the same networks, histories and answers at the end.
+    for what in ("histories", "weights", "answers"):
+        assert both[0][case][what] == both[1][case][what]
 
 
 def test_the_first_process_alone_writes(trained):

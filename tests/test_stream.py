@@ -12,7 +12,7 @@ from pursuhint_lib.data import Data, DataError, load_splits, sample, stream
 from pursuhint_lib.models import build_model, load_checkpoint, save_weights
 from pursuhint_lib.paths import sample_tree
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.training import evaluate
+from pursuhint_lib.training import answers, evaluate
 
 CPU = torch.device("cpu")
 SETTINGS = Data("imagenet-sample", image_size=32)
@@ -167,5 +167,7 @@ def test_top_5_is_counted_where_the_data_set_asks_for_it():
             return -torch.arange(10.0).expand(len(images), 10)
 
     images = load_splits(SETTINGS, CPU).test
+    # Four images of each class, in the order of the classes.
+    assert answers(Ranked(), images).tolist() == [[True, True]] * 4 + [[False, True]] * 12
     assert evaluate(Ranked(), images) == {"accuracy": 25.0, "top5_accuracy": 100.0}
     assert evaluate(Ranked(), load_splits(Data("digits", test_images=50), CPU).test).keys() == {"accuracy"}

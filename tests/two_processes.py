@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pursuhint_lib import training
-from pursuhint_lib.data import load_splits
+from pursuhint_lib.data import Images, load_splits
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.processes import rank
 from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, TeacherSettings
@@ -85,7 +85,8 @@ def outcome(case: str, slowly: float = 0.0) -> dict:
     finally:
         training.lanes.Lane.step = step
     weights = [torch.cat([value.flatten().double() for value in weights_of(record).values()]).tolist() for record in records]
-    return {"seen": seen, "histories": [record.history for record in records], "weights": weights}
+    told = {"histories": [record.history for record in records], "answers": [record.answers for record in records]}
+    return {"seen": seen, "weights": weights, **told}
 
 
 def weights_of(record) -> dict[str, Tensor]:
@@ -102,6 +103,8 @@ if __name__ == "__main__":
     MODELS.update(NETWORKS)
     # A state to go on from is saved between any two batches.
     training.pauses.CHECKPOINT_SECONDS, training.pauses.SAVING_SHARE = 0.0, float("inf")
+    # Images are evaluated in 13 batches, of which the first process takes seven and the other six.
+    Images.ordered_batches.__defaults__ = (50, 0, 1)
     training.accelerator_for_this_process()
     load_splits(DATA, torch.device("cpu"))
     found = {case: outcome(case, slowly=0.02 if case == "long" else 0.0) for case in cases}

@@ -12,7 +12,7 @@ from ..progress import Progress
 from ..settings import Schedule, SettingsError
 from .checkpoints import Position, resume, save_state
 from .determinism import bitwise
-from .lanes import Lane, evaluate
+from .lanes import Lane, accuracies, answers
 from .learners import FrozenTeacher
 from .loop import cores, run_epoch
 from .metrics import Metrics
@@ -80,7 +80,10 @@ def _close_epoch(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, epoc
     if (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs:
         average_statistics(lane.learner for lane in lanes)
         each = pool.map if pool else map
-        measured = list(each(lambda lane: evaluate(lane.learner.network, splits.test, precision), lanes))
+        found = list(each(lambda lane: answers(lane.learner.network, splits.test, precision), lanes))
+        for lane, rows in zip(lanes, found, strict=True):
+            lane.right = rows[:, 0]
+        measured = [accuracies(rows) for rows in found]
     for lane, found in zip(lanes, measured, strict=True):
         rounded = {name: round(value, 3) for name, value in found.items()}
         lane.close_epoch(epoch, schedule.learning_rate_at(epoch), len(splits.train), rounded)

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from ..data import Batch, Images
-from ..processes import gathered, rank, total, world
+from ..processes import agreed, gathered, rank, total, world
 from ..settings import PRECISIONS, Schedule, SettingsError, choose
 from .learners import Learner, TeacherOutput
 from .normalisation import over_all_processes
@@ -28,6 +28,8 @@ class Lane:
     history: dict[str, list] = field(default_factory=lambda: {"epoch": [], "learning_rate": [], "accuracy": []})
     failed: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
+    # The last evaluation: bool [N], whether each test image was answered rightly.
+    right: Tensor | None = None
     # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the device, so that nothing waits.
     steps: Tensor | None = None
     broke: Tensor | None = None
@@ -112,29 +114,42 @@ def accelerator_for_this_process() -> Accelerator:
     return accelerator
 
 
-def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[str, float]:
-    """Top-1 ``accuracy`` in %, and ``top5_accuracy`` where the data set asks for it; model left in the mode it was in.
+def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor:
+    """Which images a model answers rightly; it is left in the mode it was in. Several processes share the images out.
 
-    Several processes share the images out.
+    **Returns:** bool [N, 1] in the stored order, or [N, 2] where the data set asks for it: the second column says whether
+    the label is among the model's five first.
 
     **Raises:** ``RuntimeError`` should any image be left out or counted twice.
     """
     training = model.training
     model.eval()
-    right, in_five, seen = (torch.zeros((), dtype=torch.int64, device=images.device) for _ in range(3))
+    parts = []
     with torch.no_grad(), autocast(images.device, precision):
         for batch, labels in images.ordered_batches(rank=rank(), world=world()):
-            logits = model(batch)
-            right += (logits.argmax(1) == labels).sum()
+            logits, labels = model(batch), labels[:, None]
+            columns = [logits.argmax(1, keepdim=True) == labels]
             if images.entry.top5:
-                in_five += (logits.topk(5).indices == labels[:, None]).sum()
-            seen += len(labels)
+                columns.append((logits.topk(5).indices == labels).any(1, keepdim=True))
+            parts.append(torch.cat(columns, 1).to(torch.uint8))
     model.train(training)
-    right, in_five, seen = total(torch.stack([right, in_five, seen])).tolist()
-    if seen != len(images):
-        raise RuntimeError(f"{seen} images were evaluated, but there are {len(images)}")
-    accuracy = {"accuracy": 100 * right / seen}
-    return {**accuracy, "top5_accuracy": 100 * in_five / seen} if images.entry.top5 else accuracy
+    # Processes take batches in turn, the first one the most; who has none left adds none.
+    rounds, none = agreed(len(parts)), torch.zeros(0, 1 + images.entry.top5, dtype=torch.uint8, device=images.device)
+    rows = torch.cat([gathered(parts[i] if i < len(parts) else none) for i in range(rounds)]).bool()
+    if len(rows) != len(images):
+        raise RuntimeError(f"{len(rows)} images were evaluated, but there are {len(images)}")
+    return rows
+
+
+def accuracies(rows: Tensor) -> dict[str, float]:
+    """Top-1 ``accuracy`` in %, and ``top5_accuracy`` where there is a column for it, of what ``answers`` gives."""
+    shares = (100 * rows.sum(0) / len(rows)).tolist()
+    return dict(zip(("accuracy", "top5_accuracy"), shares, strict=False))
+
+
+def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[str, float]:
+    """``accuracies`` of a model on these images."""
+    return accuracies(answers(model, images, precision))
 
 
 def open_lane(name: str, learner: Learner, schedule: Schedule, accelerator: Accelerator) -> Lane:

@@ -23,7 +23,7 @@ from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherS
 from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
 from .fitting import fit
-from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
+from .lanes import Lane, accelerator_for_this_process, accuracies, answers, open_lane
 from .learners import FrozenTeacher, Learner, build_learner, seeded_model
 
 # Bytes of memories of past images from which on they are announced.
@@ -60,7 +60,7 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
             label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name),
             deterministic=settings.deterministic)  # fmt: skip
     else:
-        for column, value in _measure_checkpoint(settings, learner.network, splits).items():
+        for column, value in _measure_checkpoint(settings, lane, splits).items():
             lane.history[column] = [value]
     # Students may have learnt from the one on record. A checkpoint is the same teacher wherever it is measured; a failed one has taught nobody.
     if known and known.status == "ok" and settings.checkpoint is None and lane.history != known.history:
@@ -71,14 +71,16 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     return record
 
 
-def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: Splits) -> dict[str, float]:
-    """Test accuracy of a teacher that was trained elsewhere, loaded into ``network``; refused if its manifest entry says otherwise."""
+def _measure_checkpoint(settings: TeacherSettings, lane: Lane, splits: Splits) -> dict[str, float]:
+    """Test accuracy of a teacher that was trained elsewhere, loaded into the lane's network; refused if its manifest says otherwise."""
     path, known = find(settings.checkpoint)
     images = describe(settings.data)
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
-    load_checkpoint(network, path, class_positions(settings.data))
-    measured = {name: round(value, 3) for name, value in evaluate(network, splits.test, settings.precision).items()}
+    load_checkpoint(lane.learner.network, path, class_positions(settings.data))
+    rows = answers(lane.learner.network, splits.test, settings.precision)
+    lane.right = rows[:, 0]
+    measured = {name: round(value, 3) for name, value in accuracies(rows).items()}
     # On a part of the test images it may differ from that on all of them.
     if known and settings.data.as_published:
         check_accuracy(known, measured["accuracy"])
@@ -223,6 +225,7 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
         metrics=metrics,
         history=lane.history,
         provenance={**took, "processes": accelerator.num_processes, **records.provenance(accelerator.device, splits.checksum)},
+        answers={} if lane.failed else records.packed(lane.right),
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))

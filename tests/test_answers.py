@@ -1,0 +1,88 @@
+"""Which test images were answered rightly: in the records, in the order of the images, whoever evaluates; and two students compared by it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pursuhint_lib import records, training
+from pursuhint_lib.data import load_splits
+from pursuhint_lib.paths import ROOT, StudyPaths
+from pursuhint_lib.records import answered, packed
+from pursuhint_lib.settings import (
+    Arm,
+    Data,
+    DistillSettings,
+    Schedule,
+    StudentSettings,
+    TeacherSettings,
+    settings_hash,
+)
+from pursuhint_lib.settings.forms import build
+
+DATA = Data("digits", train_images=100, test_images=601)
+TEACHER = TeacherSettings("resnet14", DATA, Schedule(2, 50, 0.05), profile="mine")
+CELL = DistillSettings(
+    teacher=TEACHER, student="resnet8x0.25", method="at", arms=(Arm("none"), Arm("ends", ("layer1.1", "layer3.1"))),
+    student_points=("layer1", "layer3"), ce_weight=1.0, kd_weight=1.0, hint_weight=10.0, temperature=4.0, data=DATA,
+    schedule=Schedule(2, 50, 0.05), seed=3, profile="mine",
+)  # fmt: skip
+COMMITTED = sorted((ROOT / "results").glob("*/records/*.json"))
+
+
+def by_hand(record, network: str, data: Data = DATA) -> np.ndarray:
+    """Right answers of the record's weights, one image at a time."""
+    model = training.seeded_model(network, data, 0).eval()
+    model.load_state_dict(load_file(StudyPaths("mine").weights(record.name)))
+    test = load_splits(data, torch.device("cpu")).test
+    with torch.no_grad():
+        return np.array(
+            [int(model(images).argmax()) == int(label) for images, label in test.ordered_batches(1)]
+        )
+
+
+def test_records_of_teachers_and_students_say_which_images_were_answered_rightly():
+    found = [training.train_teacher(TEACHER), *training.distill(CELL)]
+    for record, network in zip(found, ("resnet14", "resnet8x0.25", "resnet8x0.25"), strict=True):
+        right = answered(records.read(StudyPaths("mine").records / f"{record.name}.json"))
+        assert (right.shape, right.dtype) == ((601,), bool)
+        assert right.tolist() == by_hand(record, network).tolist()
+        assert round(100 * right.mean(), 3) == record.metrics["accuracy"]
+    assert len({record.answers["right"] for record in found}) == 3
+    # A training that goes on for its weights alone leaves the record as it is.
+    assert training.train_teacher(TEACHER, force=True).answers == found[0].answers
+
+
+def test_a_given_checkpoint_says_it_too(tmp_path):
+    trained = training.train_teacher(TEACHER)
+    given = replace(TEACHER, checkpoint=str(StudyPaths("mine").weights(trained.name)))
+    assert training.train_teacher(given).answers == trained.answers
+
+
+def test_failed_runs_and_older_records_say_nothing():
+    failed = training.distill(replace(CELL, method="fitnet", hint_weight=1e30))[1]
+    assert failed.status == "failed"
+    assert answered(failed) is None
+    assert answered(records.read(COMMITTED[0])) is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 10_000])
+def test_answers_come_back_from_json_as_they_were(count):
+    right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.5
+    text = json.dumps(packed(right))
+    assert len(text) < 1_750
+    record = replace(records.read(COMMITTED[0]), answers=json.loads(text))
+    assert answered(record).tolist() == right.tolist()
+
+
+def test_every_committed_record_has_the_name_of_its_settings():
+    assert len(COMMITTED) > 600
+    for path in COMMITTED:
+        record = records.read(path)
+        cls = TeacherSettings if record.kind == "teacher" else StudentSettings
+        again = build(cls, record.settings, path.name)
+        assert records.record_name(again) == record.name == path.stem
+        assert record.name.endswith(settings_hash(again))
