@@ -36,8 +36,10 @@ class Record:
     - ``kind``: ``teacher`` or ``student``.
     - ``settings``: resolved settings, as plain values.
     - ``status``: ``ok``, or ``failed`` when the loss stopped being finite.
-    - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
-      ``parameters``; accuracies are missing for a failed run, which has ``failed_in_step`` (from 1).
+    - ``metrics``: ``accuracy`` (test, last epoch, %; the headline; of the held-out images where the settings hold some out),
+      ``optimistic_accuracy`` (best test epoch), ``parameters``; accuracies are missing for a failed run, which has
+      ``failed_in_step`` (from 1). ``gradient_ratio``, where it was measured: mean over the first steps of ‖gradient of the
+      weighted hint loss‖ / ‖gradient of CE + KD‖.
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
     - ``provenance``: seconds and CPU seconds (of this process; students that train side by side share both), images per second (each through all
       students of the training) and share of the time spent waiting for them, processes, device, driver, versions, git commit, checksums of the

@@ -253,3 +253,69 @@ def test_any_size_from_the_number_of_classes_on_can_be_taken(count):
 def test_a_size_so_close_to_all_that_classes_would_be_missing_from_the_rest_is_refused(count):
     with pytest.raises(DataError, match=f"a subset of {count} cannot keep their shares; give 10 to 990, or none for all"):
         load(train_images=count)
+
+
+# ---- held-out images
+
+
+class Untouchable:
+    """Test images or labels that nobody may look at."""
+
+    def look(self, *_):
+        raise AssertionError("a test image or label was looked at")
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = __array__ = look
+
+
+def rows_of(part: Images, everything: Images) -> list[int]:
+    """Where the images of a part are among all training images; every image of the digits is there once."""
+    known = {pixels.numpy().tobytes(): index for index, pixels in enumerate(everything.images)}
+    assert len(known) == len(everything)
+    return [known[pixels.numpy().tobytes()] for pixels in part.images]
+
+
+@pytest.mark.parametrize("learnt", [300, 700, None])
+def test_held_out_images_are_other_training_images_with_as_many_of_each_class(learnt):
+    everything, held = load().train, load(train_images=learnt, held_out=300)
+    trained, tested = (rows_of(part, everything) for part in (held.train, held.test))
+    assert (len(trained), len(tested)) == (learnt or 700, 300)
+    assert not set(trained) & set(tested)
+    for rows, part in ((trained, held.train), (tested, held.test)):
+        assert rows == sorted(rows)
+        assert torch.equal(part.labels, everything.labels[rows])
+        assert (part.labels.bincount() - everything.labels.bincount() * len(rows) / 1000).abs().max() <= 1
+    assert image_counts(Data("digits", train_images=learnt, held_out=300)) == (learnt or 700, 300)
+
+
+def test_the_images_that_are_learnt_are_those_of_a_run_that_is_tested():
+    plain, held = load(train_images=300), load(train_images=300, held_out=100)
+    assert torch.equal(plain.train.images, held.train.images)
+    assert held.checksum == load(train_images=300, held_out=100).checksum != plain.checksum
+
+
+def test_test_images_are_not_looked_at_where_training_images_are_held_out(monkeypatch):
+    arrays = DATASETS["digits"].load(Data("digits"))
+    kept = load(train_images=300, held_out=100)
+    poisoned = {**arrays, "test_images": Untouchable(), "test_labels": Untouchable()}
+    monkeypatch.setitem(DATASETS, "digits", replace(DATASETS["digits"], load=lambda settings: poisoned))
+    assert load(train_images=300, held_out=100).checksum == kept.checksum
+    with pytest.raises(AssertionError, match="was looked at"):
+        load(train_images=300)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train_images": 900, "held_out": 200}, "digits has 1000 training images, too few for 200 held out beside 900; give fewer"),
+        ({"held_out": 1001}, "digits has 1000 training images, too few for 1001 held out beside the others; give fewer"),
+        ({"train_images": 300, "held_out": 5}, "digits rest of train has 700 images of 10 classes; a subset of 5 cannot keep their shares"),
+    ],
+)
+def test_held_out_images_that_are_not_there_are_refused(counts, message):
+    with pytest.raises(DataError, match=message):
+        load(**counts)
+
+
+def test_held_out_and_test_images_exclude_each_other():
+    with pytest.raises(SettingsError, match="held_out and test_images are both given"):
+        Data("digits", held_out=10, test_images=10)

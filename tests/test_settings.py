@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pursuhint_lib.paths import CONFIG
+from pursuhint_lib import records
+from pursuhint_lib.paths import CONFIG, ROOT
 from pursuhint_lib.settings import (
     Arm,
     Data,
@@ -259,7 +260,7 @@ OTHER = {
     "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
     "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64, "classes": 5,
     "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
-    "evaluate_every": 2, "sync_batchnorm": True, "deterministic": True, "part_weights": (1.0, 2.0),
+    "evaluate_every": 2, "held_out": 100, "sync_batchnorm": True, "deterministic": True, "part_weights": (1.0, 2.0),
 }  # fmt: skip
 
 
@@ -304,6 +305,20 @@ def test_the_hash_of_an_example_never_changes():
     assert settings_hash(STUDENT.teacher) == "2355d72f94a9"
 
 
+def rebuilt(stored: dict, kind: str) -> StudentSettings | TeacherSettings:
+    """Settings from what a record says of them."""
+    return build({"student": StudentSettings, "teacher": TeacherSettings}[kind], stored, "record")
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("results/**/records")), ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_every_committed_record_keeps_its_name(folder):
+    files = sorted(folder.glob("*.json"))
+    assert len(files) > 10
+    for file in files:
+        record = records.read(file)
+        assert records.record_name(rebuilt(record.settings, record.kind)) == record.name == file.stem
+
+
 def test_resolved_settings_are_plain_and_hold_the_defaults():
     plain = resolved(STUDENT)
     assert plain["schedule"] == {
@@ -326,6 +341,16 @@ def test_a_run_takes_everything_but_the_points_from_the_cell(arm):
 def test_an_arm_with_points_keeps_method_weight_and_points():
     run = distill().run(ARMS[1])
     assert run == STUDENT
+
+
+def test_an_arm_with_a_weight_of_its_own_is_the_run_of_a_cell_of_that_weight():
+    heavy = dataclasses.replace(ARMS[1], hint_weight=7.0)
+    assert distill().run(heavy) == distill(hint_weight=7.0).run(ARMS[1])
+    assert settings_hash(distill().run(heavy)) != settings_hash(distill().run(ARMS[1]))
+    # All sub-blocks share the weight out, also their own.
+    many = dataclasses.replace(heavy, teacher_points=("layer1.0", "layer1.1", "layer1.2", "layer2.2"), student_points=("layer1.0",) * 4)
+    assert distill().run(many).hint_weight == pytest.approx(7.0 * len(distill().student_points) / 4)
+    assert distill().run(dataclasses.replace(ARMS[0], hint_weight=7.0)) == distill().run(ARMS[0])
 
 
 @pytest.mark.parametrize(("kd_weight", "method"), [(1.0, "kd"), (0.5, "kd"), (0.0, "ce")])

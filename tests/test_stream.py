@@ -149,6 +149,19 @@ def test_subsets_keep_the_shares_of_the_classes():
     assert splits.test.labels.bincount().tolist() == [2] * 4
 
 
+@pytest.mark.parametrize("classes", [None, 2])
+def test_images_of_a_tree_can_be_held_out(classes):
+    splits = load_splits(Data("imagenet-sample", image_size=32, classes=classes, train_images=5 * (classes or 4), held_out=2 * (classes or 4)), CPU)
+    assert splits.train.labels.bincount().tolist() == [5] * (classes or 4)
+    assert splits.test.labels.bincount().tolist() == [2] * (classes or 4)
+    assert splits.test.listing.folder == splits.train.listing.folder
+    assert not {*splits.train.listing.names} & {*splits.test.listing.names}
+    # Evaluated as test images are: as they are, without augmentation.
+    (batch, labels), = splits.test.ordered_batches()
+    assert torch.equal(batch, next(splits.test.ordered_batches())[0])
+    assert torch.equal(labels, splits.test.labels)
+
+
 def test_a_classifier_of_more_classes_is_loaded_for_some_of_them(tmp_path):
     whole, part = build_model("resnet8", 10, 3).eval(), build_model("resnet8", 3, 3).eval()
     save_weights(whole, tmp_path / "whole.safetensors")

@@ -6,6 +6,7 @@ Order and augmentation are a function of (seed, epoch) only.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,18 +66,18 @@ def class_positions(settings: Data) -> list[int] | None:
 
 
 def image_counts(settings: Data) -> tuple[int, int]:
-    """Number of training and test images that a run will see; for some of ImageNet's classes about their share of all."""
+    """Number of images that a run will learn from, and that it is evaluated on; for some of ImageNet's classes about their share of all."""
     train, test = describe(settings).counts
     if settings.classes:
         train, test = (count * settings.classes // DATASETS[settings.dataset].classes for count in (train, test))
     if settings.dataset == "imagefolder":
         train, test = (len(list_images(folder)) for folder in split_folders(data_root() / settings.root))
-    return settings.train_images or train, settings.test_images or test
+    return settings.train_images or train - (settings.held_out or 0), settings.held_out or settings.test_images or test
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and test images of one run, and a checksum of both."""
+    """Training and test images of one run, and a checksum of both; the latter are training images where some are held out."""
 
     train: Images | StreamedImages
     test: Images | StreamedImages
@@ -92,27 +93,41 @@ def load_splits(settings: Data, device: torch.device) -> Splits:
     if entry.streamed:
         return _streamed_splits(settings, entry, device)
     arrays = entry.load(settings)
-    parts = {}
-    for split, count in (("train", settings.train_images), ("test", settings.test_images)):
-        labels = arrays[f"{split}_labels"]
-        keep = _stratified(labels, count, settings.subset_seed, f"{settings.dataset} {split}")
-        parts[split] = (arrays[f"{split}_images"][keep], labels[keep])
-    digest = hashlib.sha256()
-    for images, labels in parts.values():
-        digest.update(images.numpy().tobytes())
-        digest.update(labels.numpy().tobytes())
-    return Splits(Images(*parts["train"], entry, device), Images(*parts["test"], entry, device), digest.hexdigest()[:16])
+    parts, digest = [], hashlib.sha256()
+    for split, keep in _chosen(settings, lambda split: arrays[f"{split}_labels"]):
+        parts.append((arrays[f"{split}_images"][keep], arrays[f"{split}_labels"][keep]))
+        for tensor in parts[-1]:
+            digest.update(tensor.numpy().tobytes())
+    return Splits(*(Images(*part, entry, device) for part in parts), digest.hexdigest()[:16])
 
 
 def _streamed_splits(settings: Data, entry: Dataset, device: torch.device) -> Splits:
     """Listings of the classes and subsets that the settings ask for; the checksum is of names and sizes, for the pixels are never read at once."""
-    positions = class_positions(settings)
-    listings = []
-    for split, listing, count in zip(("train", "test"), entry.load(settings), (settings.train_images, settings.test_images), strict=True):
-        listing = listing if positions is None else of_classes(listing, positions)
-        keep = _stratified(torch.from_numpy(listing.labels), count, settings.subset_seed, f"{settings.dataset} {split}")
-        listings.append(rows(listing, keep.numpy()))
+    positions, found = class_positions(settings), dict(zip(("train", "test"), entry.load(settings), strict=True))
+    if positions is not None:
+        found = {split: of_classes(listing, positions) for split, listing in found.items()}
+    listings = [rows(found[split], keep.numpy()) for split, keep in _chosen(settings, lambda split: torch.from_numpy(found[split].labels))]
     return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
+
+
+def _chosen(settings: Data, labels: Callable[[str], Tensor]) -> list[tuple[str, Tensor]]:
+    """The images that are learnt and those that are evaluated, as (split, ascending indices).
+
+    **Arguments:** ``labels`` of a split; those of the test images are not asked for where training images are held out.
+    """
+    seed, what = settings.subset_seed, f"{settings.dataset} {{}}".format
+    train = labels("train")
+    if settings.held_out is None:
+        learnt = _stratified(train, settings.train_images, seed, what("train"))
+        return [("train", learnt), ("test", _stratified(labels("test"), settings.test_images, seed, what("test")))]
+    if (settings.train_images or 0) + settings.held_out > len(train):
+        asked = f"{settings.held_out} held out beside {settings.train_images or 'the others'}"
+        raise DataError(f"{settings.dataset} has {len(train)} training images, too few for {asked}; give fewer")
+    # The images that are learnt are the same as where none are held out.
+    learnt = _stratified(train, settings.train_images or len(train) - settings.held_out, seed, what("train"))
+    others = torch.from_numpy(np.setdiff1d(np.arange(len(train)), learnt.numpy()))
+    held_out = _stratified(train[others], settings.held_out, seed, what("rest of train"))
+    return [("train", learnt), ("train", others[held_out])]
 
 
 def _stratified(labels: Tensor, count: int | None, seed: int, what: str) -> Tensor:

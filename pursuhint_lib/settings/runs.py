@@ -17,6 +17,8 @@ class Data:
     - ``train_images``: size of a fixed stratified subset of the training images; all when not given.
     - ``subset_seed``: which subset.
     - ``test_images``: the same for the test images, for smoke tests only.
+    - ``held_out``: so many other training images, a fixed stratified subset too, take the place of the test images,
+      which are not looked at then.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
     - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for ImageNet when not given).
     - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet`` only).
@@ -29,15 +31,19 @@ class Data:
     root: str | None = None
     image_size: int | None = None
     classes: int | None = None
+    held_out: int | None = None
 
     def __post_init__(self):
-        positive(self, "train_images", "test_images", "image_size", "classes")
+        positive(self, "train_images", "test_images", "image_size", "classes", "held_out")
         not_negative(self, "subset_seed")
+        if self.held_out and self.test_images:
+            raise SettingsError("held_out and test_images are both given, but one of them is evaluated; leave one out")
 
     @property
     def as_published(self) -> bool:
         """Whether the test images are those that a teacher's manifest entry speaks of, at their usual size."""
-        return self.test_images is None and self.classes is None and (self.image_size is None or self.root is not None)
+        part = (self.test_images, self.held_out, self.classes) != (None, None, None)
+        return not part and (self.image_size is None or self.root is not None)
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,16 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class Arm:
-    """One choice of teacher hint points (module names); empty for no hints.
+    """One choice of the teacher's hint layers (module names); empty for no hints.
 
-    ``student_points`` is the point that learns from each of them; the cell's own points, one each, when not given.
+    ``student_points`` is the layer that learns from each of them; the cell's own, one each, when not given.
+    ``hint_weight`` of this arm; the cell's when not given.
     """
 
     name: str
     teacher_points: tuple[str, ...] = ()
     student_points: tuple[str, ...] = ()
+    hint_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """All arms of one (pair, method, seed): they differ in the teacher's hint points only.
+    """All arms of one (pair, method, seed): they differ in the teacher's hint layers, and in the hint weight where an arm has its own.
 
     loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
 
@@ -180,7 +188,8 @@ class DistillSettings:
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
         if arm.teacher_points:
             students = arm.student_points or self.student_points
-            weight = self.hint_weight * len(self.student_points) / len(arm.teacher_points)
+            given = self.hint_weight if arm.hint_weight is None else arm.hint_weight
+            weight = given * len(self.student_points) / len(arm.teacher_points)
             return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
         if self.plain:
             return self.plain

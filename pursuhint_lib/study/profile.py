@@ -178,6 +178,9 @@ def _check_data(data: Data) -> None:
     for name, wanted, there in zip(("train_images", "test_images"), (data.train_images, data.test_images), counts, strict=True):
         if wanted and 0 < there < wanted and not data.classes:
             raise SettingsError(f"{name} is {wanted}, but {data.dataset} has {there}; give at most that, or leave it out for all")
+    if data.held_out and 0 < counts[0] < data.held_out + (data.train_images or 2):
+        left = f"{counts[0]} training images, too few for {data.held_out} held out beside {data.train_images or 'the others'}"
+        raise SettingsError(f"{data.dataset} has {left}; give fewer")
 
 
 def _check_weight(method: str, profile: Profile) -> None:

@@ -49,7 +49,7 @@ def save_state(lanes: Sequence[Lane], position: Position, path: Path, data: str,
         for lane in lanes:
             learned = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
             told = {"sums": sums[lane.name], "steps": lane.steps, "broke": lane.broke, "history": lane.history, "failed": lane.failed}
-            state["lanes"][lane.name] = learned | told
+            state["lanes"][lane.name] = learned | told | {"to_measure": lane.to_measure, "ratios": lane.ratios}
         _write(state, path)
     accelerator.wait_for_everyone()
 
@@ -115,6 +115,9 @@ def resume(lanes: Sequence[Lane], path: Path, data: str, accelerator: Accelerato
         lane.history, lane.failed = entry["history"], entry["failed"]
         lane.steps.copy_(entry["steps"])
         lane.broke.copy_(entry["broke"])
+        # States of before there was anything to measure lack both.
+        lane.to_measure = entry.get("to_measure", 0)
+        lane.ratios.copy_(entry.get("ratios", lane.ratios))
         # The sums are of all processes; the first one keeps them.
         own = 1.0 if accelerator.is_main_process else 0.0
         lane.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}

@@ -91,5 +91,5 @@ def _close_epoch(lanes: Sequence[Lane], splits: Splits, schedule: Schedule, epoc
 
 def _summary(lanes: Sequence[Lane], speed: dict[str, float]) -> str:
     accuracies = [lane.history["accuracy"][-1] for lane in lanes if lane.history["accuracy"][-1] is not None]
-    measured = f"test accuracy {min(accuracies):.1f} to {max(accuracies):.1f} %, " if accuracies else ""
+    measured = f"accuracy {min(accuracies):.1f} to {max(accuracies):.1f} %, " if accuracies else ""
     return f"{measured}{speed['images_per_second']:.0f} images/s"

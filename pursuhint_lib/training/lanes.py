@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,9 @@ class Lane:
     # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the device, so that nothing waits.
     steps: Tensor | None = None
     broke: Tensor | None = None
+    # Steps in which ``gradient_ratio`` is still to be measured; sum and number of those that were.
+    to_measure: int = 0
+    ratios: Tensor | None = None
 
     def prepare(self, epoch: int, schedule: Schedule) -> None:
         """Ready for steps of this epoch (from 0)."""
@@ -50,6 +54,9 @@ class Lane:
         """
         with autocast(accelerator.device, precision):
             parts = self.wrapped(*batch, teacher)
+        if self.to_measure:
+            self.to_measure -= 1
+            self._measure(parts)
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["total"] * share)
         self.optimizer.step()
@@ -59,6 +66,27 @@ class Lane:
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(loss)
             self.sums[name].add_(loss.detach() * len(batch.labels))
+
+    def _measure(self, parts: dict[str, Tensor]) -> None:
+        """Add ‖gradient of the weighted hint loss‖ / ‖gradient of weighted CE + KD‖ of this step, over the student's own parameters.
+
+        Nothing is added where the epoch has only one of the two, or a gradient is not finite. Gradients of the training stay as they are.
+        """
+        weights = self.learner.weights()
+        losses = {name: weights[name] * loss for name, loss in parts.items() if weights.get(name)}
+        hint, task = losses.pop("hint", None), sum(losses.values())
+        if hint is None or not losses:
+            return
+        own = list(self.learner.network.parameters())
+        hint, task = (gradient_norm(loss, own) for loss in (hint, task))
+        ratio = hint / task
+        self.ratios += torch.where(ratio.isfinite(), torch.stack([ratio, torch.ones_like(ratio)]), 0.0)
+
+    @property
+    def gradient_ratio(self) -> float | None:
+        """Mean of what was measured; nothing where nothing was."""
+        summed, steps = self.ratios.tolist()
+        return _rounded(summed / steps) if steps else None
 
     def close_epoch(self, epoch: int, learning_rate: float, images: int, measured: dict[str, float]) -> None:
         """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
@@ -75,6 +103,12 @@ class Lane:
         for column in {**self.history, **row}:
             # A loss that only some epochs have is missing in the others.
             self.history.setdefault(column, [None] * epoch).append(row.get(column))
+
+
+def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of a loss's gradient over all parameters together; the graph stays for other gradients."""
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
 
 def _rounded(value: float) -> float | None:
@@ -169,4 +203,4 @@ def open_lane(name: str, learner: Learner, schedule: Schedule, accelerator: Acce
         warnings.simplefilter("ignore", FutureWarning)
         wrapped, optimizer = accelerator.prepare(learner, optimizer)
     none = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    return Lane(name, learner, wrapped, optimizer, steps=none.clone(), broke=none)
+    return Lane(name, learner, wrapped, optimizer, steps=none.clone(), broke=none, ratios=torch.zeros(2, device=accelerator.device))

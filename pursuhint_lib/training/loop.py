@@ -128,7 +128,7 @@ def run_epoch(lanes: Sequence[Lane], images: Images, schedule: Schedule, epoch: 
 
     if pool and not chance:
         _overlapped(pool, watched(), ask, step, lanes)
-    elif accelerator.device.type == "cuda" and recordable:
+    elif accelerator.device.type == "cuda" and recordable and not any(lane.to_measure for lane in lanes):
         graphed = GraphedSteps(ask if teacher else None, [partial(step, lane) for lane in lanes])
         for batch in watched():
             graphed(batch)

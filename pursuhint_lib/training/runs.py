@@ -128,12 +128,13 @@ def _another(settings: TeacherSettings, found: float, known: Record) -> Settings
     )
 
 
-def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
+def distill(settings: DistillSettings, force: bool = False, measured_steps: int = 0) -> list[Record]:
     """Train every arm that has no record yet, side by side on one teacher pass.
 
     Arms with the same hint points are one run, and share its record.
 
-    **Arguments:** ``force``: train all arms for their weights; records that are there stay as they are.
+    **Arguments:** ``force``: train all arms for their weights; records that are there stay as they are. ``measured_steps``: over so
+    many first steps the ``gradient_ratio`` is measured, in one process, which changes nothing in the training.
 
     **Returns:** one record per arm, in the order of ``settings.arms``.
     """
@@ -145,12 +146,12 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
     if missing:
         _refuse_if_records_only(f"record {next(iter(missing))}")
-        found |= _train_students(settings, missing, checkpoint)
+        found |= _train_students(settings, missing, checkpoint, measured_steps)
     checkpoints.remove(checkpoint)
     return [found[records.record_name(settings.run(arm))] for arm in settings.arms]
 
 
-def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings], checkpoint: Path) -> dict[str, Record]:
+def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings], checkpoint: Path, measured_steps: int) -> dict[str, Record]:
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     started, teacher, teacher_checksum = _clocks(), None, {}
@@ -162,6 +163,7 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings],
     for name, run in runs.items():
         learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
         lanes.append(open_lane(name, learner, settings.schedule, accelerator))
+        lanes[-1].to_measure = measured_steps if accelerator.num_processes == 1 else 0
     _announce_memories([lane.learner for lane in lanes])
     speed = fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
@@ -210,6 +212,8 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
     """Save weights and record of a lane that has come to its end."""
     network = lane.learner.network
     metrics: dict = {"parameters": parameter_count(network)}
+    if lane.gradient_ratio is not None:
+        metrics["gradient_ratio"] = lane.gradient_ratio
     if lane.failed:
         metrics["failed_in_step"] = int(lane.broke)
     if not lane.failed:
