@@ -9,9 +9,31 @@ from .choices import rank_among_random, score_correlations, spread_of_arms
 from .claims import CLAIMS, Claim, judge_claims, verdict
 from .comparisons import PURSUHINT, RANDOM, arms_of, deviations, differences, effects, mean_with_interval, text_table
 from .effects import LEVEL, Effect, bootstrap_interval, equivalence_p, holm, paired_effect, pooled_effect
+from .images import PairedAnswers, mcnemar
 
 __all__ = [
-    "CLAIMS", "LEVEL", "PURSUHINT", "RANDOM", "Claim", "Effect", "arms_of", "bootstrap_interval", "deviations", "differences", "effects",
-    "equivalence_p", "holm", "judge_claims", "mean_with_interval", "paired_effect", "pooled_effect", "rank_among_random", "score_correlations",
-    "spread_of_arms", "text_table", "verdict",
+    "CLAIMS",
+    "LEVEL",
+    "PURSUHINT",
+    "RANDOM",
+    "Claim",
+    "Effect",
+    "PairedAnswers",
+    "arms_of",
+    "bootstrap_interval",
+    "deviations",
+    "differences",
+    "effects",
+    "equivalence_p",
+    "holm",
+    "judge_claims",
+    "mcnemar",
+    "mean_with_interval",
+    "paired_effect",
+    "pooled_effect",
+    "rank_among_random",
+    "score_correlations",
+    "spread_of_arms",
+    "text_table",
+    "verdict",
 ]  # fmt: skip
