@@ -163,6 +163,15 @@ class StudyPaths:
         """Weights of one trained teacher that are kept among the results."""
         return self.results / "teachers" / f"{record_name}.safetensors"
 
+    def maps(self, record_name: str) -> Path:
+        """Attention maps of one trained network."""
+        return self.results / "maps" / f"{record_name}.npz"
+
+    @property
+    def map_images(self) -> Path:
+        """The test images that the attention maps of the profile are of."""
+        return self.results / "maps" / "images.npz"
+
     def checkpoint(self, run: str) -> Path:
         """State of an unfinished training."""
         return self.work / "checkpoints" / f"{run}.pt"

@@ -13,7 +13,7 @@ LAYERS = [
     {"paths", "files", "settings"},
     {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
-    {"profiling", "distillers", "records"},
+    {"profiling", "distillers", "records", "attention"},
     {"training", "export"},
     {"study"},
 ]

@@ -74,7 +74,10 @@ class Images:
 
     def spread(self, count: int) -> "Images":
         """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes; all if there are no more."""
-        rows = evenly_spaced(count, len(self))
+        return self.at(evenly_spaced(count, len(self)))
+
+    def at(self, rows: Tensor) -> "Images":
+        """The images of these indices [n], in this order."""
         return Images(self.images[rows], self.labels[rows], self.entry, self.device)
 
     def _augmented(self, chosen: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:

@@ -98,7 +98,11 @@ class StreamedImages:
 
     def spread(self, count: int) -> "StreamedImages":
         """``count`` images, evenly spaced in the stored order, which is that of the classes; all if there are no more."""
-        return StreamedImages(rows(self.listing, evenly_spaced(count, len(self)).numpy()), self.entry, self.device)
+        return self.at(evenly_spaced(count, len(self)))
+
+    def at(self, indices: Tensor) -> "StreamedImages":
+        """The images of these indices [n], in this order."""
+        return StreamedImages(rows(self.listing, indices.numpy()), self.entry, self.device)
 
     def _loaded(self, shares: list[list[int]], augmentation: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of pixels on the device, with the indices on the CPU."""

@@ -177,6 +177,8 @@ class DistillSettings:
     deterministic: bool = False
     plain: StudentSettings | None = None
     profile: str = field(default="", metadata={"hashed": False})
+    # Whether attention maps of the students are kept when they are trained (``attention.keep_maps``).
+    keep_maps: bool = field(default=False, metadata={"hashed": False})
 
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.

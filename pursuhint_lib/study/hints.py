@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from .. import training
+from ..attention import keep_maps
 from ..data import Images, load_splits
 from ..files import sealed, unsealed, write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
 from ..quality import layer_quality
-from ..records import differing, provenance
+from ..records import differing, provenance, record_name
 from ..settings import Profile, SettingsError, resolved
 from ..settings.extensions import sources
 from ..similarity import rank, similarity_matrices
@@ -89,16 +90,21 @@ def _report(profile: Profile, content: dict) -> LayerReport | None:
 
 
 def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
-    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or computed."""
+    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or computed.
+
+    Where it is computed, the teacher's attention maps are kept too.
+    """
     found = stored_similarity(profile, teacher)
     if found is not None:
         return found
-    model = training.load_teacher(profile.teacher_settings(teacher))
+    settings = profile.teacher_settings(teacher)
+    model = training.load_teacher(settings)
     points = network_points(teacher, profile.data)
     splits = load_splits(profile.data, next(model.parameters()).device)
     images = splits.train.spread(profile.profile_images)
     features = profile_layers(model, images, points.candidates)
     matrices = similarity_matrices(features, profile.metrics)
+    keep_maps(profile.name, record_name(settings), model, points.candidates, splits.test)
     content = {
         "settings": _wanted(profile, teacher),
         "images": len(images),

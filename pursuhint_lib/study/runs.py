@@ -78,12 +78,16 @@ def _plain(profile: Profile, pair: Pair, method: str, seed: int) -> StudentSetti
 def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record]]:
     """Train what is missing of one (pair, method): all arms side by side, seed after seed.
 
+    Attention maps of the first seed's students are kept, of methods with hints and of ``kd``.
+
     **Returns:** arm → one record per seed.
     """
     choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
     found: dict[str, list[Record]] = {}
     for seed in profile.seeds_of(pair, method):
         settings = cell_settings(profile, pair, method, seed, choices)
+        # Pictures of what hints change need one student of each arm, and the one without hints.
+        settings = replace(settings, keep_maps=seed == profile.seeds[0] and (has_arms(method) or method == "kd"))
         for arm, record in zip(settings.arms, distill(settings), strict=True):
             found.setdefault(arm.name, []).append(record)
     return found

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import records
-from ..data import Splits, class_positions, describe, load_splits
+from ..attention import keep_maps
+from ..data import Splits, class_positions, describe, example_input, load_splits
 from ..distillers import distiller
 from ..files import sha256
 from ..models import load_checkpoint, parameter_count, save_weights
@@ -20,6 +21,7 @@ from ..paths import StudyPaths
 from ..processes import agreed, threads
 from ..records import Record
 from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
+from ..taps import stage_ends
 from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
 from .fitting import fit
@@ -170,6 +172,13 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings],
         checkpoint=checkpoint, metrics=metrics_file(settings), deterministic=settings.deterministic)  # fmt: skip
     # Students share the clock: a run's seconds are its share of the whole.
     took = {**_since(started, len(lanes)), **speed, **teacher_checksum}
+    if settings.keep_maps and accelerator.is_main_process:
+        # Before the records: what has one is complete.
+        for lane in lanes:
+            if not lane.failed:
+                network, points = lane.learner.network, runs[lane.name].student_points or settings.student_points
+                points = points or stage_ends(network, example_input(settings.data).to(accelerator.device))
+                keep_maps(settings.profile, lane.name, network, points, splits.test)
     return {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
 
 
