@@ -18,8 +18,8 @@ SNAKEFILE = ROOT / "workflow" / "Snakefile"
 # What the report is made of: a page, its style and its script.
 TEMPLATES = ROOT / "pursuhint_lib" / "templates"
 
-# Ending of a figure's vector image: compressed SVG, an eighth as large as SVG.
-VECTOR = ".svgz"
+# Ending of a figure's vector image.
+VECTOR = ".svg"
 
 
 def _root(variable: str, default: str) -> Path:

@@ -264,7 +264,7 @@ def test_a_step_that_fails_is_tried_twice_and_no_more(cluster, finished):
 
 def test_a_study_that_is_ended_takes_its_jobs_along(cluster, finished):
     known = cluster.jobs()
-    (cluster.folder / "results" / "smoke" / "figures" / "00_start_here-toy.svgz").unlink()
+    (cluster.folder / "results" / "smoke" / "figures" / "00_start_here-toy.svg").unlink()
     with cluster.start() as study:
         deadline = time.monotonic() + 120
         while not any(state == "RUNNING" for *_, state in cluster.jobs()):

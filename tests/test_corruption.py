@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_beginning(
 
 def test_a_damaged_stamp_sets_off_its_step_anew():
     (start, *_) = plan.make_plan(profile(), "smoke")
-    stamp, output = Path(start.stamp), PATHS.figures / "x.svgz"
+    stamp, output = Path(start.stamp), PATHS.figures / "x.svg"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     stamp.parent.mkdir(parents=True, exist_ok=True)

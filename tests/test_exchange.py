@@ -152,6 +152,6 @@ def test_notebook_10_trains_the_mixed_sets_and_answers(trained, tmp_path):
         effects = statistics.effects(rows, ["method", "points"])
         np.testing.assert_allclose(pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
     assert set(pd.read_csv(tables / "10_deepest_point-layers.csv")["arm"]) == {"stage-ends", "deepened-r2", "shallowed-r2", "pursuhint-r2"}
-    assert (StudyPaths("smoke").figures / "10_deepest_point-shares.svgz").is_file()
+    assert (StudyPaths("smoke").figures / "10_deepest_point-shares.svg").is_file()
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "Beyond chance: " in told

@@ -72,7 +72,7 @@ def test_notebook_04_trains_in_two_processes_and_draws(mini, tmp_path):
     assert all(0 <= record.metrics["accuracy"] <= record.metrics["top5_accuracy"] <= 100 for (record,) in records.values())
     stem = "04_imagenet-resnet14-resnet8x0.25-at"
     published = {path.name for path in StudyPaths("mini").results.rglob("*") if path.name.startswith(stem)}
-    assert {f"{stem}-{name}.svgz" for name in ("points", "curves")} | {f"{stem}-accuracy.csv"} <= published
+    assert {f"{stem}-{name}.svg" for name in ("points", "curves")} | {f"{stem}-accuracy.csv"} <= published
     told = [text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", [])]
     assert sum(": epoch 2, loss " in line and "images/s" in line for line in told) == 3
 

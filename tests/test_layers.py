@@ -10,7 +10,7 @@ LIBRARY = ROOT / "pursuhint_lib"
 
 # From the ground up; a module imports from lower layers only. Within the study package its own order holds.
 LAYERS = [
-    {"paths", "files", "settings"},
+    {"paths", "files", "digits", "settings"},
     {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
     {"profiling", "distillers", "records", "attention"},

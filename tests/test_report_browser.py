@@ -75,7 +75,7 @@ def test_the_page_opens_without_error_request_or_overflow(browser, size, scheme)
     decoded = "const done = arguments[0]; Promise.all([...document.images].map((i) => i.decode())).then(() => done(true), (e) => done(String(e)))"
     assert browser.execute_async_script(decoded) is True
     widths = browser.execute_script("return [...document.images].map((image) => image.naturalWidth)")
-    assert len(widths) == len(list(PATHS.figures.glob("*.svgz")))
+    assert len(widths) == len(list(PATHS.figures.glob("*.svg")))
     assert min(widths) > 0
     page_width, window, columns = browser.execute_script(
         "return [document.documentElement.scrollWidth, innerWidth, getComputedStyle(document.body).gridTemplateColumns.split(' ').length]"

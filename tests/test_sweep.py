@@ -113,7 +113,7 @@ def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     tabled = {"gains": statistics.effects(gains(frame), ["weight", "arm"]), "exchanged": statistics.effects(shares, ["weight", "points"])}
     for name, effects in tabled.items():
         np.testing.assert_allclose(pd.read_csv(tables / f"09_hint_weight-at-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
-        assert (StudyPaths("smoke").figures / f"09_hint_weight-at-{name}.svgz").is_file()
+        assert (StudyPaths("smoke").figures / f"09_hint_weight-at-{name}.svg").is_file()
     assert set(pd.read_csv(tables / "09_hint_weight-at-layers.csv")["arm"]) == set(sweep.arms)
     told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
     assert "At the weight of the grid (1000), beyond chance: helped by" in told

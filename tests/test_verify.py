@@ -1,6 +1,5 @@
 """Checksums of a results folder, comparing two of them, and what a record says of its run; test_smoke.py verifies a whole study."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError
 from pursuhint_lib.study.verify import changed_files, differing_files, main, sums_file, write_sums
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
-FILES = ("records/a+b_seed0.json", "alone/records/a.json", "hints/net-k3.json", "figures/one.svgz", "tables/one.csv")
+FILES = ("records/a+b_seed0.json", "alone/records/a.json", "hints/net-k3.json", "figures/one.svg", "tables/one.csv")
 
 
 @pytest.fixture
@@ -100,18 +99,18 @@ def test_pictures_are_compared_by_pixels_and_notebooks_without_their_profile(tmp
         picture(root / "figures" / "other.png", colour=(10, 20, 30 + level))
         notebook(root / "notebooks" / "other.ipynb", printed=f"91.{level}")
         for name, drawn in (("same", "<svg/>"), ("other", f"<svg width='{level}'/>")):
-            (root / "figures" / f"{name}.svgz").write_bytes(gzip.compress(drawn.encode(), level))
+            (root / "figures" / f"{name}.svg").write_text(drawn)
         (root / "records").mkdir()
         (root / "records" / "one.json").write_text(str(level))
     (tmp_path / "a" / "figures" / "torn.png").write_bytes(b"no picture")
     picture(tmp_path / "b" / "figures" / "torn.png")
-    (tmp_path / "a" / "figures" / "old.svgz").write_bytes(b"")
-    (tmp_path / "b" / "figures" / "new.svgz").write_bytes(b"")
+    (tmp_path / "a" / "figures" / "old.svg").write_bytes(b"")
+    (tmp_path / "b" / "figures" / "new.svg").write_bytes(b"")
     assert differing_files(tmp_path / "a", tmp_path / "b") == [
-        "figures/new.svgz is missing",
-        "figures/old.svgz is drawn by no notebook",
+        "figures/new.svg is missing",
+        "figures/old.svg is drawn by no notebook",
         "figures/other.png is not what the records give",
-        "figures/other.svgz is not what the records give",
+        "figures/other.svg is not what the records give",
         "figures/torn.png is not what the records give",
         "notebooks/other.ipynb is not what the records give",
     ]

@@ -8,12 +8,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..digits import settled
+
 WIDTH = 7.0  # inches: a page of text
 
 _STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "svg.hashsalt": "pursuhint", "svg.fonttype": "none", "figure.constrained_layout.use": True,
+    "svg.hashsalt": "pursuhint", "svg.fonttype": "none", "path.simplify": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 # Colours that colour-blind readers can tell apart.
@@ -50,11 +52,11 @@ def new_figure(height: float, width: float = WIDTH, **subplots) -> tuple[Figure,
 
 
 def styled(function):
-    """Draw in the study's style, whatever the notebook's own settings are."""
+    """Draw settled numbers in the study's style, whatever the notebook's own settings are."""
 
     def draw(*arguments, **keywords) -> Figure:
         with style():
-            return function(*arguments, **keywords)
+            return function(*settled(arguments), **settled(keywords))
 
     draw.__doc__, draw.__name__ = function.__doc__, function.__name__
     return draw

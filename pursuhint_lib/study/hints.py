@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import training
 from ..attention import keep_maps
 from ..data import Images, load_splits
+from ..digits import settled
 from ..files import sealed, unsealed, write_json
 from ..paths import StudyPaths
 from ..profiling import profile_layers
@@ -122,7 +123,7 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
 def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: tuple[int, int, int]) -> dict:
     """What there is to say of one sub-block."""
     channels, height, width = shape
-    quality = {key: round(value, DIGITS) for key, value in vars(layer_quality(features, images.labels)).items()}
+    quality = _rounded(vars(layer_quality(features, images.labels)))
     return {
         "number": number, "name": name, "channels": channels, "size": f"{height}×{width}",
         "dead": int((features == features[0]).all(0).sum()), "rank": rank(features), "quality": quality.pop("score"), **quality,
@@ -151,7 +152,7 @@ def _clustering(choice: Choice) -> dict:
     clusters = choice.clusters
     if clusters is None:
         return {}
-    content = {"clusters": [label + 1 for label in clusters.labels], "objective": round(clusters.objective, DIGITS)}
+    content = {"clusters": [label + 1 for label in clusters.labels], **_rounded({"objective": clusters.objective})}
     content |= {"converged": clusters.converged, "iterations": clusters.iterations}
     if clusters.cycle:
         content["cycle"] = [[i + 1 for i in centres] for centres in clusters.cycle]
@@ -159,4 +160,5 @@ def _clustering(choice: Choice) -> dict:
 
 
 def _rounded(values: dict) -> dict:
+    values = settled(values)
     return {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in values.items()}

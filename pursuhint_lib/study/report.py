@@ -203,11 +203,6 @@ def image_source(svg: str) -> Markup:
     Only what has a meaning in an address or in the attribute is written otherwise: base64 would make it a third larger.
     """
     body = " ".join(svg[svg.index("<svg") :].split())
-    fonts = set(re.findall(r'font-family: [^;"]*', body))
-    if len(fonts) == 1 and body.count("</style>") == 1:
-        # Matplotlib names its whole list of fonts in every word that it writes.
-        (font,) = fonts
-        body = body.replace(f"{font}; ", "").replace("</style>", f"text{{{font}}}</style>")
     address = "data:image/svg+xml;charset=utf-8," + body.replace("%", "%25").replace("#", "%23")
     return Markup(address.replace("&", "&amp;").replace("'", "&#39;"))
 

@@ -1,17 +1,14 @@
 """Published tables, read again for the report: numbers rounded to be read, with their full digits, and the runs behind each row."""
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from ..paths import VECTOR
 from ..settings import Profile, SettingsError
 from .plan import Step
 from .report_runs import Behind, runs_behind
@@ -146,14 +143,13 @@ def caption_of(path: Path) -> str:
 
 
 def published_text(path: Path) -> str:
-    """Text of a published file, also of a compressed one.
+    """Text of a published file.
 
     **Raises:** ``SettingsError`` for one that holds something else.
     """
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == VECTOR else content).decode()
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise damaged(path, error) from None
     if "\0" in text:
         raise damaged(path, "zeros in place of text")

@@ -7,7 +7,6 @@ a scratch folder that holds nothing but the records and the hints, and what it p
 import argparse
 import base64
 import contextlib
-import gzip
 import io
 import json
 import os
@@ -15,14 +14,13 @@ import re
 import shutil
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import PIL.Image
 
 from ..files import replacing, sha256
-from ..paths import VECTOR, StudyPaths
+from ..paths import StudyPaths
 from ..settings import Profile, SettingsError
 from ..training.runs import RECORDS_ONLY
 from .engine import execute, failed_steps, owned
@@ -71,7 +69,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def differing_files(folder: Path, again: Path) -> list[str]:
     """What a results folder and the one that was drawn again have not in common, one line each; records are not looked at.
 
-    Text is compared byte by byte, also where it is compressed, pictures pixel by pixel, and in notebooks the pictures, too. The profile
+    Text is compared byte by byte, pictures pixel by pixel, and in notebooks the pictures, too. The profile
     that a notebook was given is left out: it may be the path of a file, which is another on every machine.
     """
     ours, theirs = ({name: path for name, path in _files(root).items() if _is_drawn(name)} for root in (folder, again))
@@ -92,10 +90,8 @@ def _same(ours: Path, theirs: Path) -> bool:
     try:
         if ours.suffix == ".png":
             return _pixels(io.BytesIO(a)) == _pixels(io.BytesIO(b))
-        if ours.suffix == VECTOR:
-            return gzip.decompress(a) == gzip.decompress(b)
         return ours.suffix == ".ipynb" and _content(a) == _content(b)
-    except (ValueError, LookupError, TypeError, OSError, EOFError, zlib.error):
+    except (ValueError, LookupError, TypeError, OSError):
         # What cannot be read is not the same.
         return False
 
