@@ -365,14 +365,14 @@ def slot_command(code: str) -> list[str]:
 
 
 def test_executed_notebooks_lose_what_changes_from_run_to_run():
-    stream = {"output_type": "stream", "name": "stdout", "text": ["kept"]}
+    pieces = [{"output_type": "stream", "name": "stdout", "text": text} for text in (["kept"], ["\n", "as one"])]
     noise = {"output_type": "stream", "name": "stderr", "text": ["12%|#"]}
-    cell = {"cell_type": "code", "id": "f3a9", "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]}, "outputs": [stream, noise],
+    cell = {"cell_type": "code", "id": "f3a9", "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]}, "outputs": [pieces[0], noise, pieces[1]],
             "execution_count": 3, "source": []}  # fmt: skip
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel, "papermill": {"start_time": "now"}}, "nbformat": 4, "nbformat_minor": 5}
     cleaned = quiet(notebook)
-    assert cleaned["cells"][0]["outputs"] == [stream]
+    assert cleaned["cells"][0]["outputs"] == [{**pieces[0], "text": ["kept\n", "as one"]}]
     assert cleaned["cells"][0]["metadata"] == {"tags": ["parameters"]}
     assert "papermill" not in json.dumps(cleaned)
     assert cleaned == quiet(json.loads(json.dumps(notebook)))

@@ -46,8 +46,19 @@ def _quiet_cell(cell: dict, number: int) -> dict:
     cell = {**cell, "id": f"cell-{number:02d}", "metadata": {"tags": tags} if tags else {}}
     if cell["cell_type"] == "code":
         kept = [output for output in cell["outputs"] if output.get("name") != "stderr" and WIDGET not in output.get("data", {})]
-        cell["outputs"] = [{**output, "metadata": {}} if "metadata" in output else output for output in kept]
+        cell["outputs"] = [{**output, "metadata": {}} if "metadata" in output else output for output in _joined(kept)]
     return cell
+
+
+def _joined(outputs: list[dict]) -> list[dict]:
+    """The outputs with printed text in one piece; how a busy machine's kernel has cut it is chance."""
+    joined = []
+    for output in outputs:
+        if joined and output["output_type"] == joined[-1]["output_type"] == "stream":
+            text = "".join([*joined.pop()["text"], *output["text"]])
+            output = {**output, "text": text.splitlines(keepends=True)}
+        joined.append(output)
+    return joined
 
 
 if __name__ == "__main__":
