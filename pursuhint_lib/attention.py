@@ -1,5 +1,6 @@
-"""Where a network looks: attention maps of a few test images, kept as small arrays, so that pictures of them can be drawn
-again without images or weights."""
+"""Where a network looks: attention maps of a few test images, kept as small arrays, so that pictures of them
+can be drawn again without images or weights.
+"""
 
 import zipfile
 from collections.abc import Iterable
@@ -20,9 +21,11 @@ CLASSES = 6
 
 
 def attention_maps(network: nn.Module, points: Iterable[str], images: Tensor) -> dict[str, Tensor]:
-    """What sub-blocks attend to: the squares of their outputs, averaged over channels (Zagoruyko & Komodakis 2017).
+    """What sub-blocks attend to: the squares of their outputs, averaged over channels (Zagoruyko & Komodakis
+    2017).
 
-    **Arguments:** ``network`` in any mode, in which it is left; ``points`` module names; ``images`` [N, C, H, W].
+    **Arguments:** ``network`` in any mode, in which it is left; ``points`` module names; ``images`` [N, C, H,
+    W].
 
     **Returns:** name → uint8 [N, H, W], each map scaled to a maximum of 255.
     """
@@ -43,7 +46,8 @@ def attention_maps(network: nn.Module, points: Iterable[str], images: Tensor) ->
 def keep_maps(
     profile: str, record: str, network: nn.Module, points: Iterable[str], test: Images | StreamedImages
 ) -> None:
-    """Keep the attention maps of a run's network beside its record, and once per profile the images that they are of.
+    """Keep the attention maps of a run's network beside its record, and once per profile the images that they
+    are of.
 
     What is there already is not made again. **Arguments:** ``test`` images, on the network's device.
     """
@@ -65,8 +69,8 @@ def keep_maps(
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays that ``keep_maps`` has written, by name; nothing where there is no file.
 
-    ``StudyPaths.maps``: module name → uint8 [N, H, W]. ``StudyPaths.map_images``: ``images`` uint8 [N, C, H, W] and
-    ``labels`` int64 [N].
+    ``StudyPaths.maps``: module name → uint8 [N, H, W]. ``StudyPaths.map_images``: ``images`` uint8 [N, C, H,
+    W] and ``labels`` int64 [N].
 
     **Raises:** ``SettingsError`` for a damaged file.
     """

@@ -1,4 +1,6 @@
-"""Which test images were answered rightly: in the records, in the order of the images, whoever evaluates; and two students compared by it."""
+"""Which test images were answered rightly: in the records, in the order of the images, whoever evaluates; and
+two students compared by it.
+"""
 
 import json
 import math
@@ -22,16 +24,26 @@ from pursuhint_lib.settings import (
     TeacherSettings,
     settings_hash,
 )
-from pursuhint_lib.settings.forms import build
+from pursuhint_lib.settings.values import build
 from pursuhint_lib.statistics import mcnemar
 
 DATA = Data("digits", train_images=100, test_images=601)
 TEACHER = TeacherSettings("resnet14", DATA, Schedule(2, 50, 0.05), profile="mine")
 CELL = DistillSettings(
-    teacher=TEACHER, student="resnet8x0.25", method="at", arms=(Arm("none"), Arm("ends", ("layer1.1", "layer3.1"))),
-    student_points=("layer1", "layer3"), ce_weight=1.0, kd_weight=1.0, hint_weight=10.0, temperature=4.0, data=DATA,
-    schedule=Schedule(2, 50, 0.05), seed=3, profile="mine",
-)  # fmt: skip
+    teacher=TEACHER,
+    student="resnet8x0.25",
+    method="at",
+    arms=(Arm("none"), Arm("ends", ("layer1.1", "layer3.1"))),
+    student_points=("layer1", "layer3"),
+    ce_weight=1.0,
+    kd_weight=1.0,
+    hint_weight=10.0,
+    temperature=4.0,
+    data=DATA,
+    schedule=Schedule(2, 50, 0.05),
+    seed=3,
+    profile="mine",
+)
 COMMITTED = sorted((ROOT / "results").glob("*/records/*.json"))
 
 
@@ -104,10 +116,13 @@ def test_mcnemar_is_the_sum_of_the_binomial_terms_that_are_no_likelier(b, c):
 
 
 def test_the_interval_of_a_difference_holds_the_true_one_in_95_of_100_samples():
-    """Coverage over 4000 samples of 300 images; 95 % is known from so many to ± 0.7 points at two standard errors."""
+    """Coverage over 4000 samples of 300 images; 95 % is known from so many to ± 0.7 points at two standard
+    errors.
+    """
     generator, held = np.random.default_rng(0), 0
     for _ in range(4000):
-        # Right together or apart: both, only the first, only the second, neither; the true difference is 4 points.
+        # Right together or apart: both, only the first, only the second, neither; the true difference is 4
+        # points.
         kind = generator.choice(4, size=300, p=[0.4, 0.12, 0.08, 0.4])
         low, high = mcnemar((kind == 0) | (kind == 1), (kind == 0) | (kind == 2)).interval
         held += low <= 4 <= high

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pursuhint_lib.settings import Arm, Data, Pair, SettingsError, Sweep
-from pursuhint_lib.study.arms import LayerMap, check_arm, choose_points, stage_set_arms
-from pursuhint_lib.study.hints import hint_choices, stored_similarity
-from pursuhint_lib.study.profile import checked, load_profile, network_points
-from pursuhint_lib.study.runs import cell_settings, fork
+from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points, stage_set_arms
+from pursuhint_lib.study.grid.cells import cell_settings, fork
+from pursuhint_lib.study.grid.hint_layers import hint_choices, stored_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 
 NINE = LayerMap(9, (2, 5, 8), {})
 UNEVEN = LayerMap(10, (1, 3, 5, 9), {"r2": np.eye(10)})

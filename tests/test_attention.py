@@ -10,13 +10,13 @@ from torch import nn
 
 from pursuhint_lib import records, training
 from pursuhint_lib.attention import attention_maps, keep_maps, read_arrays
-from pursuhint_lib.data import Data, Images, describe, example_input, load_splits
+from pursuhint_lib.data import Images, describe, example_input, load_splits
 from pursuhint_lib.models import build_model
 from pursuhint_lib.paths import StudyPaths
-from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study.hints import hint_choices
-from pursuhint_lib.study.profile import load_profile, network_points
-from pursuhint_lib.study.runs import cell_settings, fork, run_cell
+from pursuhint_lib.settings import Data, SettingsError
+from pursuhint_lib.study.grid.cells import cell_settings, fork, run_cell
+from pursuhint_lib.study.grid.hint_layers import hint_choices
+from pursuhint_lib.study.grid.profiles import load_profile, network_points
 from pursuhint_lib.taps import stage_ends
 
 PATHS = StudyPaths("smoke")

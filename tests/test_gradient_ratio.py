@@ -1,4 +1,6 @@
-"""The gradient of the hint loss over that of the task: against hand-made gradients, and without a trace in the training."""
+"""The gradient of the hint loss over that of the task: against hand-made gradients, and without a trace in
+the training.
+"""
 
 import json
 from dataclasses import replace
@@ -10,14 +12,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pursuhint_lib import training
-from pursuhint_lib.data import Batch, Data, load_splits
+from pursuhint_lib.data import Batch, load_splits
 from pursuhint_lib.paths import StudyPaths
-from pursuhint_lib.settings import Arm, DistillSettings, Schedule, TeacherSettings
-from pursuhint_lib.training.lanes import open_lane
+from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, TeacherSettings
+from pursuhint_lib.training.trainee import open_trainee
 
 DATA = Data("digits", train_images=64, held_out=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
-TEACHER = TeacherSettings("resnet14", Data("digits", train_images=60, test_images=50), SCHEDULE, profile="test")
+TEACHER = TeacherSettings(
+    "resnet14", Data("digits", train_images=60, test_images=50), SCHEDULE, profile="test"
+)
 ENDS = ("layer1.1", "layer2.1", "layer3.1")
 ACCELERATOR = training.accelerator_for_this_process()
 ARMS = (Arm("light", ENDS, hint_weight=0.5), Arm("heavy", ENDS, hint_weight=50.0))
@@ -25,14 +29,27 @@ ARMS = (Arm("light", ENDS, hint_weight=0.5), Arm("heavy", ENDS, hint_weight=50.0
 
 def settings(method="fitnet", **changes) -> DistillSettings:
     base = DistillSettings(
-        teacher=TEACHER, student="resnet8x0.25", method=method, arms=ARMS, student_points=("layer1.0", "layer2.0", "layer3.0"), ce_weight=1.0,
-        kd_weight=0.5, hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="test",
-    )  # fmt: skip
+        teacher=TEACHER,
+        student="resnet8x0.25",
+        method=method,
+        arms=ARMS,
+        student_points=("layer1.0", "layer2.0", "layer3.0"),
+        ce_weight=1.0,
+        kd_weight=0.5,
+        hint_weight=10.0,
+        temperature=4.0,
+        data=DATA,
+        schedule=SCHEDULE,
+        seed=3,
+        profile="test",
+    )
     return replace(base, **changes)
 
 
 class Linear(nn.Module):
-    """A network of two numbers whose losses are linear in them, beside a method with a number of its own: gradients are known in advance."""
+    """A network of two numbers whose losses are linear in them, beside a method with a number of its own:
+    gradients are known in advance.
+    """
 
     rests, epoch, epochs = False, 0, 1
 
@@ -66,49 +83,58 @@ class Linear(nn.Module):
     ],
 )
 def test_the_ratio_is_that_of_known_gradients(weights, expected):
-    lane = open_lane("one", Linear(**weights), SCHEDULE, ACCELERATOR)
+    trainee = open_trainee("one", Linear(**weights), SCHEDULE, ACCELERATOR)
     batch = Batch(torch.zeros(2, 1), torch.zeros(2), torch.arange(2))
-    lane.to_measure = 3
+    trainee.to_measure = 3
     for _ in range(2):
-        lane.prepare(0, SCHEDULE)
-        lane.step(batch, None, ACCELERATOR, "fp32")
-    assert lane.gradient_ratio == (None if expected is None else pytest.approx(expected, rel=1e-5))
-    assert lane.to_measure == 1
+        trainee.prepare(0, SCHEDULE)
+        trainee.step(batch, None, ACCELERATOR, "fp32")
+    assert trainee.gradient_ratio == (None if expected is None else pytest.approx(expected, rel=1e-5))
+    assert trainee.to_measure == 1
 
 
 def test_steps_that_are_not_finite_are_left_out_of_the_mean():
-    learner = Linear(ce=1.0, hint=1.0)
-    lane = open_lane("one", learner, SCHEDULE, ACCELERATOR)
-    lane.to_measure = 2
+    objective = Linear(ce=1.0, hint=1.0)
+    trainee = open_trainee("one", objective, SCHEDULE, ACCELERATOR)
+    trainee.to_measure = 2
     for weight in (float("nan"), 1.0):
-        learner.given["hint"] = weight
-        lane._measure(learner(None, None, None, None))
-    assert lane.gradient_ratio == pytest.approx(13 / 3, rel=1e-5)
+        objective.given["hint"] = weight
+        trainee._measure(objective(None, None, None, None))
+    assert trainee.gradient_ratio == pytest.approx(13 / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["fitnet", "at", "vid"])
 def test_the_ratio_on_record_is_that_of_two_backward_passes(method):
-    """Parts of the loss are differentiated one after the other, in a loop of its own with a plain optimiser."""
+    """Parts of the loss are differentiated one after the other, in a loop of its own with a plain
+    optimiser.
+    """
     records = training.distill(settings(method), measured_steps=3)
     teacher = training.FrozenTeacher(training.load_teacher(TEACHER), ENDS)
     images = load_splits(DATA, torch.device("cpu")).train
     batches = [batch for epoch in range(2) for batch in images.train_batches(32, 3, epoch)]
     for arm, record in zip(ARMS, records, strict=True):
-        learner = training.build_learner(settings(method).run(arm), teacher.model).train()
-        optimizer = torch.optim.SGD(learner.parameters(), momentum=0.9, weight_decay=5e-4, fused=False)
+        objective = training.build_objective(settings(method).run(arm), teacher.model).train()
+        optimizer = torch.optim.SGD(objective.parameters(), momentum=0.9, weight_decay=5e-4, fused=False)
         found = []
         for step, batch in enumerate(batches[:3]):
             gradients = {}
             for kept in (("hint",), ("ce", "kd")):
                 # BatchNorm's running statistics do not matter in training.
                 optimizer.zero_grad()
-                parts = learner(*batch, teacher(batch.images))
-                sum({"ce": 1.0, "kd": 0.5, "hint": arm.hint_weight}[name] * parts[name] for name in kept).backward()
-                gradients[kept] = {p: p.grad.clone() for p in learner.parameters() if p.grad is not None}
+                parts = objective(*batch, teacher(batch.images))
+                sum(
+                    {"ce": 1.0, "kd": 0.5, "hint": arm.hint_weight}[name] * parts[name] for name in kept
+                ).backward()
+                gradients[kept] = {p: p.grad.clone() for p in objective.parameters() if p.grad is not None}
             hint, task = gradients.values()
-            norms = [np.sqrt(sum((g[p].double().numpy() ** 2).sum() for p in learner.network.parameters() if p in g)) for g in (hint, task)]
+            norms = [
+                np.sqrt(
+                    sum((g[p].double().numpy() ** 2).sum() for p in objective.network.parameters() if p in g)
+                )
+                for g in (hint, task)
+            ]
             found.append(norms[0] / norms[1])
-            for parameter in learner.parameters():
+            for parameter in objective.parameters():
                 parameter.grad = hint.get(parameter, 0) + task.get(parameter, torch.zeros_like(parameter))
             # The rate falls in the second epoch, which is the third step.
             optimizer.param_groups[0]["lr"] = 0.05 if step < 2 else 0.005
@@ -143,14 +169,14 @@ def test_a_resumed_training_goes_on_with_the_mean(monkeypatch):
     whole = training.distill(settings("at"), measured_steps=3)
     for record in whole:
         (StudyPaths("test").records / f"{record.name}.json").unlink()
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     run_epoch = training.fitting.run_epoch
 
-    def dies_in_the_second_epoch(lanes, images, schedule, epoch, first, **keywords):
+    def dies_in_the_second_epoch(trainees, images, schedule, epoch, first, **keywords):
         if epoch:
             raise KeyboardInterrupt
-        return run_epoch(lanes, images, schedule, epoch, first=first, **keywords)
+        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
 
     monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):

@@ -12,8 +12,8 @@ from pursuhint_lib import plots
 from pursuhint_lib.digits import settled
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.plots.saving import on_grid, png, svg
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.publish import Page
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish.page import Page
 
 # A value whose next digit is a 5, on whose side a last bit decides.
 TIES = pd.DataFrame({"arm": ["none", "all"], "mean": [90.125, 0.1 + 0.2], "p": [1e-9 / 3, 0.0500005], "n": 3})
@@ -59,8 +59,12 @@ def test_noise_in_what_is_drawn_and_in_the_layout_changes_no_byte(name, monkeypa
     plain, function = drawn(name), getattr(plots, name)
     for size in SIZES:
         noise = Noise(size)
-        monkeypatch.setattr(plots, name, lambda *given, noise=noise, **named: function(*noise(given), **noise(named)))
-        monkeypatch.setattr(transforms.CompositeAffine2D, "get_matrix", lambda self, noise=noise: noise.matrix(self))
+        monkeypatch.setattr(
+            plots, name, lambda *given, noise=noise, **named: function(*noise(given), **noise(named))
+        )
+        monkeypatch.setattr(
+            transforms.CompositeAffine2D, "get_matrix", lambda self, noise=noise: noise.matrix(self)
+        )
         assert drawn(name) == plain
 
 

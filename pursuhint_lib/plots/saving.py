@@ -75,7 +75,9 @@ def _extent(figure: Figure) -> Bbox:
 
 
 class SteadyRenderer(RendererAgg):
-    """Matplotlib's painter, which rounds to whole pixels where lines begin: all that it gets lies on the grid."""
+    """Matplotlib's painter, which rounds to whole pixels where lines begin: all that it gets lies on the
+    grid.
+    """
 
     def __init__(self, width: float, height: float, dpi: float):
         super().__init__(width, height, dpi)

@@ -3,8 +3,8 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from .extensions import sources
-from .forms import SettingsError, not_negative, once, positive
+from .user_code import sources
+from .values import SettingsError, not_negative, once, positive
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,13 @@ class Data:
     - ``train_images``: size of a fixed stratified subset of the training images; all when not given.
     - ``subset_seed``: which subset.
     - ``test_images``: the same for the test images, for smoke tests only.
-    - ``held_out``: so many other training images, a fixed stratified subset too, take the place of the test images,
-      which are not looked at then.
+    - ``held_out``: so many other training images, a fixed stratified subset too, take the place of the test
+      images, which are not looked at then.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
-    - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for ImageNet when not given).
-    - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet`` only).
+    - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for
+      ImageNet when not given).
+    - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet``
+      only).
     """
 
     dataset: str
@@ -37,11 +39,15 @@ class Data:
         positive(self, "train_images", "test_images", "image_size", "classes", "held_out")
         not_negative(self, "subset_seed")
         if self.held_out and self.test_images:
-            raise SettingsError("held_out and test_images are both given, but one of them is evaluated; leave one out")
+            raise SettingsError(
+                "held_out and test_images are both given, but one of them is evaluated; leave one out"
+            )
 
     @property
     def as_published(self) -> bool:
-        """Whether the test images are those that a teacher's manifest entry speaks of, at their usual size."""
+        """Whether the test images are those that a teacher's manifest entry speaks of, at their
+        usual size.
+        """
         part = (self.test_images, self.held_out, self.classes) != (None, None, None)
         return not part and (self.image_size is None or self.root is not None)
 
@@ -56,7 +62,8 @@ class Schedule:
     - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
     - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
     - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
-    - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes share it, not each from its part.
+    - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes
+      share it, not each from its part.
     """
 
     epochs: int
@@ -73,11 +80,17 @@ class Schedule:
         positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every", "decay")
         not_negative(self, "momentum", "weight_decay")
         if self.momentum >= 1:
-            raise SettingsError(f"momentum is {self.momentum}, with which every step would be larger than the last; give a number below 1")
+            raise SettingsError(
+                f"momentum is {self.momentum}, with which every step would be larger than the last; give a "
+                "number below 1"
+            )
         once("milestones", self.milestones)
         late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
         if late:
-            raise SettingsError(f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and {self.epochs - 1}")
+            raise SettingsError(
+                f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and "
+                f"{self.epochs - 1}"
+            )
 
     def learning_rate_at(self, epoch: int) -> float:
         """Learning rate of a 0-based epoch."""
@@ -153,11 +166,13 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """All arms of one (pair, method, seed): they differ in the teacher's hint layers, and in the hint weight where an arm has its own.
+    """All arms of one (pair, method, seed): they differ in the teacher's hint layers, and in the hint weight
+    where an arm has its own.
 
     loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
 
-    ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of ``wsl+at``).
+    ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of
+    ``wsl+at``).
     """
 
     teacher: TeacherSettings
@@ -183,20 +198,33 @@ class DistillSettings:
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.
 
-        An arm without points has no hint loss: it is what remains of the method, and for most that is the ``kd``
-        run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more teacher
-        points than the student has points shares the weight out among them.
+        An arm without points has no hint loss: it is what remains of the method, and for most that is the
+        ``kd`` run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more
+        teacher points than the student has points shares the weight out among them.
         """
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
+        shared = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(StudentSettings)
+            if hasattr(self, f.name)
+        }
         if arm.teacher_points:
             students = arm.student_points or self.student_points
             given = self.hint_weight if arm.hint_weight is None else arm.hint_weight
             weight = given * len(self.student_points) / len(arm.teacher_points)
-            return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
+            return StudentSettings(
+                **{**shared, "student_points": students, "hint_weight": weight},
+                teacher_points=arm.teacher_points,
+            )
         if self.plain:
             return self.plain
         if not self.student_points and self.hint_weight:
             # A method on the logits has no points in any arm.
             return StudentSettings(**shared, teacher_points=())
-        plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": (), "part_weights": ()}
+        plain = {
+            "method": "kd" if self.kd_weight else "ce",
+            "hint_weight": 0.0,
+            "student_points": (),
+            "teacher_points": (),
+            "part_weights": (),
+        }
         return StudentSettings(**{**shared, **plain})

@@ -1,4 +1,6 @@
-"""Two students on the same test images: on how many only one of them is right, and what that says of their difference."""
+"""Two students on the same test images: on how many only one of them is right, and what that says of their
+difference.
+"""
 
 from dataclasses import dataclass
 
@@ -36,7 +38,11 @@ class PairedAnswers:
 
         It is Wald's with half an image more in each of the four cells (both right, only one, neither).
         """
-        n, apart, gap = self.images + 2, self.only_first + self.only_second + 1, self.only_first - self.only_second
+        n, apart, gap = (
+            self.images + 2,
+            self.only_first + self.only_second + 1,
+            self.only_first - self.only_second,
+        )
         half = stats.norm.ppf(1 - LEVEL / 2) * np.sqrt(apart - gap**2 / n) / n
         return float(100 * (gap / n - half)), float(100 * (gap / n + half))
 
@@ -49,5 +55,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedAnswers:
     **Raises:** ``ValueError`` if they are not of the same images, or of none.
     """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"answers have shapes {first.shape} and {second.shape}; give those to the same images, [N] each")
+        raise ValueError(
+            f"answers have shapes {first.shape} and {second.shape}; give those to the same images, [N] each"
+        )
     return PairedAnswers(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
