@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and JSON that says when it was damaged."""
+"""Writing files whole or not at all, and files that say when they were damaged: any bytes, and JSON."""
 
 import contextlib
 import glob
@@ -62,6 +62,24 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checked(path: Path, data: bytes | memoryview) -> None:
+    """Write bytes behind a first line with their SHA-256 in hex digits, whole or not at all."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(f"{hashlib.sha256(data).hexdigest()}\n".encode())
+        file.write(data)
+
+
+def read_checked(path: Path) -> bytes:
+    """The bytes that ``write_checked`` wrote.
+
+    **Raises:** ``OSError`` where there is no such file; ``ValueError`` where it holds something else.
+    """
+    digest, _, data = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(data).hexdigest().encode() != digest:
+        raise ValueError("it is not what was written: its first line is the sha256 of something else")
+    return data
 
 
 def write_json(path: Path, content: dict) -> None:

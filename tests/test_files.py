@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and sealed JSON says when it was changed."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,7 +8,17 @@ import sys
 
 import pytest
 
-from pursuhint_lib.files import HERE, SEAL, draft_beside, replacing, sealed, unsealed, write_json
+from pursuhint_lib.files import (
+    HERE,
+    SEAL,
+    draft_beside,
+    read_checked,
+    replacing,
+    sealed,
+    unsealed,
+    write_checked,
+    write_json,
+)
 
 
 def test_replacing_takes_the_place_of_a_file_and_makes_its_folder(tmp_path):
@@ -99,7 +110,28 @@ def test_empty_json_is_json(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == {}
 
 
-# ---- JSON with a checksum
+# ---- files with a checksum
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"any\nbytes\x00\xff", memoryview(bytes(1_000))])
+def test_checked_bytes_come_back(tmp_path, data):
+    write_checked(tmp_path / "deep" / "file", data)
+    assert read_checked(tmp_path / "deep" / "file") == data
+
+
+def test_a_checked_file_is_refused_with_any_byte_changed_lost_or_added(tmp_path):
+    path = tmp_path / "file"
+    write_checked(path, b"two\nlines")
+    whole = path.read_bytes()
+    assert whole.startswith(hashlib.sha256(b"two\nlines").hexdigest().encode())
+    changed = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(len(whole))]
+    for damaged in (*changed, *(whole[:i] for i in range(len(whole))), whole + b"\n", whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not what was written"):
+            read_checked(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_checked(path)
 
 
 def test_sealed_content_comes_back_and_changed_content_does_not():
