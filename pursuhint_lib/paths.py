@@ -6,6 +6,7 @@ Three environment variables move the roots, for scratch disks and for tests:
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def manifest_entry(weights: Path) -> Path:
     return weights.with_suffix(".json")
 
 
+def file_name(network: str) -> str:
+    """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as
+    ``my_methods:mine`` a colon).
+    """
+    return network.replace("/", "_").replace(":", ".")
+
+
+def _place(root: Callable[[], Path], pattern: str):
+    """A file or folder of a profile below a root; with ``{}`` in its pattern a function of as many names."""
+
+    def path(paths: "StudyPaths", *names: object) -> Path:
+        return root() / paths.profile / pattern.format(*(file_name(str(name)) for name in names))
+
+    return path if "{}" in pattern else property(path)
+
+
 @dataclass(frozen=True)
 class StudyPaths:
     """The folders and files of one profile.
@@ -87,124 +104,44 @@ class StudyPaths:
 
     profile: str
 
-    @property
-    def results(self) -> Path:
-        return results_root() / self.profile
+    # What is committed. Of a teacher: similarity matrices and sub-blocks; hint points of every arm for k of
+    # them, and these under changes that should not matter. Of a trained network: what was measured of its
+    # export; a teacher's weights that are kept.
+    results = _place(results_root, "")
+    records = _place(results_root, "records")
+    figures = _place(results_root, "figures")
+    tables = _place(results_root, "tables")
+    notebooks = _place(results_root, "notebooks")
+    report = _place(results_root, "report.html")
+    hints = _place(results_root, "hints")
+    similarity = _place(results_root, "hints/{}-similarity.json")
+    hint_points = _place(results_root, "hints/{}-k{}.json")
+    stability = _place(results_root, "hints/{}-k{}-stability.json")
+    exports = _place(results_root, "exports")
+    measurement = _place(results_root, "exports/{}.json")
+    kept_weights = _place(results_root, "teachers/{}.safetensors")
+    # Attention maps of one trained network, and the test images that those of a profile are of.
+    maps = _place(results_root, "maps/{}.npz")
+    map_images = _place(results_root, "maps/images.npz")
 
-    @property
-    def work(self) -> Path:
-        return work_root() / self.profile
+    # Of a run of the study.
+    work = _place(work_root, "")
+    plan = _place(work_root, "plan.json")
+    run_lock = _place(work_root, "run.json")
+    engine_log = _place(work_root, "engine.log")
 
-    @property
-    def records(self) -> Path:
-        return self.results / "records"
+    # Of a training or a trained network, by the name of its record: the files of its export, final weights,
+    # the state of an unfinished training, and a line of JSON per epoch and student while it runs.
+    exported = _place(work_root, "exports/{}")
+    weights = _place(work_root, "weights/{}.safetensors")
+    checkpoint = _place(work_root, "checkpoints/{}.pt")
+    metrics = _place(work_root, "metrics/{}.jsonl")
 
-    @property
-    def figures(self) -> Path:
-        return self.results / "figures"
-
-    @property
-    def tables(self) -> Path:
-        return self.results / "tables"
-
-    @property
-    def hints(self) -> Path:
-        return self.results / "hints"
-
-    @property
-    def notebooks(self) -> Path:
-        return self.results / "notebooks"
-
-    @property
-    def report(self) -> Path:
-        return self.results / "report.html"
-
-    @property
-    def plan(self) -> Path:
-        return self.work / "plan.json"
-
-    @property
-    def run_lock(self) -> Path:
-        return self.work / "run.json"
-
-    @property
-    def engine_log(self) -> Path:
-        return self.work / "engine.log"
-
-    def similarity(self, teacher: str) -> Path:
-        """Similarity matrices of one teacher, with the list of its sub-blocks."""
-        return self.hints / f"{file_name(teacher)}-similarity.json"
-
-    def hint_points(self, teacher: str, k: int) -> Path:
-        """Hint points of every arm for one teacher and one number of points."""
-        return self.hints / f"{file_name(teacher)}-k{k}.json"
-
-    def stability(self, teacher: str, k: int) -> Path:
-        """Hint points of one teacher under changes that should not matter."""
-        return self.hints / f"{file_name(teacher)}-k{k}-stability.json"
-
-    @property
-    def exports(self) -> Path:
-        return self.results / "exports"
-
-    def measurement(self, record_name: str) -> Path:
-        """What was measured of a trained network when it was exported."""
-        return self.exports / f"{record_name}.json"
-
-    def exported(self, record_name: str) -> Path:
-        """Folder of the files that a trained network was exported to."""
-        return self.work / "exports" / record_name
-
-    def weights(self, record_name: str) -> Path:
-        """Final weights of one trained network."""
-        return self.work / "weights" / f"{record_name}.safetensors"
-
-    def kept_weights(self, record_name: str) -> Path:
-        """Weights of one trained teacher that are kept among the results."""
-        return self.results / "teachers" / f"{record_name}.safetensors"
-
-    def maps(self, record_name: str) -> Path:
-        """Attention maps of one trained network."""
-        return self.results / "maps" / f"{record_name}.npz"
-
-    @property
-    def map_images(self) -> Path:
-        """The test images that the attention maps of the profile are of."""
-        return self.results / "maps" / "images.npz"
-
-    def checkpoint(self, run: str) -> Path:
-        """State of an unfinished training."""
-        return self.work / "checkpoints" / f"{run}.pt"
-
-    def metrics(self, training: str) -> Path:
-        """What a training says of its epochs while it runs, one line of JSON per epoch and student."""
-        return self.work / "metrics" / f"{file_name(training)}.jsonl"
-
-    def stamp(self, step: str, key: str) -> Path:
-        """Small file that says that a step is done with the settings behind ``key``."""
-        return self.work / "steps" / f"{step}-{key}.json"
-
-    def draft(self, step: str) -> Path:
-        """Notebook under execution."""
-        return self.work / "notebooks" / f"{step}.ipynb"
-
-    def outputs_log(self, step: str) -> Path:
-        """What the running notebook has published so far, one path a line."""
-        return self.work / "published" / f"{step}.txt"
-
-    def step_log(self, step: str) -> Path:
-        return self.work / "logs" / f"{step}.log"
-
-    def usage(self, step: str) -> Path:
-        """Time and peak memory of a step's processes, as the workflow engine has measured them."""
-        return self.work / "usage" / f"{step}.tsv"
-
-    def progress(self, step: str) -> Path:
-        return self.work / "progress" / f"{step}.json"
-
-
-def file_name(network: str) -> str:
-    """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as
-    ``my_methods:mine`` a colon).
-    """
-    return network.replace("/", "_").replace(":", ".")
+    # Of a step, by its name: a stamp that it is done with the settings behind a key, its notebook under
+    # execution, the paths that this has published so far, time and peak memory as the engine measures them.
+    stamp = _place(work_root, "steps/{}-{}.json")
+    draft = _place(work_root, "notebooks/{}.ipynb")
+    outputs_log = _place(work_root, "published/{}.txt")
+    step_log = _place(work_root, "logs/{}.log")
+    usage = _place(work_root, "usage/{}.tsv")
+    progress = _place(work_root, "progress/{}.json")

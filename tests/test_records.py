@@ -12,7 +12,7 @@ import torch
 
 from pursuhint_lib import records
 from pursuhint_lib.files import unsealed, write_json
-from pursuhint_lib.paths import StudyPaths
+from pursuhint_lib.paths import ROOT, StudyPaths
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import PACKAGES, Record, load, provenance, record_name, save
 from pursuhint_lib.settings import (
@@ -21,7 +21,9 @@ from pursuhint_lib.settings import (
     DistillSettings,
     Schedule,
     SettingsError,
+    StudentSettings,
     TeacherSettings,
+    build,
     resolved,
     settings_hash,
 )
@@ -141,6 +143,24 @@ def test_the_profile_is_no_part_of_a_name():
     assert record_name(replace(TEACHER, profile="other")) == record_name(TEACHER)
 
 
+COMMITTED = [
+    path
+    for folder in ("records", "alone/records")
+    for path in sorted(ROOT.glob(f"results/*/{folder}/*.json"))
+]
+
+
+def test_every_committed_record_has_the_name_that_its_settings_give():
+    """So no setting that was added since, nor another way to read one, has made its run another one."""
+    assert len(COMMITTED) > 1_000
+    kinds = {"teacher": TeacherSettings, "student": StudentSettings}
+    for path in COMMITTED:
+        record = records.read(path)
+        settings = build(kinds[record.kind], record.settings, path.name)
+        assert record_name(settings) == record.name == path.stem
+        assert not records.differing(record.settings, resolved(settings))
+
+
 def tampered(change) -> str:
     """Save a record, change its file's content, and return the message with which it is refused.
 
@@ -242,7 +262,7 @@ def test_a_record_is_refused_when_any_value_was_changed_and_taken_in_any_spacing
     )
     with pytest.raises(
         SettingsError,
-        match=r"is not a record \(it is not what was written: its sha256 is of something else\); delete it to run",
+        match=r"is not a record \(it is not what was written: .*\); delete it to run",
     ):
         load("mine", STUDENT)
 

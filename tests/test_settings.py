@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -91,55 +92,89 @@ def distill(**other) -> DistillSettings:
     return DistillSettings(**{**shared, "arms": ARMS, "profile": "mine", **other})
 
 
+BAD = [
+    # Names that are not known, or not there.
+    ("datta", {"dataset": "digits"}, ("mine.yaml 'datta'", "did you mean 'data'", "valid: name, title")),
+    ("data.train_image", 5, ("'train_image'", "did you mean 'train_images'", "mine.yaml.data")),
+    ("weights", {"knowledge": 1.0}, ("'knowledge'", "valid: ce, kd, temperature, hint")),
+    ("pairs", [{"teacher": "a", "studend": "b"}], ("mine.yaml.pairs[0]", "did you mean 'student'")),
+    ("example_pair", {"teachers": "a"}, ("mine.yaml.example_pair", "did you mean 'teacher'")),
+    ("data", KeyError, ("mine.yaml lacks data; add",)),
+    ("student", {}, ("mine.yaml.student lacks epochs, batch_size, learning_rate; add",)),
+    ("pairs", [{"teacher": "resnet14"}], ("mine.yaml.pairs[0] lacks student",)),
+    # Types.
+    ("teacher.epochs", "ten", ("mine.yaml.teacher.epochs is 'ten'", "integer")),
+    ("teacher.epochs", 4.0, ("mine.yaml.teacher.epochs is 4.0", "integer")),
+    ("teacher.epochs", True, ("mine.yaml.teacher.epochs is True", "integer")),
+    ("seeds", [0, False], ("mine.yaml.seeds[1] is False", "integer")),
+    ("teacher.learning_rate", "fast", ("mine.yaml.teacher.learning_rate is 'fast'", "number")),
+    ("teacher.learning_rate", True, ("mine.yaml.teacher.learning_rate is True", "number")),
+    ("teacher.learning_rate", math.inf, ("mine.yaml.teacher.learning_rate is inf", "finite number")),
+    ("teacher.learning_rate", math.nan, ("mine.yaml.teacher.learning_rate is nan", "finite number")),
+    ("teacher.learning_rate", 10**400, ("mine.yaml.teacher.learning_rate is 1000", "number")),
+    ("weights", {"hint": {"at": "much"}}, ("mine.yaml.weights.hint.at is 'much'", "number")),
+    ("weights", {"hint": {"at": math.nan}}, ("mine.yaml.weights.hint.at is nan", "finite number")),
+    ("weights", {"hint": {3: 1.0}}, ("mine.yaml.weights.hint[3]", "string")),
+    ("student.sync_batchnorm", "yes", ("mine.yaml.student.sync_batchnorm is 'yes'", "boolean")),
+    ("title", 7, ("mine.yaml.title is 7", "string")),
+    ("title", None, ("mine.yaml.title is None", "string")),
+    ("title", "\ud800", ("mine.yaml.title is '\\ud800'", "half a character")),
+    ("data", ["digits"], ("mine.yaml.data is ['digits']", "mapping of settings")),
+    ("launch", True, ("mine.yaml.launch is True", "mapping of settings")),
+    ("pairs", [["resnet14", "resnet8"]], ("mine.yaml.pairs[0]", "mapping of settings")),
+    ("checkpoints", ["a.pth"], ("mine.yaml.checkpoints", "mapping")),
+    ("methods", "kd", ("mine.yaml.methods is 'kd'", "list")),
+    ("pairs", {"teacher": "resnet14"}, ("mine.yaml.pairs is {'teacher': 'resnet14'}", "list")),
+    # Ranges.
+    *(
+        (name, 0, (f"mine.yaml.{name} is 0", "greater than 0"))
+        for name in (
+            *("teacher.epochs", "student.batch_size", "teacher.learning_rate", "teacher.evaluate_every"),
+            *("student.decay", "data.train_images", "profile_images", "student_images", "margin"),
+        )
+    ),
+    *(
+        (name, -0.5, (f"mine.yaml.{name} is -0.5", "greater than or equal to 0"))
+        for name in ("teacher.momentum", "student.weight_decay")
+    ),
+    ("student.momentum", 1, ("mine.yaml.student.momentum is 1", "less than 1")),
+    ("data.subset_seed", -1, ("mine.yaml.data.subset_seed is -1", "greater than or equal to 0")),
+    ("seeds", [2**32], ("mine.yaml.seeds[0] is 4294967296", "less than 4294967296")),
+    ("teacher_seed", -2, ("mine.yaml.teacher_seed is -2", "greater than or equal to 0")),
+    ("weights", {"temperature": 0}, ("mine.yaml.weights.temperature is 0", "greater than 0")),
+    ("weights", {"ce": -1}, ("mine.yaml.weights.ce is -1", "greater than or equal to 0")),
+    ("weights", {"hint": {"at": -3}}, ("mine.yaml.weights.hint.at is -3", "greater than or equal to 0")),
+    ("pairs", [{"teacher": "a", "student": "b", "k": 0}], ("mine.yaml.pairs[0].k is 0", "greater than 0")),
+    ("stability", {"images": [0]}, ("mine.yaml.stability.images[0] is 0", "greater than 0")),
+    ("stability", {"draws": 0}, ("mine.yaml.stability.draws is 0", "greater than 0")),
+    ("launch", {"processes": 0}, ("mine.yaml.launch.processes is 0", "greater than 0")),
+    ("shortcut_seeds", -2, ("mine.yaml.shortcut_seeds is -2", "greater than or equal to 0")),
+    ("shortcut_seeds", 1, ("shortcut_seeds is 1", "give 2 or more, or 0")),
+    ("teacher.milestones", [0], ("mine.yaml.teacher.milestones[0] is 0", "greater than 0")),
+    ("teacher.milestones", [2, 4], ("mine.yaml.teacher: milestones [4]", "4 epochs", "between 1 and 3")),
+    ("precision", "fp16", ("precision 'fp16'", "did you mean 'bf16'", "valid: auto, fp32, bf16")),
+    ("fewer_seeds", {"at": 2}, ("fewer_seeds of at is 2", "give 1 to 1")),
+    ("pairs", [{"teacher": "a", "student": "b", "seeds": 3}], ("pair a-b has 3 seeds", "the profile 2")),
+    # Nothing, or the same again.
+    *(
+        (name, [], (f"mine.yaml.{name} is []", "at least one"))
+        for name in ("pairs", "methods", "arms", "seeds", "metrics")
+    ),
+    ("seeds", [0, 1, 0], ("mine.yaml.seeds", "names 0 more than once", "leave it there once")),
+    ("methods", ["kd", "at", "kd"], ("mine.yaml.methods", "kd more than once")),
+    ("teacher.milestones", [1, 1], ("mine.yaml.teacher.milestones", "1 more than once")),
+    ("pairs", 2 * GOOD["pairs"], ("pairs names resnet14-resnet8x0.25 more than once",)),
+    ("stability", {"teacher_seeds": [0]}, ("teacher_seed and stability.teacher_seeds", "0 more than once")),
+    # Names of folders.
+    *(
+        ("name", name, (f"{name!r}"[:40], "folder", "at most 100 letters, digits"))
+        for name in ("../x", ".hidden", "a/b", "", "x\n", "a" * 101)
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("dotted", "value", "words"),
-    [
-        ("datta", {"dataset": "digits"}, ("'datta'", "did you mean 'data'", "valid: name, title")),
-        ("data.train_image", 5, ("'train_image'", "did you mean 'train_images'", "mine.yaml.data")),
-        ("teacher.epoch", 3, ("'epoch'", "did you mean 'epochs'", "mine.yaml.teacher")),
-        ("weights", {"knowledge": 1.0}, ("'knowledge'", "valid: ce, kd, temperature, hint")),
-        ("teacher.epochs", "ten", ("mine.yaml.teacher.epochs", "int", "'ten'")),
-        ("teacher.epochs", 4.0, ("mine.yaml.teacher.epochs", "int", "4.0")),
-        ("teacher.learning_rate", "fast", ("mine.yaml.teacher.learning_rate", "float", "'fast'")),
-        ("title", 7, ("mine.yaml.title", "str", "7")),
-        ("teacher.epochs", True, ("mine.yaml.teacher.epochs", "int", "True")),
-        ("teacher.learning_rate", True, ("mine.yaml.teacher.learning_rate", "float", "True")),
-        ("seeds", [0, False], ("mine.yaml.seeds[1]", "int", "False")),
-        ("data", ["digits"], ("mine.yaml.data", "mapping", "['digits']")),
-        ("pairs", [["resnet14", "resnet8"]], ("mine.yaml.pairs[0]", "mapping", "resnet14")),
-        ("checkpoints", ["a.pth"], ("mine.yaml.checkpoints", "mapping", "a.pth")),
-        ("weights", {"hint": [1.0]}, ("mine.yaml.weights.hint", "mapping", "[1.0]")),
-        ("weights", {"hint": {"at": "much"}}, ("mine.yaml.weights.hint.at", "float", "'much'")),
-        ("methods", "kd", ("mine.yaml.methods", "list", "'kd'")),
-        ("seeds", 0, ("mine.yaml.seeds", "list", "0")),
-        ("data", KeyError, ("mine.yaml", "lacks", "data")),
-        ("teacher.epochs", KeyError, ("mine.yaml.teacher", "lacks", "epochs")),
-        ("pairs", [{"teacher": "resnet14"}], ("mine.yaml.pairs[0]", "lacks", "student")),
-        ("teacher.epochs", 0, ("mine.yaml.teacher", "epochs is 0", "above 0")),
-        ("student.batch_size", -1, ("mine.yaml.student", "batch_size is -1", "above 0")),
-        ("teacher.learning_rate", 0.0, ("learning_rate is 0.0", "above 0")),
-        ("teacher.evaluate_every", 0, ("evaluate_every is 0", "above 0")),
-        ("data.train_images", 0, ("mine.yaml.data", "train_images is 0", "above 0")),
-        ("profile_images", 0, ("profile_images is 0", "above 0")),
-        ("margin", -0.1, ("margin is -0.1", "above 0")),
-        ("weights", {"temperature": 0}, ("temperature is 0", "above 0")),
-        ("pairs", [{"teacher": "resnet14", "student": "resnet8", "k": 0}], ("k is 0", "above 0")),
-        ("teacher.milestones", [2, 4], ("milestones [4]", "4 epochs", "between 1 and 3")),
-        ("teacher.milestones", [0], ("milestones [0]", "between 1 and 3")),
-        ("precision", "fp16", ("precision 'fp16'", "did you mean 'bf16'", "valid: auto, fp32, bf16")),
-        ("methods", [], ("methods is empty", "at least one")),
-        ("pairs", [], ("pairs is empty", "at least one")),
-        ("arms", [], ("arms is empty", "at least one")),
-        ("seeds", [], ("seeds is empty", "at least one")),
-        ("metrics", [], ("metrics is empty", "at least one")),
-        ("seeds", [0, 1, 0], ("seeds", "0", "more than once")),
-        ("methods", ["kd", "at", "kd"], ("methods", "kd", "more than once")),
-        ("name", "../x", ("'../x'", "folder", "letters, digits")),
-        ("name", ".hidden", ("'.hidden'", "folder", "letters, digits")),
-        ("name", "a/b", ("'a/b'", "folder", "letters, digits")),
-        ("name", "", ("''", "folder", "letters, digits")),
-        ("name", "x\n", (r"'x\n'", "folder", "letters, digits")),
-    ],
+    ("dotted", "value", "words"), BAD, ids=[f"{dotted}={value!a:.30}" for dotted, value, _ in BAD]
 )
 def test_a_bad_profile_is_refused_with_the_culprit_and_the_remedy(tmp_path, dotted, value, words):
     with pytest.raises(SettingsError) as caught:
@@ -152,9 +187,9 @@ def test_a_bad_profile_is_refused_with_the_culprit_and_the_remedy(tmp_path, dott
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("- a\n- b\n", ("mine.yaml", "mapping of settings", "['a', 'b']")),
-        ("", ("mine.yaml", "mapping of settings", "None")),
-        ("just words", ("mine.yaml", "mapping of settings", "'just words'")),
+        ("- a\n- b\n", ("mine.yaml is ['a', 'b']", "mapping of settings")),
+        ("", ("mine.yaml is None", "mapping of settings")),
+        ("just words", ("mine.yaml is 'just words'", "mapping of settings")),
         ("name: [unclosed\n", ("mine.yaml", "not a YAML file", "line 2")),
         ("name: x\n\ttitle: y\n", ("mine.yaml", "not a YAML file")),
         ("title: 2026-13-45\n", ("mine.yaml", "not a YAML file")),
@@ -209,8 +244,35 @@ def test_ints_are_taken_for_floats():
 
 def test_none_is_taken_where_a_setting_may_be_left_out():
     assert build(Data, {"dataset": "digits", "train_images": None}, "here") == Data("digits")
-    with pytest.raises(SettingsError, match="dataset must be str, not None"):
+    with pytest.raises(SettingsError, match="here.dataset is None"):
         build(Data, {"dataset": None}, "here")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.0e-3", 1e-3), ("2E+1", 20.0), ("1", 1.0)])
+def test_a_number_may_be_written_as_in_other_languages(tmp_path, text, value):
+    """PyYAML takes 1e-3 for text."""
+    content = yaml.safe_dump(GOOD).replace("0.05", text)
+    assert read_profile(written(tmp_path, content)).teacher.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Schedule(0, 5, 0.1), "Schedule.epochs is 0"),
+        (lambda: Schedule(1, 5, learning_rate="fast"), "Schedule.learning_rate is 'fast'"),
+        (lambda: Schedule(1, 5, 0.1, epoch=3), "Schedule 'epoch' (did you mean 'epochs'?)"),
+        (lambda: Pair("resnet14"), "Pair lacks student"),
+        (lambda: replace(STUDENT, seed=-1), "StudentSettings.seed is -1"),
+        (lambda: replace(STUDENT, data=None), "StudentSettings.data is None"),
+    ],
+)
+def test_settings_made_in_python_are_checked_alike(call, words):
+    with pytest.raises(SettingsError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STUDENT.seed = 3
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,15 +1,29 @@
 """What a study is made of: pairs, methods, arms and seeds on one data set with one recipe."""
 
-import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
-from .runs import MAX_SEED, PRECISIONS, Data, Schedule, TeacherSettings
+from pydantic import Field, StrictBool, StrictInt
+
+from .runs import PRECISIONS, Data, Schedule, TeacherSettings
 from .user_code import sources
-from .values import SettingsError, choose, not_negative, once, positive
+from .values import (
+    AtLeastOne,
+    Count,
+    NotNegative,
+    Once,
+    Positive,
+    Seed,
+    SettingsError,
+    Text,
+    choose,
+    once,
+    validated,
+)
 
 
-@dataclass(frozen=True)
+@validated
 class Pair:
     """A teacher and a student.
 
@@ -22,41 +36,29 @@ class Pair:
     - ``seeds``: how many of the profile's seeds; all when not given.
     """
 
-    teacher: str
-    student: str
-    student_points: tuple[str, ...] = ()
-    k: int | None = None
-    methods: tuple[str, ...] = ()
-    seeds: int | None = None
-
-    def __post_init__(self):
-        positive(self, "k", "seeds")
-        once("student_points", self.student_points)
-        once("methods", self.methods)
+    teacher: Text
+    student: Text
+    student_points: Once[Text] = ()
+    k: Count | None = None
+    methods: Once[Text] = ()
+    seeds: Count | None = None
 
     @property
     def name(self) -> str:
         return f"{self.teacher}-{self.student}".replace("/", "_").replace(":", ".")
 
 
-@dataclass(frozen=True)
+@validated
 class Weights:
     """Weights of the loss; ``hint`` overrides the literature's weight of a method."""
 
-    ce: float = 1.0
-    kd: float = 1.0
-    temperature: float = 4.0
-    hint: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self):
-        positive(self, "temperature")
-        not_negative(self, "ce", "kd")
-        for method, weight in self.hint.items():
-            if not weight >= 0:
-                raise SettingsError(f"hint weight of {method} is {weight}; give a number of 0 or more")
+    ce: NotNegative = 1.0
+    kd: NotNegative = 1.0
+    temperature: Positive = 4.0
+    hint: dict[Text, NotNegative] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@validated
 class Stability:
     """What is varied to see how far the hint points depend on chance.
 
@@ -68,17 +70,12 @@ class Stability:
     - ``teacher_seeds``: further teachers, trained for this from other seeds.
     """
 
-    draws: int = 50
-    images: tuple[int, ...] = (1_000, 3_000, 10_000)
-    teacher_seeds: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        positive(self, "draws")
-        if min(self.images, default=1) < 1:
-            raise SettingsError(f"images are {list(self.images)}; give numbers above 0")
+    draws: Count = 50
+    images: tuple[Count, ...] = (1_000, 3_000, 10_000)
+    teacher_seeds: tuple[Seed, ...] = ()
 
 
-@dataclass(frozen=True)
+@validated
 class Sweep:
     """How the weight of the hint loss is varied, on the first pair.
 
@@ -86,22 +83,13 @@ class Sweep:
     with hints, in the grid or not; ``seeds`` how many of the profile's.
     """
 
-    method: str
-    weights: tuple[float, ...]
-    arms: tuple[str, ...]
-    seeds: int
-
-    def __post_init__(self):
-        positive(self, "seeds")
-        once("weights", self.weights)
-        once("arms", self.arms)
-        if not self.weights or not min(self.weights) > 0 or not math.isfinite(max(self.weights)):
-            raise SettingsError(
-                f"weights of the sweep of {self.method} are {list(self.weights)}; give numbers above 0"
-            )
+    method: Text
+    weights: AtLeastOne[Positive]
+    arms: Once[Text]
+    seeds: Count
 
 
-@dataclass(frozen=True)
+@validated
 class Exchange:
     """How the deepest hint point is told from the others: the stage ends and the paper's points with theirs
     exchanged.
@@ -110,27 +98,21 @@ class Exchange:
     not given.
     """
 
-    metric: str
-    methods: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        once("methods", self.methods)
+    metric: Text
+    methods: Once[Text] = ()
 
 
-@dataclass(frozen=True)
+@validated
 class Launch:
     """Training of students in processes of their own, which share every batch.
 
     **Arguments:** ``processes``: how many on this machine; one per GPU when not given.
     """
 
-    processes: int | None = None
-
-    def __post_init__(self):
-        positive(self, "processes")
+    processes: Count | None = None
 
 
-@dataclass(frozen=True)
+@validated
 class Profile:
     """A study: every pair × method × arm × seed, on one data set with one recipe.
 
@@ -162,30 +144,30 @@ class Profile:
       left out when 0.
     """
 
-    name: str
-    title: str
+    name: Text
+    title: Text
     data: Data
     teacher: Schedule
     student: Schedule
-    pairs: tuple[Pair, ...]
-    methods: tuple[str, ...]
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    metrics: tuple[str, ...] = ("r2", "cka-linear", "cka-rbf")
+    pairs: Annotated[tuple[Pair, ...], Field(min_length=1)]
+    methods: AtLeastOne[Text]
+    arms: AtLeastOne[Text]
+    seeds: AtLeastOne[Seed]
+    metrics: AtLeastOne[Text] = ("r2", "cka-linear", "cka-rbf")
     weights: Weights = Weights()
-    precision: str = "fp32"
-    deterministic: bool = False
-    profile_images: int = 10_000
-    teacher_seed: int = 0
-    checkpoints: dict[str, str] = field(default_factory=dict)
-    margin: float = 0.2
-    note: str = ""
+    precision: Text = "fp32"
+    deterministic: StrictBool = False
+    profile_images: Count = 10_000
+    teacher_seed: Seed = 0
+    checkpoints: dict[Text, Text] = field(default_factory=dict)
+    margin: Positive = 0.2
+    note: Text = ""
     example_pair: Pair | None = None
     stability: Stability = Stability()
     launch: Launch | None = None
-    shortcut_seeds: int = 0
-    student_images: int | None = None
-    fewer_seeds: dict[str, int] = field(default_factory=dict)
+    shortcut_seeds: Annotated[StrictInt, Field(ge=0)] = 0
+    student_images: Count | None = None
+    fewer_seeds: dict[Text, Count] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     exchange: Exchange | None = None
 
@@ -194,43 +176,29 @@ class Profile:
             raise SettingsError(
                 f"name {self.name!r} cannot be a folder; use at most 100 letters, digits, '.', '_' and '-'"
             )
-        for key in ("pairs", "methods", "arms", "seeds", "metrics"):
-            # Results are kept by the pair's name, so two pairs must not share one.
-            values = [pair.name for pair in self.pairs] if key == "pairs" else getattr(self, key)
-            if not values:
-                raise SettingsError(f"{key} is empty; give at least one")
-            once(key, values)
-        if self.shortcut_seeds < 0 or self.shortcut_seeds == 1:
-            raise SettingsError(
-                f"shortcut_seeds is {self.shortcut_seeds}; give 2 or more, or 0 for no comparison"
-            )
-        teachers = (self.teacher_seed, *self.stability.teacher_seeds)
-        if min(*self.seeds, *teachers) < 0 or max(*self.seeds, *teachers) > MAX_SEED:
-            raise SettingsError(
-                f"seeds are {list(self.seeds)} and those of teachers {list(teachers)}; give numbers of 0 or "
-                f"more, up to {MAX_SEED}"
-            )
-        once("teacher_seed and stability.teacher_seeds together", teachers)
+        # Results are kept by the pair's name, so two pairs must not share one.
+        once([pair.name for pair in self.pairs], "pairs")
+        once([sweep.method for sweep in self.sweeps], "sweeps")
+        once(
+            (self.teacher_seed, *self.stability.teacher_seeds),
+            "teacher_seed and stability.teacher_seeds together",
+        )
+        if self.shortcut_seeds == 1:
+            raise SettingsError("shortcut_seeds is 1; give 2 or more, or 0 for no comparison")
         choose("precision", self.precision, PRECISIONS)
-        positive(self, "profile_images", "margin", "student_images")
         for method, count in self.fewer_seeds.items():
-            if not 1 <= count < len(self.seeds):
+            if count >= len(self.seeds):
                 raise SettingsError(
                     f"fewer_seeds of {method} is {count}; give 1 to {len(self.seeds) - 1}, or leave it out "
                     f"for all {len(self.seeds)}"
                 )
-        for pair in self.pairs:
-            if pair.seeds and pair.seeds > len(self.seeds):
+        for what, seeds in [
+            *((f"pair {pair.name}", pair.seeds) for pair in self.pairs),
+            *((f"the sweep of {sweep.method}", sweep.seeds) for sweep in self.sweeps),
+        ]:
+            if seeds and seeds > len(self.seeds):
                 raise SettingsError(
-                    f"pair {pair.name} has {pair.seeds} seeds, but the profile {len(self.seeds)}; give at "
-                    "most that"
-                )
-        once("sweeps", [sweep.method for sweep in self.sweeps])
-        for sweep in self.sweeps:
-            if sweep.seeds > len(self.seeds):
-                raise SettingsError(
-                    f"the sweep of {sweep.method} has {sweep.seeds} seeds, but the profile "
-                    f"{len(self.seeds)}; give at most that"
+                    f"{what} has {seeds} seeds, but the profile {len(self.seeds)}; give at most that"
                 )
 
     @property

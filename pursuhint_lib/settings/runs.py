@@ -1,13 +1,15 @@
 """What one run is made of: images, schedule, teacher, student, and all arms of a student."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field, fields
+from typing import Annotated
+
+from pydantic import Field, StrictBool
 
 from .user_code import sources
-from .values import SettingsError, not_negative, once, positive
+from .values import Count, NotNegative, Once, Positive, Seed, SettingsError, Text, validated
 
 
-@dataclass(frozen=True)
+@validated
 class Data:
     """Images to train and to evaluate on.
 
@@ -26,18 +28,16 @@ class Data:
       only).
     """
 
-    dataset: str
-    train_images: int | None = None
-    subset_seed: int = 0
-    test_images: int | None = None
-    root: str | None = None
-    image_size: int | None = None
-    classes: int | None = None
-    held_out: int | None = None
+    dataset: Text
+    train_images: Count | None = None
+    subset_seed: Seed = 0
+    test_images: Count | None = None
+    root: Text | None = None
+    image_size: Count | None = None
+    classes: Count | None = None
+    held_out: Count | None = None
 
     def __post_init__(self):
-        positive(self, "train_images", "test_images", "image_size", "classes", "held_out")
-        not_negative(self, "subset_seed")
         if self.held_out and self.test_images:
             raise SettingsError(
                 "held_out and test_images are both given, but one of them is evaluated; leave one out"
@@ -52,7 +52,7 @@ class Data:
         return not part and (self.image_size is None or self.root is not None)
 
 
-@dataclass(frozen=True)
+@validated
 class Schedule:
     """SGD with momentum and a step schedule.
 
@@ -66,26 +66,19 @@ class Schedule:
       share it, not each from its part.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    milestones: tuple[int, ...] = ()
-    decay: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    evaluate_every: int = 1
-    sync_batchnorm: bool = False
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    milestones: Once[Count] = ()
+    decay: Positive = 0.1
+    # From 1 on every step would be larger than the last.
+    momentum: Annotated[NotNegative, Field(lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    evaluate_every: Count = 1
+    sync_batchnorm: StrictBool = False
 
     def __post_init__(self):
-        positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every", "decay")
-        not_negative(self, "momentum", "weight_decay")
-        if self.momentum >= 1:
-            raise SettingsError(
-                f"momentum is {self.momentum}, with which every step would be larger than the last; give a "
-                "number below 1"
-            )
-        once("milestones", self.milestones)
-        late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
+        late = [epoch for epoch in self.milestones if epoch >= self.epochs]
         if late:
             raise SettingsError(
                 f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and "
@@ -99,23 +92,21 @@ class Schedule:
 
 # Of a profile; a run has one of the latter two.
 PRECISIONS = ("auto", "fp32", "bf16")
-# What every random generator takes.
-MAX_SEED = 2**32 - 1
 
 
-@dataclass(frozen=True)
+@validated
 class TeacherSettings:
     """A teacher: trained here, or read from ``checkpoint`` (a file, relative to the checkout)."""
 
-    network: str
+    network: Text
     data: Data
     schedule: Schedule
-    seed: int = 0
-    precision: str = "fp32"
-    checkpoint: str | None = None
-    deterministic: bool = False
+    seed: Seed = 0
+    precision: Text = "fp32"
+    checkpoint: Text | None = None
+    deterministic: StrictBool = False
     # Where the record goes; not part of what the run is.
-    profile: str = field(default="", metadata={"hashed": False})
+    profile: Text = field(default="", metadata={"hashed": False})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -123,7 +114,7 @@ class TeacherSettings:
         return sources(self.network)
 
 
-@dataclass(frozen=True)
+@validated
 class Arm:
     """One choice of the teacher's hint layers (module names); empty for no hints.
 
@@ -131,32 +122,41 @@ class Arm:
     ``hint_weight`` of this arm; the cell's when not given.
     """
 
-    name: str
-    teacher_points: tuple[str, ...] = ()
-    student_points: tuple[str, ...] = ()
-    hint_weight: float | None = None
+    name: Text
+    teacher_points: tuple[Text, ...] = ()
+    student_points: tuple[Text, ...] = ()
+    hint_weight: NotNegative | None = None
 
 
-@dataclass(frozen=True)
-class StudentSettings:
-    """One training of one student: everything that decides its outcome, and nothing else."""
+@validated
+class _Training:
+    """What decides the outcome of a student's training, besides the teacher's hint points.
+
+    loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
+    """
 
     teacher: TeacherSettings
-    student: str
-    method: str
-    teacher_points: tuple[str, ...]
-    student_points: tuple[str, ...]
-    ce_weight: float
-    kd_weight: float
-    hint_weight: float
-    temperature: float
+    student: Text
+    method: Text
+    student_points: tuple[Text, ...]
+    ce_weight: NotNegative
+    kd_weight: NotNegative
+    hint_weight: NotNegative
+    temperature: Positive
     data: Data
     schedule: Schedule
-    seed: int
-    precision: str = "fp32"
+    seed: Seed
+    precision: Text = "fp32"
     # Weights of the parts of a sum such as at+rkd, inside ``hint_weight``.
-    part_weights: tuple[float, ...] = ()
-    deterministic: bool = False
+    part_weights: tuple[NotNegative, ...] = ()
+    deterministic: StrictBool = False
+
+
+@validated
+class StudentSettings(_Training):
+    """One training of one student: everything that decides its outcome, and nothing else."""
+
+    teacher_points: tuple[Text, ...] = field(kw_only=True)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -164,36 +164,20 @@ class StudentSettings:
         return sources(self.student, self.method)
 
 
-@dataclass(frozen=True)
-class DistillSettings:
+@validated
+class DistillSettings(_Training):
     """All arms of one (pair, method, seed): they differ in the teacher's hint layers, and in the hint weight
     where an arm has its own.
-
-    loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
 
     ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of
     ``wsl+at``).
     """
 
-    teacher: TeacherSettings
-    student: str
-    method: str
-    arms: tuple[Arm, ...]
-    student_points: tuple[str, ...]
-    ce_weight: float
-    kd_weight: float
-    hint_weight: float
-    temperature: float
-    data: Data
-    schedule: Schedule
-    seed: int
-    precision: str = "fp32"
-    part_weights: tuple[float, ...] = ()
-    deterministic: bool = False
+    arms: tuple[Arm, ...] = field(kw_only=True)
     plain: StudentSettings | None = None
-    profile: str = field(default="", metadata={"hashed": False})
+    profile: Text = field(default="", metadata={"hashed": False})
     # Whether attention maps of the students are kept when they are trained (``attention.keep_maps``).
-    keep_maps: bool = field(default=False, metadata={"hashed": False})
+    keep_maps: StrictBool = field(default=False, metadata={"hashed": False})
 
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.
@@ -202,11 +186,7 @@ class DistillSettings:
         ``kd`` run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more
         teacher points than the student has points shares the weight out among them.
         """
-        shared = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(StudentSettings)
-            if hasattr(self, f.name)
-        }
+        shared = {f.name: getattr(self, f.name) for f in fields(_Training)}
         if arm.teacher_points:
             students = arm.student_points or self.student_points
             given = self.hint_weight if arm.hint_weight is None else arm.hint_weight

@@ -6,10 +6,10 @@ looked for, so that every process of a run, whatever its working folder, finds t
 that is run.
 """
 
-import ast
 import contextlib
 import hashlib
 import importlib
+import pkgutil
 import re
 import sys
 import traceback
@@ -71,7 +71,7 @@ def look_in(folder: Path, names: Iterable[str]) -> None:
 def sources(*names: str) -> tuple[str, ...]:
     """Module and checksum of its source for every import path among the names; a sum of methods has several.
 
-    The source is all Python files of the module's package, and of what it imports from beside a profile.
+    The source is the module's file, or all Python files of its package; what these import is not looked at.
 
     **Raises:** ``SettingsError`` for a name that is no import path, or whose module is not there.
     """
@@ -154,7 +154,7 @@ def _imported(module_name: str, source: _Source) -> object:
     try:
         # Compiled files are told apart by second and size, so that one could outlive a quick edit of its
         # source.
-        module = importlib.import_module(module_name)
+        module = pkgutil.resolve_name(f"{module_name}:")
     finally:
         sys.dont_write_bytecode = writes
     file = sys.modules[module_name.partition(".")[0]].__file__
@@ -174,69 +174,33 @@ def _source(name: str) -> _Source:
     **Raises:** ``SettingsError`` where there is none.
     """
     if name not in _known:
-        root = next((place for folder in _folders if (place := _beside(folder, name))), None) or _installed(
-            name
-        )
+        root = _root(name)
         if root is None:
             folder = _folders[0] if _folders else Path.cwd()
             raise SettingsError(
                 f"no module {name}: there is no {name}.py or {name}/__init__.py in {folder}, and none is "
                 "installed; put it there"
             )
-        _known[name] = _read(root)
+        digest, files = hashlib.sha256(), sorted(root.rglob("*.py")) if root.is_dir() else [root]
+        for file in files:
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(root.parent)} {len(content)}\n".encode() + content)
+        _known[name] = _Source(root, tuple(files), digest.hexdigest()[:16])
     return _known[name]
 
 
-def _beside(folder: Path, name: str) -> Path | None:
-    """The package or file of that name in a folder, in Python's own order."""
-    if (folder / name / "__init__.py").is_file():
-        return folder / name
-    return folder / f"{name}.py" if (folder / f"{name}.py").is_file() else None
-
-
-def _installed(name: str) -> Path | None:
+def _root(name: str) -> Path | None:
+    """The file of a top-level module, or the folder of its package: beside a profile, or installed."""
+    importlib.invalidate_caches()
+    path = sys.path
+    # The folder that Python was started in comes first there, and is another for every process.
+    sys.path = path[1:] if path[0] in ("", str(Path.cwd())) else path
     try:
-        spec = find_spec(name)
+        spec = PathFinder.find_spec(name, [str(folder) for folder in _folders]) or find_spec(name)
     except ValueError:  # of a module that was not imported in the usual way
         return None
+    finally:
+        sys.path = path
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return None
-    root = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
-    # Python looks in the folder that it was started in, which is another for every process.
-    by_chance = (
-        sys.path[0] in ("", str(Path.cwd()))
-        and root.parent == Path.cwd()
-        and PathFinder.find_spec(name, sys.path[1:]) is None
-    )
-    return None if by_chance else root
-
-
-def _read(root: Path) -> _Source:
-    """A module's files and those beside it that these import, wherever in a file the import stands."""
-    digest, waiting, files = hashlib.sha256(), [root], []
-    while waiting:
-        place = waiting.pop(0)
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            if file in files:
-                continue
-            files.append(file)
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(root.parent)} {len(content)}\n".encode() + content)
-            if root.parent in _folders:
-                waiting += [near for name in _named(content) if (near := _beside(root.parent, name))]
-    return _Source(root, tuple(files), digest.hexdigest()[:16])
-
-
-def _named(content: bytes) -> list[str]:
-    """Top-level modules that a source imports, sorted; nothing where it is no Python, as its
-    import will say.
-    """
-    try:
-        nodes = list(ast.walk(ast.parse(content)))
-    except (SyntaxError, ValueError):
-        return []
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [
-        node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module
-    ]
-    return sorted({name.partition(".")[0] for name in names})
+    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)

@@ -1,54 +1,52 @@
 """Plain values ↔ frozen dataclasses: checking what a YAML file says, and naming settings by a hash."""
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
-import math
 import reprlib
-import types
 import typing
+from collections.abc import Iterable, Iterator
+
+import pydantic
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
 
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message names it and what would be right."""
 
 
-def _shown(value) -> str:
-    """A value as a message shows it: its beginning, for with YAML's aliases a few lines can stand for more
-    than a memory holds.
+def once(values: typing.Collection, what: str = "it") -> typing.Collection:
+    """The values, if none is there more than once.
+
+    **Raises:** ``SettingsError`` that says ``what`` names which of them again.
     """
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 4, 4, 40
-    return short.repr(value)
-
-
-def positive(settings, *names: str) -> None:
-    """Refuse values of 0 or less; ``None`` stands for 'not given'."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not value > 0:  # so that NaN is refused too
-            raise SettingsError(f"{name} is {value}; give a number above 0")
-
-
-def not_negative(settings, *names: str) -> None:
-    """Refuse values below 0."""
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise SettingsError(f"{name} is {getattr(settings, name)}; give a number of 0 or more")
-
-
-def once(what: str, values: typing.Sequence) -> None:
-    """Refuse values that are given more than once."""
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
     if repeated:
         raise SettingsError(f"{what} names {', '.join(repeated)} more than once; leave it there once")
+    return values
 
 
-def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
+T = typing.TypeVar("T")
+# What settings are made of. None of them takes a text for a number, or a truth value for an integer.
+# The length is for its side effect: with one, a half character (a surrogate) is refused.
+Text = typing.Annotated[StrictStr, Field(min_length=0)]
+Count = typing.Annotated[StrictInt, Field(gt=0)]
+# A seed is what every random generator takes.
+Seed = typing.Annotated[StrictInt, Field(ge=0, lt=2**32)]
+Positive = typing.Annotated[StrictFloat, Field(gt=0)]
+NotNegative = typing.Annotated[StrictFloat, Field(ge=0)]
+Once = typing.Annotated[tuple[T, ...], AfterValidator(once)]
+AtLeastOne = typing.Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(once)]
+
+
+def choose(what: str, value: str, valid: Iterable[str]) -> str:
     """Return ``value`` if it is valid; otherwise say which values are.
 
-    **Raises:** ``SettingsError`` that names the value, the nearest valid one and all valid ones.
+    **Raises:** ``SettingsError`` that names the value, the nearest valid one and all valid ones; of more than
+    a hundred those that are near.
     """
     valid = list(valid)
     if value in valid:
@@ -57,68 +55,94 @@ def choose(what: str, value: str, valid: typing.Iterable[str]) -> str:
     folded = {name.lower(): name for name in reversed(valid)}
     near = difflib.get_close_matches(str(value).lower(), folded, n=1)
     hint = f" (did you mean {folded[near[0]]!r}?)" if near else ""
+    if len(valid) > 100:
+        some = difflib.get_close_matches(str(value).lower(), folded, n=5, cutoff=0)
+        raise SettingsError(
+            f"unknown {what} {value!r}{hint}; of {len(valid)} names these are near: "
+            f"{', '.join(folded[name] for name in some)}"
+        )
     raise SettingsError(f"unknown {what} {value!r}{hint}; valid: {', '.join(valid)}")
 
 
-def build(cls, value, where: str):
-    """Turn plain YAML values into the dataclass ``cls``, naming whatever does not fit.
+def validated(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose values are checked against its annotations by pydantic: unknown
+    names, types, ranges. A list is taken for a tuple, an integer for a float, a mapping for a dataclass.
+
+    A field that is added later needs a default that means what was always done: ``settings_hash`` leaves out
+    what stands at its default, so that every record keeps its name. One that is no part of what a run is has
+    the metadata ``{"hashed": False}``.
+    """
+    config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    cls = pydantic.dataclasses.dataclass(cls, frozen=True, config=config)
+    check = cls.__init__
+
+    @functools.wraps(check)
+    def __init__(self, *args, **kwargs):
+        with _in_one_line(cls, cls.__name__):
+            check(self, *args, **kwargs)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def build(cls: type[T], value: object, where: str) -> T:
+    """Turn plain YAML values into the ``validated`` class ``cls``, naming whatever does not fit.
 
     **Arguments:** ``value`` a mapping; ``where`` how the message calls it.
 
     **Raises:** ``SettingsError``.
     """
-    if not isinstance(value, dict):
-        raise SettingsError(f"{where} must be a mapping of settings, not {_shown(value)}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in value:
-        choose(f"setting in {where}", key, fields)
-    required = [
-        n
-        for n, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise SettingsError(f"{where} lacks {', '.join(missing)}; add what is lacking")
+    with _in_one_line(cls, where):
+        return pydantic.TypeAdapter(cls).validate_python(value)
+
+
+@contextlib.contextmanager
+def _in_one_line(cls: type, where: str) -> Iterator[None]:
+    """Say the first of pydantic's complaints in one line: place, value and what is valid."""
     try:
-        return cls(**{key: _convert(hints[key], entry, f"{where}.{key}") for key, entry in value.items()})
-    except SettingsError as error:
-        raise SettingsError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        yield
+    except pydantic.ValidationError as error:
+        raise SettingsError(_told(cls, where, error.errors())) from None
 
 
-def _convert(hint, value, where: str):
-    """Check ``value`` against a type hint; lists become tuples, ints pass for floats."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return (
-            None
-            if value is None
-            else _convert(next(a for a in arguments if a is not type(None)), value, where)
-        )
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise SettingsError(f"{where} must be a list, not {_shown(value)}")
-        return tuple(_convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise SettingsError(f"{where} must be a mapping, not {_shown(value)}")
-        return {str(key): _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        # What no float can hold is refused as infinity is.
-        value = float(value) if abs(value) < 1 << 1000 else math.inf
-    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
-        raise SettingsError(f"{where} must be {hint.__name__}, not {_shown(value)}")
-    if hint is float and not math.isfinite(value):
-        raise SettingsError(f"{where} must be a finite number, not {value}")
-    if hint is str and not value.isascii() and value != value.encode(errors="ignore").decode():
-        raise SettingsError(
-            f"{where} holds half a character (a surrogate), which no file can hold: {value!a}; write the "
-            "character itself"
-        )
-    return value
+# What pydantic calls otherwise than YAML does.
+_WORDS = {
+    "dataclass_type": "a mapping of settings",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "string_unicode": "text without half a character (a surrogate), which no file can hold",
+    "too_short": "a list of at least one",
+}
+
+
+def _told(cls: type, where: str, errors: list) -> str:
+    slips = "unexpected_keyword_argument", "invalid_key"
+    # A slip in a name is told, rather than that a name is lacking.
+    errors.sort(key=lambda error: error["type"] not in slips)
+    kind, path = errors[0]["type"], list(errors[0]["loc"])
+    if kind not in slips and path and isinstance(path[0], int):  # the number of an argument
+        path[0] = [f.name for f in dataclasses.fields(cls)][path[0]]
+
+    def place(steps: list) -> str:
+        return where + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+
+    if kind in slips:
+        for step in path[:-1]:
+            if isinstance(step, str):
+                hint = typing.get_type_hints(cls)[step]
+                cls = next(one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one))
+        choose(f"setting in {place(path[:-1])}", path[-1], [f.name for f in dataclasses.fields(cls)])
+    if kind == "missing":
+        beside = [e["loc"][-1] for e in errors if e["type"] == kind and e["loc"][:-1] == (*path[:-1],)]
+        return f"{place(path[:-1])} lacks {', '.join(beside)}; add what is lacking"
+    if kind == "value_error":
+        return f"{place(path)}: {errors[0]['ctx']['error']}"
+    # Its beginning, for with YAML's aliases a few lines can stand for more than a memory holds.
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxlist, shown.maxdict, shown.maxstring = 2, 4, 4, 40
+    value = shown.repr(errors[0]["input"]).encode("ascii", "backslashreplace").decode()
+    wanted = _WORDS.get(kind, errors[0]["msg"].removeprefix("Input should be "))
+    return f"{place(path)} is {value}; it should be {wanted}"
 
 
 def resolved(settings):
