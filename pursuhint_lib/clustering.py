@@ -18,6 +18,8 @@ from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from .settings import choose
+
 # The paper's k-means stops after so many rounds if its centres never settle.
 MAX_ROUNDS = 80
 # Up to so many sets of medoids are simply all tried (54 sub-blocks: K ≤ 4).
@@ -102,8 +104,8 @@ def choose_hint_points(
     criterion.
 
     **Raises:** ``ValueError`` for a matrix that is not square, finite and symmetric with diagonal 1, k out of
-    range, two centres on one sub-block, or fewer clusters than k; ``KeyError`` for an unknown algorithm or
-    criterion; ``RuntimeError`` if the solver behind k-medoids fails.
+    range, two centres on one sub-block, or fewer clusters than k; ``SettingsError`` for an unknown algorithm
+    or criterion; ``RuntimeError`` if the solver behind k-medoids fails.
     """
     if isinstance(k, str):
         k = k_curve(similarity, k, algorithm, seed=seed).best
@@ -139,12 +141,12 @@ def k_curve(
     **Arguments:** ``similarity`` [L, L]; ``largest`` k to try, at most L−1, by default at most 10; ``seed``
     of the draws and the algorithm.
 
-    **Raises:** ``KeyError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3
+    **Raises:** ``SettingsError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3
     sub-blocks, ``largest`` below 2, no draws, sub-blocks too much alike for a silhouette, or a matrix that
     ``choose_hint_points`` refuses.
     """
     similarity = _checked(similarity, 1)
-    measure = _entry(CRITERIA, "criterion", criterion)
+    measure = CRITERIA[choose("criterion", criterion, CRITERIA)]
     layers, largest = len(similarity), 10 if largest is None else largest
     if layers < 3 or largest < 2 or draws < 1:
         raise ValueError(
@@ -212,15 +214,9 @@ def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
     return similarity
 
 
-def _entry(registry: dict[str, Callable], what: str, name: str) -> Callable:
-    if name not in registry:
-        raise KeyError(f"unknown {what} {name!r}; valid: {', '.join(registry)}")
-    return registry[name]
-
-
 def _cluster(similarity: np.ndarray, k: int, algorithm: str, seed: int) -> HintPoints:
     """Run an algorithm; two centres may fall on one layer."""
-    found = _entry(ALGORITHMS, "algorithm", algorithm)(similarity, k, seed)
+    found = ALGORITHMS[choose("algorithm", algorithm, ALGORITHMS)](similarity, k, seed)
     objective = float(
         sum(1 - similarity[layer, found.centres[label]] for layer, label in enumerate(found.labels))
     )

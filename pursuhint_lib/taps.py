@@ -1,6 +1,5 @@
 """Candidate hint points of a network, and reading their features while it runs."""
 
-import difflib
 import math
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .settings import SettingsError
+from .settings import SettingsError, choose
 
 # Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units; a
 # number may follow: GhostBottleneckV3, MetaBlock2d, Block35.
@@ -46,14 +45,7 @@ class LayerTap:
         self.names = tuple(names)
         known = dict(model.named_modules())
         for name in self.names:
-            if not name or name not in known:
-                near = " or ".join(
-                    map(repr, difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0))
-                )
-                raise SettingsError(
-                    f"unknown sub-block {name!r} (did you mean {near}?); every name in model.named_modules() "
-                    "can be given"
-                )
+            choose("sub-block", name, filter(None, known))
         self._modules = {name: known[name] for name in self.names}
         self._read = {name: _reader(model, known, name) for name in self.names}
         self._found: dict[str, Tensor] = {}

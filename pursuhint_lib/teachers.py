@@ -11,7 +11,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
@@ -22,7 +22,7 @@ import torchvision
 from .files import replacing, sha256, write_json
 from .paths import ROOT, manifest_entry, teacher_download, teacher_file, teachers_lock
 from .progress import Progress
-from .settings import SettingsError, build, choose
+from .settings import SettingsError, build, choose, validated
 
 # How far a teacher's measured accuracy may lie from its entry, in points.
 TOLERANCE = 0.1
@@ -37,7 +37,7 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60
 
 
-@dataclass(frozen=True)
+@validated
 class Teacher:
     """What is known of a teacher's weights.
 

@@ -19,6 +19,7 @@ from pursuhint_lib.clustering import (
     random_points,
     segment_middles,
 )
+from pursuhint_lib.settings import SettingsError
 
 KMEANS = ("kmeans-index", "kmeans-settled")
 NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
@@ -352,17 +353,17 @@ def test_two_centres_on_one_sub_block_are_refused(algorithm):
         choose_hint_points(np.ones((8, 8)), 3, algorithm)
 
 
-def test_unknown_algorithm_is_a_key_error():
+def test_an_unknown_algorithm_is_named():
     with pytest.raises(
-        KeyError, match="unknown algorithm 'oracle'; valid: kmeans-index, kmeans-settled, kmedoids"
+        SettingsError, match="unknown algorithm 'oracle'; valid: kmeans-index, kmeans-settled, kmedoids"
     ):
         choose_hint_points(np.eye(4), 2, "oracle")
-    with pytest.raises(KeyError, match="unknown algorithm 'oracle'"):
+    with pytest.raises(SettingsError, match="unknown algorithm 'oracle'"):
         k_curve(np.eye(4), "gap", "oracle")
 
 
 def test_unknown_criterion_is_a_key_error():
-    with pytest.raises(KeyError, match="unknown criterion 'elbow'; valid: silhouette, gap"):
+    with pytest.raises(SettingsError, match="unknown criterion 'elbow'; valid: silhouette, gap"):
         choose_hint_points(np.eye(4), "elbow")
 
 

@@ -293,7 +293,8 @@ def test_the_seed_decides_the_weights_of_timm_networks():
 def test_an_unknown_timm_network_is_named_with_near_ones_only(name):
     with pytest.raises(SettingsError) as caught:
         build_model(f"timm/{name}", 10)
-    assert f"unknown timm network {name!r}; near it are " in str(caught.value)
+    assert f"unknown timm network {name!r}" in str(caught.value)
+    assert " names these are near: " in str(caught.value)
     assert not name.startswith("resnet") or "resnet18" in str(caught.value) or "resnet50" in str(caught.value)
     assert len(str(caught.value)) < 250
 

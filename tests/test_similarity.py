@@ -13,6 +13,7 @@ import scipy.linalg
 import torch
 
 from pursuhint_lib.clustering import choose_hint_points
+from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.similarity import (
     METRICS,
     kernels,
@@ -464,5 +465,5 @@ def test_debiased_cka_refuses_too_few_images_and_layers_that_bias_explains_alone
 
 
 def test_unknown_metric_is_a_key_error():
-    with pytest.raises(KeyError, match="cka-cubic"):
+    with pytest.raises(SettingsError, match="cka-cubic"):
         similarity_matrices(make_network(), ["r2", "cka-cubic"])

@@ -329,14 +329,11 @@ def test_a_sub_block_without_one_output_is_named(name, words):
     assert hooks(model) == 0
 
 
-def test_an_unknown_sub_block_is_named_with_the_three_nearest():
+def test_an_unknown_sub_block_is_named_with_the_nearest():
     model, _ = small()
     with pytest.raises(SettingsError) as caught:
         LayerTap(model, ["layer1.0", "layer4.0"])
-    assert "unknown sub-block 'layer4.0' (did you mean 'layer3.0' or 'layer2.0' or 'layer1.0'?)" in str(
-        caught.value
-    )
-    assert str(caught.value).count(" or ") == 2
+    assert "unknown sub-block 'layer4.0' (did you mean 'layer3.0'?)" in str(caught.value)
     assert hooks(model) == 0
 
 

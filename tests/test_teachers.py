@@ -116,7 +116,7 @@ def test_weights_that_changed_after_their_entry_are_refused(weights):
     [
         ("{", "is not the JSON of a manifest entry"),
         ("\xff", "is not the JSON"),
-        ("[]", "must be a mapping"),
+        ("[]", "a mapping of settings"),
         ("{}", "lacks name"),
         ('{"nam": "x"}', "'nam'"),
     ],

@@ -4,7 +4,6 @@
 packages, and an import path (``my_networks:my_network``) a function or class of the user's own.
 """
 
-import difflib
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -105,12 +104,7 @@ def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
         raise SettingsError(
             f"{TIMM}{name} needs the package timm, which is not installed; run: pip install timm"
         ) from None
-    valid = timm.list_models()
-    if name not in valid:
-        near = ", ".join(difflib.get_close_matches(name, valid, n=5, cutoff=0))
-        raise SettingsError(
-            f"unknown timm network {name!r}; near it are {near}, and timm.list_models() has all {len(valid)}"
-        )
+    choose("timm network", name, timm.list_models())
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
 
 

@@ -53,9 +53,9 @@ def similarity_matrices(features: Mapping[str, Tensor], metrics: Sequence[str]) 
 
     **Returns:** metric → float64 [L, L] on the CPU, symmetric, diagonal 1.
 
-    **Raises:** ``KeyError`` for an unknown metric; ``ValueError`` naming the layer (1-based) whose features
-    are constant, not finite, of another length, or too wide for so few images (canonical correlations only);
-    ``SettingsError`` for a function of the user's own that is no similarity.
+    **Raises:** ``SettingsError`` for an unknown metric, or a function of the user's own that is no
+    similarity; ``ValueError`` naming the layer (1-based) whose features are constant, not finite, of another
+    length, or too wide for so few images (canonical correlations only).
     """
     return _matrices(Layers(list(features.values()), list(features)), metrics)
 
@@ -70,8 +70,7 @@ def similarity_matrix(features: Sequence[Tensor], metric: str) -> Tensor:
 def _matrices(layers: Layers, metrics: Sequence[str]) -> dict[str, Tensor]:
     own = [metric for metric in metrics if is_import_path(metric)]
     for metric in metrics:
-        if metric not in METRICS and metric not in own:
-            raise KeyError(f"unknown metric {metric!r}; valid: {', '.join(METRICS)}")
+        choose("metric", metric, [*METRICS, *own])
     found = moment_matrices(
         layers, {metric: MOMENT_METRICS[metric] for metric in metrics if metric in MOMENT_METRICS}
     )
