@@ -17,7 +17,7 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         with path.open("rb") as file:
-            content = yaml.load(file, _Loader)
+            content = yaml.load(file, Loader=_SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(
             f"{path} is not a YAML file of settings: {' '.join(str(error).split())}; mend it there"
@@ -27,7 +27,7 @@ def read_profile(path: Path) -> Profile:
     return profile
 
 
-class _Loader(yaml.SafeLoader):
+class _SafeLoader(yaml.SafeLoader):
     """Plain values only. A key that is given twice is refused, of which YAML would silently take the last;
     and 1e-3 is a number, as in YAML 1.2, which PyYAML takes for text.
     """
@@ -43,6 +43,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_SafeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"]
 )
