@@ -94,53 +94,19 @@ def test_names_are_readable_and_end_in_the_hash():
     assert re.fullmatch("[0-9a-f]{12}", settings_hash(STUDENT))
 
 
-def test_a_network_with_a_slash_in_its_name_gives_one_file():
+@pytest.mark.parametrize("blocks", [1, 3, 9])
+def test_a_network_with_a_slash_or_many_points_gives_one_file(blocks):
+    points = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18 - blocks, 18))
     student = replace(
-        STUDENT, student="torchvision/resnet18", teacher=replace(TEACHER, network="torchvision/resnet34")
+        STUDENT,
+        teacher=replace(TEACHER, network="torchvision/resnet34"),
+        student="torchvision/resnet18",
+        teacher_points=points,
+        student_points=points,
     )
     assert "/" not in record_name(student)
     save("mine", record_of(student))
     assert load("mine", student) is not None
-
-
-@pytest.mark.parametrize("blocks", [1, 3, 9])
-def test_a_run_with_many_points_can_be_saved(blocks):
-    points = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18 - blocks, 18))
-    student = replace(
-        STUDENT,
-        teacher=replace(TEACHER, network="resnet110"),
-        student="resnet56",
-        teacher_points=points,
-        student_points=points,
-    )
-    save("mine", record_of(student))
-    assert load("mine", student) is not None
-
-
-def test_different_settings_never_share_a_name():
-    schedule = STUDENT.schedule
-    others = [
-        STUDENT,
-        PLAIN,
-        replace(STUDENT, seed=4),
-        replace(STUDENT, hint_weight=99.0),
-        replace(STUDENT, temperature=3.0),
-        replace(STUDENT, precision="bf16"),
-        replace(STUDENT, student_points=("layer1.0", "layer3.0")),
-        replace(STUDENT, schedule=replace(schedule, momentum=0.8)),
-        replace(STUDENT, data=Data("digits")),
-        replace(STUDENT, teacher=replace(TEACHER, seed=1)),
-        replace(STUDENT, teacher=replace(TEACHER, schedule=replace(TEACHER.schedule, epochs=3))),
-        TEACHER,
-        replace(TEACHER, data=Data("digits", train_images=100, subset_seed=1)),
-        replace(TEACHER, checkpoint="a.pth"),
-        replace(TEACHER, network="resnet20"),
-    ]
-    assert len({record_name(settings) for settings in others}) == len(others)
-
-
-def test_the_profile_is_no_part_of_a_name():
-    assert record_name(replace(TEACHER, profile="other")) == record_name(TEACHER)
 
 
 COMMITTED = [
@@ -218,24 +184,17 @@ def test_json_that_is_no_record_is_refused(change):
     tampered(change)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"not JSON", b"\xff\xfe\x00binary", b"<<<<<<< HEAD\n"])
-def test_a_file_that_is_not_json_is_refused(content):
+@pytest.mark.parametrize("damage", ["", "{", "not JSON", "\xff\xfe\0binary", "<<<<<<< HEAD\n", 0.1, 0.5, 0.9])
+def test_a_file_that_is_not_json_or_only_a_share_of_it_is_refused(damage):
+    save("mine", record_of(STUDENT))
     path = path_of(STUDENT)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
+    content = path.read_bytes()
+    share = isinstance(damage, float)
+    path.write_bytes(content[: int(len(content) * damage)] if share else damage.encode("latin-1"))
     with pytest.raises(SettingsError, match="is not a record .*; delete it to run again") as caught:
         load("mine", STUDENT)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_truncated_record_is_refused(share):
-    save("mine", record_of(STUDENT))
-    path = path_of(STUDENT)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(SettingsError, match="is not a record"):
-        load("mine", STUDENT)
 
 
 @pytest.mark.parametrize(
@@ -305,11 +264,6 @@ def test_provenance_names_the_commit_in_a_checkout_and_nothing_outside(tmp_path,
             assert re.fullmatch("[0-9a-f]{40}", found["git_commit"])
             assert isinstance(found["git_dirty"], bool)
     records._git.cache_clear()
-
-
-def test_a_record_cannot_be_changed_in_passing():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        record_of(STUDENT).status = "failed"
 
 
 # ---- progress
