@@ -82,6 +82,17 @@ def read_checked(path: Path) -> bytes:
     return data
 
 
+def stand_in(path: Path) -> str | None:
+    """What often comes in the place of a large file, in words; nothing if it is not that."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    if beginning.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS and not the file itself; run git lfs pull where it comes from"
+    if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page and not the file itself; download it anew, and look at the page for why"
+    return None
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write JSON with one line per top-level entry, which reads and diffs well."""
     lines = ",\n".join(

@@ -44,7 +44,7 @@ def results_root() -> Path:
 
 def array_cache(dataset: str) -> Path:
     """File of a data set decoded to one uint8 array."""
-    return work_root() / "data" / f"{dataset}.safetensors"
+    return work_root() / "data" / f"{dataset}.arrays"
 
 
 def sample_tree() -> Path:

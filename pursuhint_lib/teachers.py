@@ -7,16 +7,15 @@ torchvision's ImageNet ones. A teacher trained here gets its entry as a JSON fil
 
 import fcntl
 import json
-import os
 import shutil
+import socket
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
+import torch
 import torchvision
 
 from .files import replacing, sha256, write_json
@@ -31,9 +30,6 @@ TORCHVISION = "torchvision/"
 # torchvision's DEFAULT changes from version to version, so the weights are named.
 IMAGENET_WEIGHTS = "IMAGENET1K_V1"
 
-# The largest of the known checkpoints have a bit more than 1 GiB.
-MAX_BYTES = 2 << 30
-CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60
 
 
@@ -243,8 +239,7 @@ def read_entry(weights: Path) -> Teacher | None:
 
 
 def fetch(teacher: Teacher) -> Path:
-    """The checkpoint file of a public teacher, downloaded when it is not there; an interrupted download goes
-    on where it was.
+    """The checkpoint file of a public teacher, downloaded when it is not there.
 
     The file must have the published checksum, as far as one is published. Where that says too little, the
     first file is taken: ``check_accuracy`` decides about it, and ``write_entry`` pins it.
@@ -271,9 +266,23 @@ def _bring(teacher: Teacher, target: Path) -> None:
     """Download from the first address that has the right file."""
     reasons = []
     for address in teacher.addresses:
+        source = teacher_download(address)
         try:
-            return _bring_from(address, teacher, target)
-        except (OSError, HTTPException, SettingsError) as error:
+            if not source.is_file():
+                _download(address, source, f"download of teacher {teacher.name}")
+            with replacing(target) as draft:
+                if teacher.member:
+                    # The archive stays, for the other teachers in it.
+                    _unpack(source, teacher.member, draft)
+                else:
+                    source.replace(draft)
+                if difference := _difference(draft, _checksums(teacher)):
+                    raise SettingsError(difference)
+            return
+        except (OSError, HTTPException, SettingsError, tarfile.TarError) as error:
+            if isinstance(error, (SettingsError, tarfile.TarError)):
+                # It would be as wrong the next time.
+                source.unlink(missing_ok=True)
             reasons.append(f"{address} ({' '.join(str(error).split()) or type(error).__name__})")
     what = f"its {teacher.member}" if teacher.member else "the file"
     raise SettingsError(
@@ -282,46 +291,30 @@ def _bring(teacher: Teacher, target: Path) -> None:
     )
 
 
-def _bring_from(address: str, teacher: Teacher, target: Path) -> None:
-    source = teacher_download(address)
-    if not source.is_file():
-        _download(address, source, f"download of teacher {teacher.name}")
+def _download(address: str, target: Path, label: str) -> None:
+    """Bring all of an address to ``target``, which has its name only when all is there."""
+    if not address.startswith("https://"):
+        raise SettingsError("it is not an https address")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    # torch waits for ever for a server that no longer answers.
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        with replacing(target) as draft:
-            if teacher.member:
-                # The archive stays, for the other teachers in it.
-                try:
-                    _unpack(source, teacher.member, draft)
-                except tarfile.TarError as error:
-                    raise SettingsError(f"what came is no whole tar archive: {error}") from None
-            else:
-                source.replace(draft)
-            if difference := _difference(draft, _checksums(teacher)):
-                raise SettingsError(difference)
-    except SettingsError:
-        # It would be as wrong the next time.
-        source.unlink(missing_ok=True)
-        raise
+        with Progress(label, 1, "file") as progress:
+            torch.hub.download_url_to_file(address, str(target), progress=False)
+            progress.advance()
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _unpack(archive: Path, member: str, draft: Path) -> None:
-    """Copy one file out of a tar archive; nothing else of it is looked at, and no name in it
-    becomes a path.
-    """
-    with tarfile.open(archive, "r|*") as tar:
-        for info in tar:
-            if info.name.removeprefix("./") != member:
-                continue
-            if not info.isreg() or info.size > MAX_BYTES:
-                raise SettingsError(
-                    f"{member} in the archive is no plain file of at most {MAX_BYTES >> 20} MiB"
-                )
-            with draft.open("wb") as file:
-                shutil.copyfileobj(tar.extractfile(info), file, CHUNK_BYTES)
-                file.flush()
-                os.fsync(file.fileno())
-            return
-    raise SettingsError(f"the archive has no {member}")
+    """Copy one file out of a tar archive; no name in it becomes a path."""
+    with tarfile.open(archive) as tar:
+        info = next((info for info in tar if info.name.removeprefix("./") == member), None)
+        if info is None or not info.isreg():
+            raise SettingsError(f"the archive has no file {member}")
+        with draft.open("wb") as file:
+            shutil.copyfileobj(tar.extractfile(info), file)
 
 
 def _checksums(teacher: Teacher) -> dict[str, str]:
@@ -341,100 +334,3 @@ def _difference(path: Path, checksums: dict[str, str]) -> str | None:
         ),
         None,
     )
-
-
-def _download(address: str, target: Path, label: str) -> None:
-    """Bring all of an address to ``target``. What has come so far is in ``<target>.part``, and what version
-    it is of in ``<target>.etag``.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, version = (target.with_name(f"{target.name}.{ending}") for ending in ("part", "etag"))
-    while True:
-        before = _size(part)
-        try:
-            with _answer(address, part, version) as answer:
-                _receive(answer, part, version, label)
-            break
-        except (OSError, HTTPException):
-            # A connection that breaks is taken up again, as long as every attempt brings something.
-            if _size(part) <= before:
-                raise
-    version.unlink(missing_ok=True)
-    part.replace(target)
-
-
-def _answer(address: str, part: Path, version: Path) -> HTTPResponse:
-    """Ask for what is missing of a file; for all of it, should it no longer be the version that was begun."""
-    headers = {"User-Agent": "pursuhint"}
-    if start := _size(part):
-        headers["Range"] = f"bytes={start}-"
-        if version.is_file():
-            headers["If-Range"] = version.read_text(encoding="utf-8")
-    try:
-        return _opener().open(Request(_https(address), headers=headers), timeout=TIMEOUT_SECONDS)
-    except HTTPError as error:
-        error.close()
-        if error.code != 416 or not start:
-            raise
-    # There is nothing from there on: what is here is no beginning of the file.
-    part.unlink()
-    return _answer(address, part, version)
-
-
-def _receive(answer: HTTPResponse, part: Path, version: Path, label: str) -> None:
-    """Write an answer to the file, behind what is there if it is the rest, and over it if it is the whole."""
-    done = _size(part) if answer.status == 206 else 0
-    if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-        raise ConnectionError(
-            f"the server sent {answer.headers.get('Content-Range')} where the bytes from {done} on were "
-            "asked for"
-        )
-    length = answer.headers.get("Content-Length")
-    total = done + int(length) if length else None
-    if not done:
-        etag = answer.headers.get("ETag", "")
-        version.unlink(missing_ok=True)
-        if etag.startswith('"'):  # a weak one, W/"…", does not vouch for the bytes
-            version.write_text(etag, encoding="utf-8")
-    with part.open("ab" if done else "wb") as file, Progress(label, 1, "file") as progress:
-        while chunk := answer.read(CHUNK_BYTES):
-            file.write(chunk)
-            done += len(chunk)
-            if max(done, total or 0) > MAX_BYTES:
-                raise SettingsError(
-                    f"the file has more than {MAX_BYTES >> 20} MiB, which no known checkpoint has"
-                )
-            if total:
-                progress.within(done / total)
-        file.flush()
-        os.fsync(file.fileno())
-        if total not in (None, done):
-            raise ConnectionError(f"the connection broke after {done} of {total} bytes")
-        progress.advance()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _https(address: str) -> str:
-    """The address, if nobody can change on the way what comes from it."""
-    if not address.startswith("https://"):
-        raise SettingsError(f"{address} is not an https address")
-    return address
-
-
-class _HttpsRedirects(HTTPRedirectHandler):
-    """Goes on to other https addresses only."""
-
-    def redirect_request(self, request, answer, code, message, headers, address):
-        try:
-            _https(address)
-        except SettingsError:
-            answer.close()
-            raise
-        return super().redirect_request(request, answer, code, message, headers, address)
-
-
-def _opener() -> OpenerDirector:
-    return build_opener(_HttpsRedirects)

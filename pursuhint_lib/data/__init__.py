@@ -5,7 +5,7 @@ and normalising happen there, in batches. ImageNet stays files, which are decode
 Order and augmentation are a function of (seed, epoch) only.
 """
 
-from .batches import Batch, Images, drawn_seed, evenly_spaced
+from .batches import Batch, Images, Split, drawn_seed, evenly_spaced
 from .datasets import (
     DATASETS,
     Splits,
@@ -17,4 +17,3 @@ from .datasets import (
 )
 from .entry import DataError, Dataset, NotDownloaded
 from .stream import StreamedImages
-from .trees import list_images

@@ -36,28 +36,37 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that
-    convolutions like.
-    """
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+class Split:
+    """Images of one split for one device, with ``labels`` int64 [N].
 
-
-class Images:
-    """One split on one device.
-
-    **Arguments:** ``images`` uint8 [N, C, H, W], ``labels`` int64 [N], ``entry`` of the data set, ``device``.
+    What it gives is ``train_batches``, ``ordered_batches`` and ``spread``, as ``Images`` says.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, entry: Dataset, device: torch.device):
-        self.entry, self.device = entry, device
-        self.images, self.labels = images.to(device), labels.to(device)
+    def __init__(self, labels: Tensor, entry: Dataset, device: torch.device):
+        self.labels, self.entry, self.device = labels, entry, device
         self._mean, self._std = (
             torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (entry.mean, entry.std)
         )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that
+        convolutions like.
+        """
+        return ((images.float() / 255 - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+
+
+class Images(Split):
+    """One split on one device.
+
+    **Arguments:** ``images`` uint8 [N, C, H, W], ``labels`` int64 [N], ``entry`` of the data set, ``device``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, entry: Dataset, device: torch.device):
+        super().__init__(labels.to(device), entry, device)
+        self.images = images.to(device)
 
     def train_batches(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0
@@ -108,6 +117,3 @@ class Images:
         columns = shifts[:, 1:] + torch.where(mirrored[:, None], columns.flip(1), columns)
         index = torch.arange(len(chosen), device=self.device)[:, None, None]
         return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return normalised(images, self._mean, self._std)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..paths import data_root, sample_tree
 from ..settings import Data, SettingsError, choose
-from .batches import Images, evenly_spaced
+from .arrays import cached, check_size
+from .batches import Images, Split, evenly_spaced
 from .entry import DataError, Dataset, NotDownloaded
-from .preflight import Listing, check_readable, check_structure, digest
 from .sample import SAMPLE_CLASSES, SAMPLE_IMAGES, make_sample
 from .stream import StreamedImages, of_classes, rows
-from .trees import cached, check_classes, check_whole, class_names, list_images, split_folders
+from .tree import WORDNET_ID, Listing, class_folders, digest, read_tree, split_folders, try_images
 
 
 def describe(settings: Data) -> Dataset:
@@ -54,12 +54,9 @@ def describe(settings: Data) -> Dataset:
         raise SettingsError(
             "the data set imagefolder needs root (a folder under the data folder) and image_size (pixels)"
         )
-    there = (
-        sorted(path.name for path in data_root().iterdir() if path.is_dir()) if data_root().is_dir() else []
-    )
-    if there and not (data_root() / settings.root).is_dir():
+    if not (data_root() / settings.root).is_dir() and (there := class_folders(data_root())):
         choose(f"root in {data_root()}", settings.root, there)
-    classes = len(class_names(data_root() / settings.root / "train"))
+    classes = len(class_folders(split_folders(data_root() / settings.root)[0]))
     return replace(entry, classes=classes, image_size=settings.image_size, padding=settings.image_size // 8)
 
 
@@ -88,10 +85,9 @@ def image_counts(settings: Data) -> tuple[int, int]:
             count * settings.classes // DATASETS[settings.dataset].classes for count in (train, test)
         )
     if settings.dataset == "imagefolder":
-        train, test = (len(list_images(folder)) for folder in split_folders(data_root() / settings.root))
-    return settings.train_images or train - (
-        settings.held_out or 0
-    ), settings.held_out or settings.test_images or test
+        train, test = map(len, read_tree(data_root() / settings.root))
+    learnt = settings.train_images or train - (settings.held_out or 0)
+    return learnt, settings.held_out or settings.test_images or test
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,8 @@ class Splits:
     are held out.
     """
 
-    train: Images | StreamedImages
-    test: Images | StreamedImages
+    train: Split
+    test: Split
     checksum: str
 
 
@@ -126,17 +122,19 @@ def _streamed_splits(settings: Data, entry: Dataset, device: torch.device) -> Sp
     """Listings of the classes and subsets that the settings ask for; the checksum is of names and sizes, for
     the pixels are never read at once.
     """
-    positions, found = (
-        class_positions(settings),
-        dict(zip(("train", "test"), entry.load(settings), strict=True)),
-    )
+    listings = _subsets(settings, entry.load(settings))
+    return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
+
+
+def _subsets(settings: Data, tree: tuple[Listing, Listing]) -> list[Listing]:
+    """Images of the classes and subsets that the settings ask for."""
+    positions, found = class_positions(settings), dict(zip(("train", "test"), tree, strict=True))
     if positions is not None:
         found = {split: of_classes(listing, positions) for split, listing in found.items()}
-    listings = [
+    return [
         rows(found[split], keep.numpy())
         for split, keep in _chosen(settings, lambda split: torch.from_numpy(found[split].labels))
     ]
-    return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
 
 
 def _chosen(settings: Data, labels: Callable[[str], Tensor]) -> list[tuple[str, Tensor]]:
@@ -163,6 +161,20 @@ def _chosen(settings: Data, labels: Callable[[str], Tensor]) -> list[tuple[str, 
     others = torch.from_numpy(np.setdiff1d(np.arange(len(train)), learnt.numpy()))
     held_out = _stratified(train[others], settings.held_out, seed, what("rest of train"))
     return [("train", learnt), ("train", others[held_out])]
+
+
+def _located(settings: Data, tree: tuple[Listing, Listing]) -> str:
+    """What there is of an image tree, in words, and what a sample of it looks like."""
+    entry = describe(settings)
+    seen = [try_images(part, entry.image_size, entry.channels) for part in _subsets(settings, tree)]
+    if not entry.streamed:
+        for listing in tree:
+            check_size(listing, entry.image_size, entry.channels)
+    train, test = tree
+    return (
+        f"image tree {train.folder.parent}, {len(train)} + {len(test)} images of {len(train.classes)} "
+        f"classes, a sample of them decoded ({'; '.join(seen)})"
+    )
 
 
 def _stratified(labels: Tensor, count: int | None, seed: int, what: str) -> Tensor:
@@ -205,11 +217,13 @@ class _Torchvision:
     folder: str
     reader: type
 
+    def _tree(self) -> tuple[Listing, Listing] | None:
+        root = data_root() / self.name
+        return read_tree(root, known=DATASETS[self.name]) if (root / "train").is_dir() else None
+
     def locate(self, settings: Data) -> str:
-        tree = data_root() / self.name
-        if (tree / "train").is_dir():
-            train, test = check_whole(tree, DATASETS[self.name])
-            return f"image tree {tree}, {train} + {test} images"
+        if tree := self._tree():
+            return _located(settings, tree)
         if (data_root() / self.folder).is_dir():
             return f"torchvision's files in {data_root() / self.folder}"
         raise NotDownloaded(
@@ -220,9 +234,8 @@ class _Torchvision:
 
     def load(self, settings: Data) -> dict[str, Tensor]:
         root, entry = data_root(), DATASETS[self.name]
-        if (root / self.name / "train").is_dir():
-            check_whole(root / self.name, entry)
-            return cached(self.name, root / self.name, entry.image_size, entry.channels)
+        if tree := self._tree():
+            return cached(self.name, tree, entry.image_size, entry.channels)
         download = not (root / self.folder).is_dir()
         try:
             splits = {
@@ -249,56 +262,28 @@ class _Torchvision:
 def _imagefolder(settings: Data) -> dict[str, Tensor]:
     """Any tree <data>/<root>/{train, test or val}/<class>/<image>, resized and cropped to a square."""
     root = data_root() / settings.root
-    return cached(f"{root.name}-{settings.image_size}", root, settings.image_size, 3)
-
-
-def _locate_imagefolder(settings: Data) -> str:
-    folders = split_folders(data_root() / settings.root)
-    check_classes(*folders)
-    for folder, wanted in zip(folders, (settings.train_images, settings.test_images), strict=True):
-        there = len(list_images(folder))
-        if wanted and wanted > there:
-            raise DataError(
-                f"{wanted} images are asked for, but {folder} has {there}; give at most that, or leave it "
-                "out for all"
-            )
-    train, test = image_counts(settings)
-    return (
-        f"image tree {data_root() / settings.root}, {train} + {test} images of "
-        f"{len(class_names(folders[0]))} classes"
-    )
+    return cached(f"{root.name}-{settings.image_size}", read_tree(root), settings.image_size, 3)
 
 
 def _imagenet(settings: Data) -> tuple[Listing, Listing]:
     """The image tree <data>/imagenet/{train,val}/<class>/, or that in the data folder itself, if it is the
     whole of ImageNet.
     """
-    entry = DATASETS["imagenet"]
-    return check_structure(data_root(), entry.counts, entry.classes)
-
-
-def _locate_imagenet(settings: Data) -> str:
-    train, test = _imagenet(settings)
-    for listing in (train, test):
-        check_readable(listing)
-    return (
-        f"image tree {train.folder.parent}, {len(train)} + {len(test)} images of {len(train.classes)} "
-        "classes, a sample of them decoded"
-    )
+    inner = data_root() / "imagenet"
+    root = inner if inner.is_dir() else data_root()
+    return read_tree(root, ["val"], DATASETS["imagenet"], WORDNET_ID)
 
 
 def _sample(settings: Data) -> tuple[Listing, Listing]:
     """An image tree of ImageNet's form, made from some of CIFAR-100 when it is not there."""
-    tree = sample_tree()
-    if not tree.is_dir():
-        make_sample(DATASETS["cifar100"].load(Data("cifar100")), tree)
-    return check_structure(tree, None, None)
+    if not sample_tree().is_dir():
+        make_sample(DATASETS["cifar100"].load(Data("cifar100")), sample_tree())
+    return read_tree(sample_tree(), ["val"])
 
 
 def _locate_sample(settings: Data) -> str:
     if sample_tree().is_dir():
-        train, test = _sample(settings)
-        return f"image tree {sample_tree()}, {len(train)} + {len(test)} images"
+        return _located(settings, _sample(settings))
     return f"will be made in {sample_tree()} from CIFAR-100: {DATASETS['cifar100'].locate(Data('cifar100'))}"
 
 
@@ -364,7 +349,7 @@ DATASETS: dict[str, Dataset] = {
         counts=(1_281_167, 50_000),
         **_IMAGENET,
         load=_imagenet,
-        locate=_locate_imagenet,
+        locate=lambda settings: _located(settings, _imagenet(settings)),
     ),
     # What the code for ImageNet is tried with where there is no ImageNet.
     "imagenet-sample": Dataset(
@@ -387,6 +372,6 @@ DATASETS: dict[str, Dataset] = {
         flip=True,
         counts=(0, 0),
         load=_imagefolder,
-        locate=_locate_imagefolder,
+        locate=lambda settings: _located(settings, read_tree(data_root() / settings.root)),
     ),
 }

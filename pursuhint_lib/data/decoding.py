@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision  # noqa: F401 (it brings the operator below)
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..files import stand_in
 from .entry import DataError
 
 # Share of the area, and width / height, of a random crop (Szegedy et al. 2015, arXiv 1409.4842, section 6),
@@ -67,7 +68,8 @@ def train_pixels(path: Path, side: int, draws: np.random.Generator) -> np.ndarra
 
     **Raises:** ``DataError`` naming a file that is not there, empty, truncated or no image.
     """
-    pixels = _decoded(path)
+    with without_remarks():
+        pixels = _decoded(path)
     height, width = pixels.shape[2:]
     left, top, w, h = crop_box(width, height, draws)
     # The resize is fast for bytes that lie as in a file, pixel by pixel.
@@ -86,14 +88,33 @@ def test_pixels(path: Path, side: int) -> np.ndarray:
 
     **Raises:** ``DataError`` as ``train_pixels``.
     """
-    image = _opened(path)
-    short = round(side * MARGIN)
-    image = image.resize(
-        [int(short * length / min(image.size)) for length in image.size], Image.Resampling.BILINEAR
-    )
+    with without_remarks():
+        return centre(path, side, round(side * MARGIN))
+
+
+def centre(path: Path, side: int, short: int, channels: int = 3) -> np.ndarray:
+    """The centre of an image whose shorter side is scaled to ``short``: uint8 [side, side, channels]."""
+    image = _opened(path, channels)
+    if min(image.size) != short:
+        scaled = [int(short * length / min(image.size)) for length in image.size]
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (round((length - side) / 2) for length in image.size)
     # A copy, as NumPy may not write to Pillow's memory, which torch asks for.
-    return np.array(image.crop((left, top, left + side, top + side)))
+    return np.array(image.crop((left, top, left + side, top + side))).reshape(side, side, channels)
+
+
+def look_at(path: Path, side: int, channels: int) -> tuple[np.ndarray, str]:
+    """What ``centre`` gives of an image, and the mode of its file, which is looked at more closely.
+
+    **Raises:** ``DataError`` also for a JPEG that ends in zeros, as a copy that broke off may leave it; it
+    would decode, as grey.
+    """
+    pixels = centre(path, side, side, channels)
+    with Image.open(path) as image:
+        mode, content = image.mode, path.read_bytes() if image.format == "JPEG" else b""
+    if content.endswith(bytes(64)) and not content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise DataError(f"{path} is not a readable image: the end of the file is filled with zeros")
+    return pixels, mode
 
 
 def _decoded(path: Path) -> Tensor:
@@ -107,26 +128,34 @@ def _decoded(path: Path) -> Tensor:
     return torch.from_numpy(np.array(_opened(path)))[None].permute(0, 3, 1, 2)
 
 
-def _opened(path: Path) -> Image.Image:
-    """An image as RGB, by Pillow.
+def _opened(path: Path, channels: int = 3) -> Image.Image:
+    """An image of 8 bits, as RGB or grey, by Pillow.
 
-    **Raises:** ``DataError`` if it cannot be read.
+    **Raises:** ``DataError`` if it cannot be read, or it is not known which of its values is white.
     """
+    mode = "RGB" if channels == 3 else "L"
     try:
-        with _without_remarks(), Image.open(path) as image:
-            if image.mode.startswith("I"):
-                # Pillow would clip 16 bits to white, where others keep the upper 8.
+        with Image.open(path) as image:
+            # Pillow has 16 bits as "I;16", or as "I" from these formats, and would clip them to white.
+            sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if (image.mode in ("I", "F") and not sixteen) or "I;12" in str(image.tile):
+                raise ValueError("its values have no range of 8 or 16 bits; save it with one of these")
+            if sixteen:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image.load()
-            # Converting RGB would copy it.
-            return image if image.mode == "RGB" else image.convert("RGB")
+            # Converting would copy what is right already.
+            return image if image.mode == mode else image.convert(mode)
     except DAMAGES as error:
-        raise DataError(f"{path} is not a readable image: {' '.join(str(error).split())}") from None
+        other = stand_in(path) if isinstance(error, UnidentifiedImageError) else None
+        raise DataError(f"{path} is not a readable image: {other or ' '.join(str(error).split())}") from None
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Pillow does not warn of odd metadata, unused transparency or very large images."""
+def without_remarks() -> Iterator[None]:
+    """Pillow does not warn of odd metadata, unused transparency or very large images.
+
+    Filters belong to the process: around threads, not in them.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -11,6 +11,10 @@ from ..settings import Data, SettingsError
 class DataError(SettingsError):
     """A data set that is not there or cannot be read; the message says where it was looked for."""
 
+    def __init__(self, message: str):
+        # A file's name may have bytes that are no text, which a terminal would not print.
+        super().__init__(message.encode(errors="backslashreplace").decode())
+
 
 class NotDownloaded(DataError):
     """A data set that is not there yet, and that a run would download."""

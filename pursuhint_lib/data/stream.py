@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..processes import world as processes_here
-from .batches import Batch, evenly_spaced, normalised, order_generator
+from .batches import Batch, Split, evenly_spaced, order_generator
 from .decoding import test_pixels, train_pixels
 from .entry import DataError, Dataset
-from .preflight import Listing
+from .tree import Listing
 
 # Batches that every worker has ready, and workers of one process at the most.
 AHEAD = 4
@@ -74,21 +74,15 @@ class _Pixels:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(indices)
 
 
-class StreamedImages:
+class StreamedImages(Split):
     """One split whose images stay files; used as ``Images`` is.
 
     **Arguments:** ``listing`` of the files, ``entry`` of the data set, ``device`` of the batches.
     """
 
     def __init__(self, listing: Listing, entry: Dataset, device: torch.device):
-        self.listing, self.entry, self.device = listing, entry, device
-        self.labels = torch.from_numpy(listing.labels)
-        self._mean, self._std = (
-            torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (entry.mean, entry.std)
-        )
-
-    def __len__(self) -> int:
-        return len(self.listing)
+        super().__init__(torch.from_numpy(listing.labels), entry, device)
+        self.listing = listing
 
     def train_batches(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0
@@ -107,7 +101,7 @@ class StreamedImages:
         ]
         for pixels, chosen in self._loaded(shares, (seed, epoch)):
             yield Batch(
-                normalised(pixels, self._mean, self._std),
+                self._normalised(pixels),
                 self.labels[chosen].to(self.device, non_blocking=True),
                 chosen.to(self.device),
             )
@@ -125,7 +119,7 @@ class StreamedImages:
         ]
         for pixels, chosen in self._loaded(shares, None):
             yield (
-                normalised(pixels, self._mean, self._std),
+                self._normalised(pixels),
                 self.labels[chosen].to(self.device, non_blocking=True),
             )
 

@@ -1,10 +1,8 @@
 """The state of an unfinished training, the same whatever number of processes wrote it or goes on from it.
 
-A checkpoint is the SHA-256 of what follows, as a line of hex digits, and torch's file of the state. The one
-before stays beside it until the next is known to be whole.
+The checkpoint before stays beside the last one, should that be damaged.
 """
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from pickle import UnpicklingError
 import torch
 from accelerate import Accelerator
 
-from ..files import replacing
+from ..files import read_checked, write_checked
 from ..processes import agreed, total
 from .normalisation import average_statistics
 from .trainee import Trainee
@@ -80,28 +78,17 @@ def save_state(
 def _write(state: dict, path: Path) -> None:
     content = io.BytesIO()
     torch.save(state, content)
-    digest = hashlib.sha256(content.getbuffer()).hexdigest()
-    with replacing(path) as draft:
-        with draft.open("wb") as file:
-            file.write(f"{digest}\n".encode())
-            file.write(content.getbuffer())
-        _read(draft)
-        if path.is_file():
-            path.replace(previous(path))
+    if path.is_file():
+        path.replace(previous(path))
+    write_checked(path, content.getbuffer())
 
 
 def _read(path: Path) -> dict:
     """The state in a file.
 
-    **Raises:** ``ValueError`` saying what is wrong with the file.
+    **Raises:** ``ValueError`` where the file is not what was written.
     """
-    digest, newline, content = path.read_bytes().partition(b"\n")
-    if not newline or hashlib.sha256(content).hexdigest().encode() != digest:
-        raise ValueError("it is not what was written")
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+    return torch.load(io.BytesIO(read_checked(path)), map_location="cpu", weights_only=True)
 
 
 def _usable(trainees: Sequence[Trainee], path: Path, data: str) -> Path | None:
@@ -119,10 +106,10 @@ def _usable(trainees: Sequence[Trainee], path: Path, data: str) -> Path | None:
                 raise ValueError("it is of another training")
             if state.get("data", data) != data:
                 raise ValueError("the images have changed since")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
             before = file == path and previous(path).is_file()
             print(
-                f"checkpoint {file} is not used: {error}; "
+                f"checkpoint {file} is not used: {str(error).splitlines()[0]}; "
                 f"{'the one before is tried' if before else 'training begins anew'}",
                 flush=True,
             )
