@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pursuhint_lib import data
-from pursuhint_lib.data import DATASETS, DataError, load_splits
+from pursuhint_lib.data import DATASETS, DataError, datasets, load_splits
 from pursuhint_lib.paths import data_root
 from pursuhint_lib.settings import Data
 
@@ -51,7 +51,7 @@ def reader(monkeypatch):
     """Put a reader in the place of a data set's own."""
 
     def put(name: str, folder: str, cls: type) -> None:
-        source = data.datasets._Torchvision(name, folder, cls)
+        source = datasets._Torchvision(name, folder, cls)
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], load=source.load, locate=source.locate))
 
     return put

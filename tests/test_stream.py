@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pursuhint_lib import data
-from pursuhint_lib.data import DataError, load_splits, sample, stream
+from pursuhint_lib.data import DataError, datasets, load_splits, sample, stream
 from pursuhint_lib.models import build_model, load_checkpoint, save_weights
 from pursuhint_lib.paths import sample_tree
 from pursuhint_lib.settings import Data, SettingsError
@@ -33,7 +33,7 @@ def small_sample(monkeypatch):
     """A tree of four classes with ten images for training and four for evaluation, made as the real one from
     CIFAR-100.
     """
-    for module in (data, sample):
+    for module in (datasets, sample):
         monkeypatch.setattr(module, "SAMPLE_CLASSES", 4)
         monkeypatch.setattr(module, "SAMPLE_IMAGES", (10, 4))
     images, labels = coloured(200, 8)
