@@ -221,15 +221,50 @@ def test_any_kind_of_image_becomes_rgb(tmp_path, kind):
     np.testing.assert_array_equal(ours, np.asarray(PRESET(pil_loader(path))))
 
 
-def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+def twelve_bit_pgm(path, values):
+    path.write_bytes(b"P5 120 90 4095\n" + (values >> 4).astype(">u2").tobytes())
+
+
+DEEP = {
+    "16-bit PNG": lambda path, values: Image.fromarray(values).save(path, "PNG"),
+    "16-bit TIFF": lambda path, values: Image.fromarray(values).save(path, "TIFF"),
+    "big-endian TIFF": lambda path, values: Image.fromarray(values.astype(">u2")).save(path, "TIFF"),
+    "16-bit PGM": lambda path, values: Image.fromarray(values).save(path, "PPM"),
+    "12-bit PGM": twelve_bit_pgm,
+}
+READERS = {
+    "training": lambda path: decoding.train_pixels(path, 64, np.random.default_rng(0)),
+    "evaluation": lambda path: decoding.test_pixels(path, 64),
+    "in memory": lambda path: decoding.centre(path, 32, 40),
+    "in memory, grey": lambda path: decoding.centre(path, 32, 40, channels=1),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", DEEP)
+def test_deeper_images_keep_their_upper_eight_bits_whoever_reads_them(tmp_path, kind, reader):
     grey = picture(120, 90).convert("L")
     grey.save(tmp_path / "eight.png")
-    Image.fromarray(np.asarray(grey).astype(np.uint16) << 8).save(tmp_path / "sixteen.png")
-    for pixels in (
-        lambda path: decoding.test_pixels(path, 64),
-        lambda path: decoding.train_pixels(path, 64, np.random.default_rng(0)),
-    ):
-        np.testing.assert_array_equal(pixels(tmp_path / "sixteen.png"), pixels(tmp_path / "eight.png"))
+    DEEP[kind](tmp_path / "deep", (np.asarray(grey).astype(np.uint16) << 8) + 128)
+    found, expected = (READERS[reader](tmp_path / name) for name in ("deep", "eight.png"))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("values", [np.float32, np.int32])
+def test_values_without_a_known_range_are_refused(tmp_path, values, reader):
+    Image.fromarray(np.ones((90, 120), values)).save(tmp_path / "odd.tif")
+    with pytest.raises(DataError, match="odd.tif is not a readable image: .*save it with one of these"):
+        READERS[reader](tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_in_memory_any_colours_become_those_of_the_data_set(tmp_path, mode, channels):
+    picture(60, 40).convert(mode).save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as image:
+        expected = np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(40, 60, channels)
+    np.testing.assert_array_equal(decoding.centre(tmp_path / "x.tif", 40, 40, channels), expected[:, 10:50])
 
 
 def test_odd_metadata_do_not_warn(tmp_path, monkeypatch):
@@ -268,6 +303,7 @@ def png():
 
 DAMAGED = {
     "empty": lambda: b"",
+    "a pointer of Git LFS": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
     "text": lambda: b"<html>404\nnot found</html>",
     "half a JPEG": lambda: jpeg()[: len(jpeg()) // 2],
     "a JPEG without its end": lambda: jpeg()[:-2],
