@@ -116,7 +116,7 @@ PROFILES = [
     (
         "data",
         {"dataset": "imagefolder", "root": "none", "image_size": 8},
-        ("none/train has no class folders", "expected", "<class>/<image>"),
+        ("none has no train/<class>/<image>", "only nothing"),
     ),
     (
         "methods",

@@ -14,11 +14,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 import yaml
 from PIL import Image
@@ -237,7 +237,7 @@ def test_without_a_network_it_is_said_where_the_images_belong(tmp_path, monkeypa
 
 
 def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
-    monkeypatch.setattr(teachers, "_opener", lambda: SimpleNamespace(open=unreachable))
+    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
     teacher = next(entry for entry in teachers.TEACHERS.values() if entry.addresses)
     with pytest.raises(
         ValueError,

@@ -359,11 +359,11 @@ def test_what_is_found_wrong_with_a_tree_is_told_before_anything_is_decoded(mine
     assert command_line.main([written(mine), "--check"]) == 2
     said = capsys.readouterr().out
     assert re.search(
-        "✗ data: .* have different class folders; they must be the same, but only there is cross in .*train, "
-        "and Cross in .*test",
+        "✗ data: .* must have the same class folders in both splits, but only .*train has cross; only "
+        ".*test has Cross",
         said,
     )
     (data_root() / "shapes" / "test" / "Cross").rename(data_root() / "shapes" / "test" / "cross")
     data = {"dataset": "imagefolder", "root": "shapes", "image_size": 64, "train_images": 500}
     assert command_line.main([written(mine, data=data), "--check"]) == 2
-    assert "✗ data: 500 images are asked for, but" in capsys.readouterr().out
+    assert "a subset of 500 cannot keep their shares; give " in capsys.readouterr().out
