@@ -10,7 +10,7 @@ from matrices import planted, random_similarity
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from pursuhint_lib import clustering
+from pursuhint_lib.clustering import algorithms
 from pursuhint_lib.clustering import (
     ALGORITHMS,
     choose_hint_points,
@@ -118,9 +118,9 @@ def test_blocks_that_are_not_contiguous_are_found(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "programme"])
+@pytest.mark.parametrize("max_sets", [algorithms.MAX_SETS, 0], ids=["enumeration", "programme"])
 def test_tiny_noise_changes_nothing(monkeypatch, algorithm, max_sets):
-    monkeypatch.setattr(clustering, "MAX_SETS", max_sets)
+    monkeypatch.setattr(algorithms, "MAX_SETS", max_sets)
     for seed in range(10):
         rng = np.random.default_rng(seed)
         matrix = random_similarity(rng, 14, "banded" if seed % 2 else "uniform")
@@ -138,12 +138,12 @@ def test_result_is_the_same_every_time(algorithm):
     )
 
 
-@pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "programme"])
+@pytest.mark.parametrize("max_sets", [algorithms.MAX_SETS, 0], ids=["enumeration", "programme"])
 @pytest.mark.parametrize("kind", ["uniform", "partly negative", "banded"])
 @pytest.mark.parametrize("k", range(1, 9))
 def test_kmedoids_finds_the_best_of_all_subsets(monkeypatch, kind, k, max_sets):
     """In pairs either layer is the medoid: the first of the best subsets is taken."""
-    monkeypatch.setattr(clustering, "MAX_SETS", max_sets)
+    monkeypatch.setattr(algorithms, "MAX_SETS", max_sets)
     for seed in range(4):
         matrix = random_similarity(np.random.default_rng(seed), 8, kind)
         costs = {subset: round(cost(matrix, subset), 9) for subset in itertools.combinations(range(8), k)}
@@ -155,7 +155,7 @@ def test_kmedoids_finds_the_best_of_all_subsets(monkeypatch, kind, k, max_sets):
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-7])
 def test_integer_programme_is_exact_even_where_sets_hardly_differ(monkeypatch, scale):
     """HiGHS stops within 1e-6 of the optimum unless care is taken."""
-    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    monkeypatch.setattr(algorithms, "MAX_SETS", 0)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         layers, k = int(rng.integers(8, 11)), int(rng.integers(2, 6))
@@ -166,7 +166,7 @@ def test_integer_programme_is_exact_even_where_sets_hardly_differ(monkeypatch, s
 
 
 def test_integer_programme_keeps_all_centres_where_layers_are_exactly_alike(monkeypatch):
-    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    monkeypatch.setattr(algorithms, "MAX_SETS", 0)
     found = choose_hint_points(np.kron(np.eye(3), np.ones((4, 4))), 5, "kmedoids")
     assert len(set(found.indices)) == 5
     assert {centre // 4 for centre in found.indices} == {0, 1, 2}
@@ -179,17 +179,17 @@ def test_integer_programme_leaves_no_gap_where_layers_have_no_order(monkeypatch)
     """
     matrix = random_similarity(np.random.default_rng(0), 22)
     tried = choose_hint_points(matrix, 5, "kmedoids")
-    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    monkeypatch.setattr(algorithms, "MAX_SETS", 0)
     assert choose_hint_points(matrix, 5, "kmedoids") == tried
 
 
 def test_sets_are_tried_up_to_max_sets_and_the_programme_is_solved_beyond(monkeypatch):
-    matrix, solve, solved = planted((3, 3)), clustering.milp, []
+    matrix, solve, solved = planted((3, 3)), algorithms.milp, []
     monkeypatch.setattr(
-        clustering, "milp", lambda *args, **kwargs: solved.append(args) or solve(*args, **kwargs)
+        algorithms, "milp", lambda *args, **kwargs: solved.append(args) or solve(*args, **kwargs)
     )
     for most, programmes in [(math.comb(6, 2), 0), (math.comb(6, 2) - 1, 1)]:
-        monkeypatch.setattr(clustering, "MAX_SETS", most)
+        monkeypatch.setattr(algorithms, "MAX_SETS", most)
         assert choose_hint_points(matrix, 2, "kmedoids").indices == (1, 4)
         assert len(solved) == programmes
 
@@ -197,7 +197,7 @@ def test_sets_are_tried_up_to_max_sets_and_the_programme_is_solved_beyond(monkey
 @pytest.mark.parametrize("k", [6, 10])
 def test_kmedoids_of_a_large_teacher_is_at_least_as_tight_as_any_other_choice(k):
     """54 choose 6 sets are 26 million: the integer programme decides, and no swap of one medoid helps."""
-    assert math.comb(54, k) > clustering.MAX_SETS
+    assert math.comb(54, k) > algorithms.MAX_SETS
     matrix = random_similarity(np.random.default_rng(9), 54, "banded")
     found = choose_hint_points(matrix, k, "kmedoids")
     assert all(
@@ -210,10 +210,10 @@ def test_kmedoids_of_a_large_teacher_is_at_least_as_tight_as_any_other_choice(k)
 
 
 def test_solver_that_gives_up_is_an_error_with_its_message(monkeypatch):
-    solve = clustering.milp
-    monkeypatch.setattr(clustering, "MAX_SETS", 0)
+    solve = algorithms.milp
+    monkeypatch.setattr(algorithms, "MAX_SETS", 0)
     monkeypatch.setattr(
-        clustering,
+        algorithms,
         "milp",
         lambda *args, **kwargs: solve(*args, **(kwargs | {"options": {"time_limit": 0.0}})),
     )
@@ -288,7 +288,7 @@ def test_spectral_follows_its_seed():
 
 def test_spectral_with_too_few_clusters_is_refused(monkeypatch):
     monkeypatch.setattr(
-        clustering.SpectralClustering, "fit_predict", lambda self, matrix: np.arange(len(matrix)) % 2
+        algorithms.SpectralClustering, "fit_predict", lambda self, matrix: np.arange(len(matrix)) % 2
     )
     with pytest.raises(
         ValueError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matrices import planted, random_similarity
 
-from pursuhint_lib import clustering
+from pursuhint_lib.clustering import algorithms
 from pursuhint_lib.clustering import choose_hint_points, kmeans_rounds
 
 KMEANS = ("kmeans-index", "kmeans-settled")
@@ -82,7 +82,7 @@ def test_kmeans_index_equals_the_papers_rule(kind, least_cycles):
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 6])
 def test_kmeans_index_whose_rounds_run_out_equals_the_papers_rule(monkeypatch, most):
     """Just before, at and after the round in which it settles or closes its cycle."""
-    monkeypatch.setattr(clustering, "MAX_ROUNDS", most)
+    monkeypatch.setattr(algorithms, "MAX_ROUNDS", most)
     seen = set()
     for matrix, k in [*many_cases("uniform"), *many_cases("banded")]:
         found = choose_hint_points(matrix, k)
@@ -108,9 +108,9 @@ def test_known_cycle_is_not_walked_again(monkeypatch):
     matrix = random_similarity(np.random.default_rng(5), 6)
     rounds = kmeans_rounds(matrix, 2)
     calls = []
-    assign = clustering._assign
+    assign = algorithms._assign
     monkeypatch.setattr(
-        clustering,
+        algorithms,
         "_assign",
         lambda similarity, centres: calls.append(centres) or assign(similarity, centres),
     )
@@ -146,9 +146,9 @@ def test_kmeans_settled_takes_the_first_of_equally_tight_sets(monkeypatch):
     """A walk between the mirror images of a set in a mirrored matrix."""
     matrix = planted((3, 3))
     monkeypatch.setattr(
-        clustering,
+        algorithms,
         "kmeans_rounds",
-        lambda *_: [clustering.Round(centres, ()) for centres in [(5, 3), (0, 2), (3, 5), (0, 2)]],
+        lambda *_: [algorithms.Round(centres, ()) for centres in [(5, 3), (0, 2), (3, 5), (0, 2)]],
     )
     assert cost(matrix, (0, 2)) == pytest.approx(cost(matrix, (3, 5)), abs=1e-12)
     found = choose_hint_points(matrix, 2, "kmeans-settled")

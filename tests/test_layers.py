@@ -10,10 +10,10 @@ LIBRARY = ROOT / "pursuhint_lib"
 
 # From the ground up; a module imports from its own room and from lower layers only.
 LAYERS = [
-    {"paths", "files", "settings"},
+    {"paths", "files", "settings", "digits"},
     {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
-    {"profiling", "distillers", "records"},
+    {"profiling", "attention", "distillers", "records"},
     {"training", "export"},
     {"study"},
     {"cli", "__main__"},

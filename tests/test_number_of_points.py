@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matrices import planted, random_similarity
 
-from pursuhint_lib import clustering
+from pursuhint_lib.clustering import choice
 from pursuhint_lib.clustering import ALGORITHMS, CRITERIA, choose_hint_points, k_curve
 
 KMEANS = ("kmeans-index", "kmeans-settled")
@@ -85,7 +85,7 @@ def test_gap_curve_equals_naive_loops(algorithm):
     matrix, draws = random_similarity(np.random.default_rng(6), 9, "banded"), 12
     curve = k_curve(matrix, "gap", algorithm, draws=draws, seed=5)
     generator = np.random.default_rng(5)
-    references = [clustering._borderless(matrix, generator) for _ in range(draws)]
+    references = [choice._borderless(matrix, generator) for _ in range(draws)]
     values, errors = [], []
     for k in range(1, 9):
         logs = [math.log(choose_hint_points(reference, k, algorithm).objective) for reference in references]
@@ -101,7 +101,7 @@ def test_gap_curve_equals_naive_loops(algorithm):
 
 def test_reference_without_borders_permutes_within_each_distance_in_depth():
     matrix = random_similarity(np.random.default_rng(1), 12)
-    reference = clustering._borderless(matrix, np.random.default_rng(0))
+    reference = choice._borderless(matrix, np.random.default_rng(0))
     assert np.array_equal(reference, reference.T)
     assert np.array_equal(reference.diagonal(), np.ones(12))
     assert all(sorted(reference.diagonal(lag)) == sorted(matrix.diagonal(lag)) for lag in range(12))
@@ -146,9 +146,9 @@ def test_gap_of_similarity_that_only_fades_with_depth_is_1(algorithm):
 def test_gap_takes_the_last_k_where_the_peak_is_there(monkeypatch):
     matrix = planted((3, 3))
     objectives = iter([0.9, 0.5, 0.1] + [1.0] * 3)  # the matrix, then the reference
-    cluster = clustering._cluster
+    cluster = choice.cluster
     monkeypatch.setattr(
-        clustering, "_cluster", lambda *args: replace(cluster(*args), objective=next(objectives))
+        choice, "cluster", lambda *args: replace(cluster(*args), objective=next(objectives))
     )
     curve = k_curve(matrix, "gap", draws=1, largest=3)
     assert curve.values == pytest.approx([-math.log(0.9), -math.log(0.5), -math.log(0.1)])

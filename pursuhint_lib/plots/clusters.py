@@ -235,72 +235,44 @@ def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str
 def stability(
     frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]], changes: pd.DataFrame
 ) -> Figure:
-    """Left: how often each sub-block is a hint point over bootstrap samples; right: agreement of the clusters
+    """Left: how often each sub-block is a hint layer over bootstrap samples; right: agreement of the clusters
     after each change.
 
-    **Arguments:** metric → share of samples [L]; metric → 0-based hint points on all images; columns kind,
+    **Arguments:** metric → share of samples [L]; metric → 0-based hint layers on all images; columns kind,
     metric, ari, one row per repetition.
     """
     metrics, kinds = list(frequency), list(dict.fromkeys(changes["kind"]))
     height = max(0.34 * len(metrics), 0.42 * len(kinds)) + 1.2
-    figure, axes = new_figure(height, WIDTH + 0.5, ncols=2, width_ratios=[1.25, 1])
-    left, right = axes
-    layers = len(next(iter(frequency.values())))
-    extent = (0.5, layers + 0.5, len(metrics) - 0.5, -0.5)
-    image = left.imshow(
-        [frequency[metric] for metric in metrics], cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent
-    )
-    for row, metric in enumerate(metrics):
-        left.plot(
-            [i + 1 for i in chosen[metric]],
-            [row] * len(chosen[metric]),
-            "o",
-            markersize=5,
-            markerfacecolor="none",
-            color=SAFE[1],
-        )
-    left.set(
-        title="hint points in the bootstrap",
-        xlabel="sub-block",
-        yticks=range(len(metrics)),
-        yticklabels=metrics,
-    )
-    left.set_xticks(number_ticks(layers, 12))
-    figure.colorbar(
-        image,
-        ax=left,
-        location="bottom",
-        shrink=0.6,
-        label="share of samples (circles: on all images)",
-        pad=0.02,
-    )
+    figure, (left, right) = new_figure(height, WIDTH + 0.5, ncols=2, width_ratios=[1.25, 1])
+    image = _bootstrap_shares(left, frequency, chosen)
+    label = "share of samples (circles: on all images)"
+    figure.colorbar(image, ax=left, location="bottom", shrink=0.6, label=label, pad=0.02)
     for number, metric in enumerate(metrics):
         shift = (number - (len(metrics) - 1) / 2) * 0.7 / len(metrics)
+        rows = changes[changes["metric"] == metric].dropna(subset="ari")
         for row, kind in enumerate(kinds):
-            values = (
-                changes.loc[(changes["kind"] == kind) & (changes["metric"] == metric), "ari"]
-                .dropna()
-                .to_numpy(dtype=float)
-            )
-            right.scatter(
-                values, np.full(len(values), row + shift), s=9, alpha=0.35, color=metric_colour(number), lw=0
-            )
+            values = rows.loc[rows["kind"] == kind, "ari"].to_numpy(dtype=float)
+            place, colour = row + shift, metric_colour(number)
+            right.scatter(values, np.full(len(values), place), s=9, alpha=0.35, color=colour, lw=0)
             if len(values):
-                right.plot(
-                    values.mean(),
-                    row + shift,
-                    "|",
-                    markersize=7,
-                    color=metric_colour(number),
-                    label=metric if row == 0 else None,
-                )
-    right.set(
-        title="clusters after each change",
-        xlabel="adjusted Rand index (line: mean)",
-        yticks=range(len(kinds)),
-        yticklabels=kinds,
-    )
-    right.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(None, 1.04))
+                name = None if row else metric
+                right.plot(values.mean(), place, "|", markersize=7, color=colour, label=name)
+    right.set(title="clusters after each change", xlabel="adjusted Rand index (line: mean)")
+    right.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.5), xlim=(None, 1.04))
     right.grid(axis="x", color="#eeeeee", lw=0.8)
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper")
     return figure
+
+
+def _bootstrap_shares(axis: Axes, frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]]):
+    """A row per metric: the share of samples in which each sub-block is chosen, circles around those on all images."""
+    metrics, layers = list(frequency), len(next(iter(frequency.values())))
+    extent = (0.5, layers + 0.5, len(metrics) - 0.5, -0.5)
+    shares = [frequency[metric] for metric in metrics]
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent)
+    for row, metric in enumerate(metrics):
+        circles = {"marker": "o", "markersize": 5, "markerfacecolor": "none", "color": SAFE[1], "ls": ""}
+        axis.plot([layer + 1 for layer in chosen[metric]], [row] * len(chosen[metric]), **circles)
+    axis.set(title="hint layers in the bootstrap", xlabel="sub-block")
+    axis.set(yticks=range(len(metrics)), yticklabels=metrics, xticks=number_ticks(layers, 12))
+    return image

@@ -1,8 +1,4 @@
-"""From a similarity matrix to hint points, and the controls that a clever choice has to beat.
-
-A similarity matrix is float [L, L], symmetric, with 1 on its diagonal; hint points are 0-based sub-block
-indices in depth order. The distance of two sub-blocks is 1 − their similarity.
-"""
+"""From a similarity matrix to hint layers: the paper's k-means and other algorithms."""
 
 import itertools
 import math
@@ -15,22 +11,25 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 from sklearn.cluster import AgglomerativeClustering, SpectralClustering
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from .settings import choose
+from ..settings import choose
 
 # The paper's k-means stops after so many rounds if its centres never settle.
 MAX_ROUNDS = 80
+
+
 # Up to so many sets of medoids are simply all tried (54 sub-blocks: K ≤ 4).
 MAX_SETS = 500_000
+
+
 # HiGHS calls a set optimal that is within 1e-6 of the optimum; in these units that is 1e-12.
 UNITS = 1e6
+
+
 # Sums closer than this are ties, since rounding must not decide; either layer of a pair, for one, is its
 # medoid.
 TIE = 1e-9
-# Within-cluster sums below this count as this, for the logarithm of a perfect clustering is −∞.
-FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -77,85 +76,6 @@ class Round(NamedTuple):
     labels: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class KCurve:
-    """How well each number of points does.
-
-    **Arguments:** ``criterion`` a name in ``CRITERIA``; ``algorithm`` a name in ``ALGORITHMS``; ``ks`` the
-    numbers tried; ``values`` of the criterion and their standard ``errors``, one per k; ``best`` the k that
-    the criterion's rule takes.
-    """
-
-    criterion: str
-    algorithm: str
-    ks: tuple[int, ...]
-    values: tuple[float, ...]
-    errors: tuple[float, ...]
-    best: int
-
-
-def choose_hint_points(
-    similarity: Tensor | np.ndarray, k: int | str, algorithm: str = "kmeans-index", *, seed: int = 0
-) -> HintPoints:
-    """Cluster the sub-blocks and return the cluster centres.
-
-    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L, or the name in ``CRITERIA`` of
-    the way to find it; ``algorithm`` a name in ``ALGORITHMS``; ``seed`` for what is random in algorithm and
-    criterion.
-
-    **Raises:** ``ValueError`` for a matrix that is not square, finite and symmetric with diagonal 1, k out of
-    range, two centres on one sub-block, or fewer clusters than k; ``SettingsError`` for an unknown algorithm
-    or criterion; ``RuntimeError`` if the solver behind k-medoids fails.
-    """
-    if isinstance(k, str):
-        k = k_curve(similarity, k, algorithm, seed=seed).best
-    similarity = _checked(similarity, k)
-    points = _cluster(similarity, k, algorithm, seed)
-    for earlier, later in itertools.pairwise(points.indices):
-        if earlier == later:
-            raise ValueError(
-                f"{algorithm} puts two centres on sub-block {later + 1}, as others are exactly like it; take "
-                "a smaller k or kmedoids"
-            )
-    return points
-
-
-def k_curve(
-    similarity: Tensor | np.ndarray,
-    criterion: str,
-    algorithm: str = "kmeans-index",
-    *,
-    largest: int | None = None,
-    draws: int = 50,
-    seed: int = 0,
-) -> KCurve:
-    """Try numbers of points and say which is best.
-
-    - ``silhouette`` (Rousseeuw 1987), k ≥ 2: mean over sub-blocks of how much nearer their own cluster is
-      than the next one; best is the largest value. It is NaN where there is only one non-empty cluster.
-    - ``gap`` (Tibshirani, Walther & Hastie 2001), k ≥ 1: how much smaller the log objective is than in
-      ``draws`` matrices in which similarity fades with depth but has no borders; best is the first k within a
-      standard error of the peak. (The authors stop at the first k that the next does not beat, which equal
-      blocks defeat: two clusters cut three blocks badly.)
-
-    **Arguments:** ``similarity`` [L, L]; ``largest`` k to try, at most L−1, by default at most 10; ``seed``
-    of the draws and the algorithm.
-
-    **Raises:** ``SettingsError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3
-    sub-blocks, ``largest`` below 2, no draws, sub-blocks too much alike for a silhouette, or a matrix that
-    ``choose_hint_points`` refuses.
-    """
-    similarity = _checked(similarity, 1)
-    measure = CRITERIA[choose("criterion", criterion, CRITERIA)]
-    layers, largest = len(similarity), 10 if largest is None else largest
-    if layers < 3 or largest < 2 or draws < 1:
-        raise ValueError(
-            f"finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are {layers}, {largest} and "
-            f"{draws}"
-        )
-    return measure(similarity, algorithm, min(largest, layers - 1), draws, seed)
-
-
 def kmeans_rounds(similarity: Tensor | np.ndarray, k: int) -> list[Round]:
     """The paper's k-means, round by round (rule of the public capsule's k_means.py).
 
@@ -170,7 +90,7 @@ def kmeans_rounds(similarity: Tensor | np.ndarray, k: int) -> list[Round]:
 
     **Raises:** ``ValueError`` as ``choose_hint_points`` does for the matrix and k.
     """
-    similarity = _checked(similarity, k)
+    similarity = checked(similarity, k)
     centres = tuple(j * (len(similarity) - 1) // max(1, k - 1) for j in range(k))
     rounds, visited = [], set()
     while len(rounds) <= MAX_ROUNDS:
@@ -184,7 +104,7 @@ def kmeans_rounds(similarity: Tensor | np.ndarray, k: int) -> list[Round]:
     return rounds
 
 
-def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
+def checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
     """The matrix in float64, if it is a similarity matrix of at least k layers."""
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
@@ -214,7 +134,7 @@ def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
     return similarity
 
 
-def _cluster(similarity: np.ndarray, k: int, algorithm: str, seed: int) -> HintPoints:
+def cluster(similarity: np.ndarray, k: int, algorithm: str, seed: int) -> HintPoints:
     """Run an algorithm; two centres may fall on one layer."""
     found = ALGORITHMS[choose("algorithm", algorithm, ALGORITHMS)](similarity, k, seed)
     objective = float(
@@ -237,7 +157,7 @@ def _move(centres: tuple[int, ...], labels: np.ndarray) -> tuple[int, ...]:
     return tuple(moved)
 
 
-def _least(costs: np.ndarray) -> np.ndarray:
+def least(costs: np.ndarray) -> np.ndarray:
     """Index of the first of the smallest along the first axis."""
     return (costs <= costs.min(axis=0) + TIE).argmax(axis=0)
 
@@ -258,7 +178,7 @@ def _around_medoids(similarity: np.ndarray, labels: np.ndarray) -> Clustering:
     for label in set(labels.tolist()):
         members = np.flatnonzero(labels == label)
         spread = (1 - similarity[np.ix_(members, members)]).sum(axis=0)
-        owner[members] = members[_least(spread)]
+        owner[members] = members[least(spread)]
     centres, labels = np.unique(owner, return_inverse=True)
     return Clustering(tuple(centres.tolist()), tuple(labels.tolist()))
 
@@ -284,7 +204,7 @@ def _kmeans_settled(similarity: np.ndarray, k: int, seed: int) -> Clustering:
         return found
     sets = sorted(found.cycle)
     costs = (1 - similarity[:, sets]).min(axis=2).sum(axis=0)
-    return _around_centres(similarity, sets[_least(costs)], *found[2:])
+    return _around_centres(similarity, sets[least(costs)], *found[2:])
 
 
 def _kmedoids(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
@@ -297,7 +217,7 @@ def _kmedoids(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
     costs = np.zeros(len(sets))
     for row in 1 - similarity:
         costs += row[sets].min(axis=1)
-    return _around_centres(similarity, sets[_least(costs)].tolist())
+    return _around_centres(similarity, sets[least(costs)].tolist())
 
 
 def _p_median(similarity: np.ndarray, k: int) -> tuple[int, ...]:
@@ -342,7 +262,7 @@ def _segments(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
     totals, firsts = tightness[0], []  # of the best segments so far, by their last layer
     for _ in range(k - 1):
         options = totals[:-1, None] + tightness[1:]
-        firsts.append(_least(options) + 1)
+        firsts.append(least(options) + 1)
         totals = options.min(axis=0)
     borders = [layers]
     for first in reversed(firsts):
@@ -385,95 +305,3 @@ ALGORITHMS: dict[str, Callable[[np.ndarray, int, int], Clustering]] = {
     "agglomerative": _agglomerative,
     "spectral": _spectral,
 }
-
-
-def _silhouette_curve(similarity: np.ndarray, algorithm: str, largest: int, _draws: int, seed: int) -> KCurve:
-    distance = (1 - similarity).clip(min=0)  # rounding may make similarities a little larger than 1
-    np.fill_diagonal(distance, 0)
-    ks = range(2, largest + 1)
-    labels = [_cluster(similarity, k, algorithm, seed).labels for k in ks]
-    values = [
-        float(silhouette_score(distance, found, metric="precomputed")) if len(set(found)) > 1 else math.nan
-        for found in labels
-    ]
-    if np.isnan(values).all():
-        raise ValueError(
-            f"{algorithm} leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as a "
-            "number"
-        )
-    return KCurve(
-        "silhouette",
-        algorithm,
-        tuple(ks),
-        tuple(values),
-        (0.0,) * len(ks),
-        ks[_least(-np.nan_to_num(values, nan=-math.inf))],
-    )
-
-
-def _gap_curve(similarity: np.ndarray, algorithm: str, largest: int, draws: int, seed: int) -> KCurve:
-    ks = range(1, largest + 1)
-    generator = np.random.default_rng(seed)
-    matrices = [similarity, *(_borderless(similarity, generator) for _ in range(draws))]
-    logs = np.log(
-        [[max(_cluster(matrix, k, algorithm, seed).objective, FLOOR) for k in ks] for matrix in matrices]
-    )
-    gaps = (
-        logs[1:] - logs[0]
-    )  # before averaging, so that gaps are exactly 0 where the references equal the matrix
-    values, errors = gaps.mean(axis=0), gaps.std(axis=0) * math.sqrt(1 + 1 / draws)
-    peak = int(values.argmax())
-    best = next(k for k in ks if values[k - 1] >= values[peak] - errors[peak] - TIE)
-    return KCurve("gap", algorithm, tuple(ks), tuple(values.tolist()), tuple(errors.tolist()), best)
-
-
-def _borderless(similarity: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random matrix with the same similarities at each distance in depth, whichever sub-blocks they
-    belonged to.
-    """
-    upper = sum(
-        np.diag(generator.permutation(similarity.diagonal(lag)), lag) for lag in range(1, len(similarity))
-    )
-    return upper + upper.T + np.eye(len(similarity))
-
-
-# Name → function (similarity, algorithm, largest k, draws, seed) → KCurve. A new criterion is one entry.
-CRITERIA: dict[str, Callable[[np.ndarray, str, int, int, int], KCurve]] = {
-    "silhouette": _silhouette_curve,
-    "gap": _gap_curve,
-}
-
-
-def segment_middles(layers: int, k: int) -> tuple[int, ...]:
-    """Middle sub-block of each of k equal depth segments: where the paper's k-means ends, or nearly, when the
-    metric tells depth only.
-
-    **Returns:** k ascending 0-based indices, 1 ≤ k ≤ ``layers``; segment j of [0, layers) is [j·layers/k,
-    (j+1)·layers/k), and of two middles the earlier one is taken, as the paper's rule does.
-    """
-    if not 1 <= k <= layers:
-        raise ValueError(
-            f"k is {k}; {layers} sub-blocks have 1 to {layers} segments, so give k between these"
-        )
-    return tuple(((2 * j + 1) * layers - 1) // (2 * k) for j in range(k))
-
-
-def random_points(layers: int, k: int, draws: int, *, seed: int = 0) -> list[tuple[int, ...]]:
-    """``draws`` different random sets of k sub-blocks, each ascending.
-
-    Draw i does not depend on how many draws are asked for.
-
-    **Raises:** ``ValueError`` if there are fewer than ``draws`` different sets.
-    """
-    if (sets := math.comb(layers, k)) < draws:
-        raise ValueError(
-            f"only {sets} different sets of {k} among {layers} sub-blocks; {draws} random arms were asked "
-            "for; give fewer or another k"
-        )
-    generator = np.random.default_rng(seed)
-    found: list[tuple[int, ...]] = []
-    while len(found) < draws:
-        points = tuple(sorted(int(i) for i in generator.choice(layers, size=k, replace=False)))
-        if points not in found:
-            found.append(points)
-    return found
