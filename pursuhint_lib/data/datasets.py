@@ -23,7 +23,16 @@ from .batches import Images, Split, evenly_spaced
 from .entry import DataError, Dataset, NotDownloaded
 from .sample import SAMPLE_CLASSES, SAMPLE_IMAGES, make_sample
 from .stream import StreamedImages, of_classes, rows
-from .tree import WORDNET_ID, Listing, class_folders, digest, read_tree, split_folders, try_images
+from .tree import (
+    WORDNET_ID,
+    Listing,
+    class_folders,
+    digest,
+    list_split,
+    read_tree,
+    split_folders,
+    try_images,
+)
 
 
 def describe(settings: Data) -> Dataset:
@@ -85,7 +94,8 @@ def image_counts(settings: Data) -> tuple[int, int]:
             count * settings.classes // DATASETS[settings.dataset].classes for count in (train, test)
         )
     if settings.dataset == "imagefolder":
-        train, test = map(len, read_tree(data_root() / settings.root))
+        folders = split_folders(data_root() / settings.root)
+        train, test = (len(list_split(folder, class_folders(folder))) for folder in folders)
     learnt = settings.train_images or train - (settings.held_out or 0)
     return learnt, settings.held_out or settings.test_images or test
 
