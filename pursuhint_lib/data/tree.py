@@ -136,20 +136,20 @@ def list_split(folder: Path, classes: Sequence[str]) -> Listing:
     around = {_identity(place) for place in (folder, *folder.resolve().parents)}
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         parts = list(pool.map(lambda name: _list_class(folder, name, around), classes))
-    empty = [name for name, part in zip(classes, parts, strict=True) if not part]
+    counts = [len(sizes) for _, sizes in parts]
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise DataError(
             f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}) in {len(empty)} of {len(classes)} class "
             f"folders: {_some(empty)}; put some there, or remove the folders; {LAYOUT}"
         )
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(part) for part in parts])
-    names = np.array([os.fsencode(name) for part in parts for name, _ in part], dtype=np.bytes_)
-    sizes = np.array([size for part in parts for _, size in part], dtype=np.int64)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    names, sizes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Listing(folder, names, labels, sizes, tuple(classes))
 
 
-def _list_class(folder: Path, name: str, around: set[tuple[int, int]]) -> list[tuple[str, int]]:
-    """Sorted "<class>/<file>" and size of a class's images; each folder is looked into once."""
+def _list_class(folder: Path, name: str, around: set[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted "<class>/<file>" and sizes of a class's images; each folder is looked into once."""
     found, seen, waiting = [], set(around), [name]
     while waiting:
         inner = waiting.pop()
@@ -162,7 +162,9 @@ def _list_class(folder: Path, name: str, around: set[tuple[int, int]]) -> list[t
                 waiting.append(f"{inner}/{entry.name}")
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 found.append((f"{inner}/{entry.name}", entry.stat().st_size))
-    return sorted(found)
+    found.sort()
+    names = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
+    return names, np.array([size for _, size in found], dtype=np.int64)
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
