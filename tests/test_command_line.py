@@ -430,8 +430,8 @@ def test_executed_notebooks_lose_what_changes_from_run_to_run():
         "cell_type": "code",
         "id": "f3a9",
         "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]},
-        "outputs": [pieces[0], noise, pieces[1]],
         "execution_count": 3,
+        "outputs": [pieces[0], noise, pieces[1]],
         "source": [],
     }
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -1,17 +1,22 @@
 """Figures and tables are the same bytes on every kind of processor: noise in last bits changes nothing."""
 
+import io
 from dataclasses import fields, is_dataclass, replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 from matplotlib import transforms
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_plots import FIGURES, panel
 
 from pursuhint_lib import plots
 from pursuhint_lib.digits import settled
 from pursuhint_lib.paths import StudyPaths
-from pursuhint_lib.plots.saving import on_grid, png, svg
+from pursuhint_lib.plots.saving import _extent, on_grid, png, svg
+from pursuhint_lib.plots.style import new_figure
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.study.publish.page import Page
 
@@ -68,11 +73,29 @@ def test_noise_in_what_is_drawn_and_in_the_layout_changes_no_byte(name, monkeypa
         assert drawn(name) == plain
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_noise_in_a_table_changes_no_byte(size, tmp_path, monkeypatch):
+@pytest.fixture
+def page(tmp_path, monkeypatch):
     monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / "work"))
-    page, noise, written = Page(load_profile("smoke"), "05_results"), Noise(size), []
+    return Page(load_profile("smoke"), "05_results")
+
+
+def test_a_figure_takes_the_place_of_its_compressed_form(page):
+    folder = StudyPaths("smoke").figures
+    folder.mkdir(parents=True)
+    for name in ("05_results-forest.svgz", "05_results-forest-2.svgz"):
+        (folder / name).write_bytes(b"old")
+    page.figure(FIGURES["forest"](), "forest", "A forest.")
+    endings = ("-2.svgz", ".md", ".png", ".svg")
+    assert sorted(file.name for file in folder.iterdir()) == [
+        f"05_results-forest{ending}" for ending in endings
+    ]
+    assert ElementTree.parse(folder / "05_results-forest.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_noise_in_a_table_changes_no_byte(size, page):
+    noise, written = Noise(size), []
     for table in (TIES, *(noise(TIES) for _ in range(20))):
         page.table(table, "ties", "Ties.")
         written.append([file.read_bytes() for file in sorted(StudyPaths("smoke").tables.iterdir())])
@@ -85,6 +108,20 @@ def test_a_grid_of_differences_writes_a_tie_on_one_side_only():
     figures = [plots.effect_grid({"one": noise(frame)}, 0.05) for _ in range(20)]
     texts = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
     assert all(text == texts[0] for text in texts)
+
+
+@pytest.mark.parametrize("interpolation", ["none", "nearest"])
+@pytest.mark.parametrize("origin", ["upper", "lower"])
+def test_the_cells_of_a_picture_lie_where_matplotlib_puts_them(origin, interpolation):
+    figure, axis = new_figure(2.0, 3.0)
+    cells = np.random.default_rng(0).integers(0, 256, (4, 7, 3), dtype=np.uint8)
+    axis.imshow(cells, origin=origin, interpolation=interpolation)
+    axis.set_axis_off()
+    ours, theirs = io.BytesIO(png(figure, 100)), io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(theirs, format="png", bbox_inches=_extent(figure), dpi=100)
+    ours, theirs = (np.asarray(PIL.Image.open(file).convert("RGB"), dtype=int) for file in (ours, theirs))
+    assert ours.shape == theirs.shape
+    assert (np.abs(ours - theirs).max(axis=-1) > 30).mean() < 0.03
 
 
 def test_settled_numbers_have_ten_digits_and_all_else_stays():

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .layers import Clusters, cluster_colour, metric_colour, number_ticks
-from .style import SAFE, WIDTH, new_figure, styled
+from .style import SAFE, WIDTH, new_figure, styled, vector_colorbar
 
 
 class Curve(Protocol):
@@ -246,7 +246,7 @@ def stability(
     figure, (left, right) = new_figure(height, WIDTH + 0.5, ncols=2, width_ratios=[1.25, 1])
     image = _bootstrap_shares(left, frequency, chosen)
     label = "share of samples (circles: on all images)"
-    figure.colorbar(image, ax=left, location="bottom", shrink=0.6, label=label, pad=0.02)
+    vector_colorbar(figure, image, ax=left, location="bottom", shrink=0.6, label=label, pad=0.02)
     for number, metric in enumerate(metrics):
         shift = (number - (len(metrics) - 1) / 2) * 0.7 / len(metrics)
         rows = changes[changes["metric"] == metric].dropna(subset="ari")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import SAFE, WIDTH, arm_colour, new_figure, styled
+from .style import SAFE, WIDTH, arm_colour, new_figure, styled, vector_colorbar
 
 # Heatmaps side by side at most.
 COLUMNS = 4
@@ -71,7 +71,7 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
             ylabel="" if place % columns else "sub-block",
         )
         axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="similarity", shrink=0.72 if rows == 1 else 0.5)
+    vector_colorbar(figure, image, ax=axes, label="similarity", shrink=0.72 if rows == 1 else 0.5)
     return figure
 
 

@@ -25,9 +25,9 @@ NUMBER = re.compile(r"(?<=[\s\"(,])-?\d+(?:\.\d+)?")
 HASHED = re.compile(r'(?<=[#"])([A-Za-z]*)[0-9a-f]{10}(?=["\)])')
 
 
-def on_grid(values: np.ndarray | float) -> np.ndarray:
+def on_grid(values: np.ndarray | float, steps: int = STEPS) -> np.ndarray:
     """The values, laid on the grid."""
-    return np.floor(np.multiply(values, STEPS) + BORDER) / STEPS
+    return np.floor(np.multiply(values, steps) + BORDER) / steps
 
 
 def svg(figure: Figure) -> bytes:
@@ -40,7 +40,9 @@ def svg(figure: Figure) -> bytes:
     with style():
         undated = {"Date": None, "Creator": None}
         figure.savefig(buffer, format="svg", bbox_inches=_extent(figure), facecolor="white", metadata=undated)
-    text = re.sub("<[^>]+>", lambda tag: NUMBER.sub(_short, " ".join(tag[0].split())), buffer.getvalue())
+    text = re.sub("<[^>]+>", _shortened, buffer.getvalue())
+    # Nothing refers to a picture, and two that are alike would have the same id.
+    text = re.sub(' id="image[0-9a-f]+"', "", text)
     names = {}
     text = HASHED.sub(lambda found: names.setdefault(found[0], f"{found[1]}{len(names)}"), text)
     fonts = set(re.findall(r'font-family: [^;"]*', text))
@@ -52,8 +54,16 @@ def svg(figure: Figure) -> bytes:
     return re.sub(r"\n\s*", "\n", text).encode()
 
 
-def _short(number: re.Match) -> str:
-    return f"{on_grid(float(number[0])):.2f}".rstrip("0").rstrip(".")
+def _shortened(tag: re.Match) -> str:
+    """An element in one line with its numbers on the grid, on a finer one where a matrix of cells
+    is scaled.
+    """
+    decimals = 4 if tag[0].startswith("<image") else 2
+
+    def short(number: re.Match) -> str:
+        return f"{on_grid(float(number[0]), 10**decimals):.{decimals}f}".rstrip("0").rstrip(".")
+
+    return NUMBER.sub(short, " ".join(tag[0].split()))
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -88,11 +98,33 @@ class SteadyRenderer(RendererAgg):
         placed = Path(on_grid(transform.transform(path.vertices)), path.codes)
         super().draw_path(_clipped(gc), placed, IdentityTransform(), rgbFace)
 
+    def option_scale_image(self):
+        return True
+
     def draw_image(self, gc, x, y, im, transform=None):
-        self._renderer.draw_image(_clipped(gc), *on_grid((x, y)), im)
+        """A matrix of cells [rows, columns, 4] between two corners, each pixel in the colour of its cell.
+
+        Without a transform it is a picture that matplotlib has brought to its size.
+        """
+        if transform is None:
+            self._renderer.draw_image(_clipped(gc), *on_grid((x, y)), im)
+            return
+        corners = np.add(transform.transform([(0, 0), (1, 1)]), (x, y))
+        x0, y0, x1, y1 = np.rint(on_grid(corners)).astype(int).ravel()
+        pixels = im[_cells(y0, y1, len(im))][:, _cells(x0, x1, im.shape[1])]
+        self._renderer.draw_image(_clipped(gc), min(x0, x1), min(y0, y1), np.ascontiguousarray(pixels))
 
     def draw_text(self, gc, x, y, *arguments, **keywords):
         super().draw_text(_clipped(gc), *on_grid((x, y)), *arguments, **keywords)
+
+
+def _cells(start: int, end: int, count: int) -> np.ndarray:
+    """For each pixel between two ends, upwards, the cell that it lies in, of so many from the
+    first end on.
+    """
+    pixels = abs(end - start)
+    cells = (2 * np.arange(pixels) + 1) * count // (2 * pixels)
+    return cells if start < end else cells[::-1]
 
 
 def _clipped(gc):

@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ..digits import settled
 
@@ -25,6 +26,7 @@ _STYLE = {
     "svg.hashsalt": "pursuhint",
     "svg.fonttype": "none",
     "path.simplify": False,
+    "image.interpolation": "none",
     "figure.constrained_layout.use": True,
 }
 
@@ -72,6 +74,13 @@ def new_figure(height: float, width: float = WIDTH, **subplots) -> tuple[Figure,
     with style():
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(**subplots)
+
+
+def vector_colorbar(figure: Figure, image: AxesImage, **options) -> None:
+    """The colour bar of a heatmap in an SVG's own shapes; matplotlib would put in a picture made
+    of pixels.
+    """
+    figure.colorbar(image, **options).solids.set_rasterized(False)
 
 
 def styled(function):
