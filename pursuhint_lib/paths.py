@@ -124,6 +124,10 @@ class StudyPaths:
     maps = _place(results_root, "maps/{}.npz")
     map_images = _place(results_root, "maps/images.npz")
 
+    # Weights of the hint losses that were chosen on held-out images, and the lock of whoever writes them.
+    tuned_weights = _place(results_root, "weights.json")
+    tuning_lock = _place(work_root, "weights.lock")
+
     # Of a run of the study.
     work = _place(work_root, "")
     plan = _place(work_root, "plan.json")

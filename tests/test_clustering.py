@@ -10,9 +10,9 @@ from matrices import planted, random_similarity
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from pursuhint_lib.clustering import algorithms
 from pursuhint_lib.clustering import (
     ALGORITHMS,
+    algorithms,
     choose_hint_points,
     k_curve,
     kmeans_rounds,

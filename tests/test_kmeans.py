@@ -8,8 +8,7 @@ import pytest
 import torch
 from matrices import planted, random_similarity
 
-from pursuhint_lib.clustering import algorithms
-from pursuhint_lib.clustering import choose_hint_points, kmeans_rounds
+from pursuhint_lib.clustering import algorithms, choose_hint_points, kmeans_rounds
 
 KMEANS = ("kmeans-index", "kmeans-settled")
 NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre

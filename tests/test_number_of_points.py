@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from matrices import planted, random_similarity
 
-from pursuhint_lib.clustering import choice
-from pursuhint_lib.clustering import ALGORITHMS, CRITERIA, choose_hint_points, k_curve
+from pursuhint_lib.clustering import ALGORITHMS, CRITERIA, choice, choose_hint_points, k_curve
 
 KMEANS = ("kmeans-index", "kmeans-settled")
 NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre

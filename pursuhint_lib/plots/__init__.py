@@ -11,5 +11,13 @@ from .clusters import (
 )
 from .compression import compression_costs
 from .layers import channel_statistics, depth_strip, layer_quality, neighbour_similarity, similarity_heatmaps
-from .outcomes import accuracy_by_arm, claim_effects, effect_grid, forest, training_curves, weight_sweep
+from .outcomes import (
+    accuracy_by_arm,
+    claim_effects,
+    effect_grid,
+    forest,
+    training_curves,
+    tuning_curve,
+    weight_sweep,
+)
 from .style import arm_colour, style

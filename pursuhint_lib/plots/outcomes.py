@@ -236,6 +236,32 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
 
 
 @styled
+def tuning_curve(frame: pd.DataFrame, chosen: float, literature: float) -> Figure:
+    """Accuracy on held-out images under each weight of the hint loss, and below it ρ; a line per set of
+    layers through the means of its seeds.
+
+    **Arguments:** columns weight, arm, accuracy, gradient_ratio (one row per run, missing where it failed);
+    both weights are marked.
+    """
+    figure, (above, below) = new_figure(4.6, nrows=2, sharex=True)
+    for arm, rows in frame.groupby("arm", sort=False):
+        means = rows.groupby("weight")[["accuracy", "gradient_ratio"]].mean()
+        for axis, column in ((above, "accuracy"), (below, "gradient_ratio")):
+            axis.plot(rows["weight"], rows[column], ls="", marker=".", ms=3, color=arm_colour(arm), alpha=0.5)
+            axis.plot(means.index, means[column], marker="o", ms=4, lw=1.2, color=arm_colour(arm), label=arm)
+    for axis in (above, below):
+        axis.axvline(literature, color="#777777", lw=0.8, ls=":")
+        axis.axvline(chosen, color="#777777", lw=0.8)
+    below.axhline(1, color="#777777", lw=0.8)
+    above.set(xscale="log", ylabel="held-out accuracy, %")
+    below.set(
+        yscale="log", ylabel="ρ", xlabel="weight of the hint loss (line: chosen; dotted: the literature's)"
+    )
+    figure.legend(*above.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+@styled
 def claim_effects(claims: pd.DataFrame, margin: float) -> Figure:
     """The pooled difference behind each claim with its 95 % interval and its verdict.
 

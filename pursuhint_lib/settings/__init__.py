@@ -4,7 +4,7 @@ Names of methods, networks and so on are checked where their registries live
 (``study.profile``); here the form is checked: known keys, types and ranges.
 """
 
-from .profile import Exchange, Launch, Pair, Profile, Stability, Sweep, Weights
+from .profile import Exchange, Launch, Pair, Profile, Stability, Sweep, Tuning, Weights
 from .runs import PRECISIONS, Arm, Data, DistillSettings, Schedule, StudentSettings, TeacherSettings
 from .values import SettingsError, build, choose, resolved, settings_hash, validated
 from .yaml_file import read_profile

@@ -50,12 +50,16 @@ class Pair:
 
 @validated
 class Weights:
-    """Weights of the loss; ``hint`` overrides the literature's weight of a method."""
+    """Weights of the loss; ``hint`` overrides the literature's weight of a method, or a tuned one.
+
+    ``tuned_by`` is a profile whose tuned weights this one takes (``study.tuning``).
+    """
 
     ce: NotNegative = 1.0
     kd: NotNegative = 1.0
     temperature: Positive = 4.0
     hint: dict[Text, NotNegative] = field(default_factory=dict)
+    tuned_by: Text | None = None
 
 
 @validated
@@ -103,6 +107,33 @@ class Exchange:
 
 
 @validated
+class Tuning:
+    """How the weight of the hint loss is chosen: by the accuracy on training images that are held out.
+
+    **Arguments:**
+
+    - ``methods``: with hints → the weights to begin with, best a decade apart from each other.
+    - ``arms``: the sets of layers; a weight is chosen for all of them together. ``seeds``: none of the
+      comparison's.
+    - ``held_out``: so many training images, which the students of the comparison do not learn either.
+    - ``pairs``: name of a pair → its own methods, of those above. The first pair has all of them; a pair that
+      is not named takes the weights of the first.
+    """
+
+    methods: dict[Text, AtLeastOne[Positive]]
+    arms: AtLeastOne[Text]
+    seeds: AtLeastOne[Seed]
+    held_out: Count
+    pairs: dict[Text, tuple[Text, ...]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.methods:
+            raise SettingsError("methods of the tuning are empty; give at least one")
+        for method in (method for methods in self.pairs.values() for method in methods):
+            choose("method in pairs of the tuning", method, self.methods)
+
+
+@validated
 class Launch:
     """Training of students in processes of their own, which share every batch.
 
@@ -138,6 +169,8 @@ class Profile:
     - ``sweeps``: how notebook 09 varies the weight of the hint loss, one method each; left out when there are
       none.
     - ``exchange``: how notebook 10 tells the deepest hint point from the others; left out when not given.
+    - ``tuning``: how notebook 11 chooses the weight of the hint loss; the literature's is taken when not
+      given.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process
       when not given.
     - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one;
@@ -170,6 +203,7 @@ class Profile:
     fewer_seeds: dict[Text, Count] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     exchange: Exchange | None = None
+    tuning: Tuning | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", self.name):
@@ -200,6 +234,23 @@ class Profile:
                 raise SettingsError(
                     f"{what} has {seeds} seeds, but the profile {len(self.seeds)}; give at most that"
                 )
+        if self.tuning:
+            self._check_tuning(self.tuning)
+
+    def _check_tuning(self, tuning: Tuning) -> None:
+        """Refuse a search for weights whose seeds or pairs cannot be."""
+        shared = sorted({*tuning.seeds} & {*self.seeds})
+        if shared:
+            raise SettingsError(
+                f"seeds of the tuning are {list(tuning.seeds)}, but the comparison has "
+                f"{', '.join(map(str, shared))} too; give others"
+            )
+        if self.weights.tuned_by:
+            raise SettingsError("tuning and weights.tuned_by are both given; leave one of them out")
+        for pair in tuning.pairs:
+            choose(
+                "pair after the first, which is tuned anyway,", pair, [pair.name for pair in self.pairs[1:]]
+            )
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -223,6 +274,26 @@ class Profile:
         return (
             self.data if self.student_images is None else replace(self.data, train_images=self.student_images)
         )
+
+    @property
+    def tuning_data(self) -> Data:
+        """The images that students learn, and training images that are held out in the place of the test
+        images.
+        """
+        return replace(self.student_data, test_images=None, held_out=self.tuning.held_out)
+
+    @property
+    def tuned(self) -> list[tuple[Pair, str]]:
+        """(pair, method) of the profile whose weight is tuned, the first pair first."""
+        if self.tuning is None:
+            return []
+        methods = {self.pairs[0].name: tuple(self.tuning.methods)} | self.tuning.pairs
+        return [
+            (pair, method)
+            for pair in self.pairs
+            for method in methods.get(pair.name, ())
+            if method in self.methods
+        ]
 
     def seeds_of(self, pair: Pair, method: str) -> tuple[int, ...]:
         """The seeds that a pair is trained with by a method: the first of the profile's."""

@@ -9,4 +9,11 @@ from .fitting import check_shares
 from .interruptions import Stopped
 from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
 from .runs import distill, load_teacher, metrics_file, teacher_weights, train_teacher, write_manifest_entry
-from .trainee import accelerator_for_this_process, answers, autocast, evaluate, resolve_precision
+from .trainee import (
+    accelerator_for_this_process,
+    answers,
+    autocast,
+    evaluate,
+    gradient_ratio,
+    resolve_precision,
+)

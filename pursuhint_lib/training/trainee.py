@@ -5,7 +5,6 @@ it runs in.
 import math
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +38,7 @@ class Trainee:
     # device, so that nothing waits.
     steps: Tensor | None = None
     broke: Tensor | None = None
-    # Steps in which ``gradient_ratio`` is still to be measured; sum and number of those that were.
+    # Steps in which the gradient ratio is still to be measured; sum and number of those that were.
     to_measure: int = 0
     ratios: Tensor | None = None
 
@@ -69,7 +68,11 @@ class Trainee:
             parts = self.wrapped(*batch, teacher)
         if self.to_measure:
             self.to_measure -= 1
-            self._measure(parts)
+            ratio = gradient_ratio(self.objective, parts)
+            if ratio is not None:
+                self.ratios += torch.where(
+                    ratio.isfinite(), torch.stack([ratio, torch.ones_like(ratio)]), 0.0
+                )
         self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["total"] * share)
         self.optimizer.step()
@@ -82,26 +85,9 @@ class Trainee:
                 self.sums[name] = torch.zeros_like(loss)
             self.sums[name].add_(loss.detach() * len(batch.labels))
 
-    def _measure(self, parts: dict[str, Tensor]) -> None:
-        """Add ‖gradient of the weighted hint loss‖ / ‖gradient of weighted CE + KD‖ of this step, over the
-        student's own parameters.
-
-        Nothing is added where the epoch has only one of the two, or a gradient is not finite. Gradients of
-        the training stay as they are.
-        """
-        weights = self.objective.weights()
-        losses = {name: weights[name] * loss for name, loss in parts.items() if weights.get(name)}
-        hint, task = losses.pop("hint", None), sum(losses.values())
-        if hint is None or not losses:
-            return
-        own = list(self.objective.network.parameters())
-        hint, task = (gradient_norm(loss, own) for loss in (hint, task))
-        ratio = hint / task
-        self.ratios += torch.where(ratio.isfinite(), torch.stack([ratio, torch.ones_like(ratio)]), 0.0)
-
     @property
     def gradient_ratio(self) -> float | None:
-        """Mean of what was measured; nothing where nothing was."""
+        """Mean over the measured steps in which it was finite; nothing where there were none."""
         summed, steps = self.ratios.tolist()
         return _rounded(summed / steps) if steps else None
 
@@ -130,12 +116,25 @@ class Trainee:
             self.history.setdefault(column, [None] * epoch).append(row.get(column))
 
 
-def gradient_norm(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of a loss's gradient over all parameters together; the graph stays for other
-    gradients.
+def gradient_ratio(objective: Objective, parts: dict[str, Tensor]) -> Tensor | None:
+    """ρ = ‖gradient of the weighted hint loss‖ / ‖gradient of the weighted CE + KD‖, over the student's own
+    parameters.
+
+    **Arguments:** ``parts`` the losses that the objective has just given; their graph stays for the
+    training's own gradient.
+
+    **Returns:** a scalar; nothing where the epoch has only one of the two.
     """
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    weights = objective.weights()
+    losses = {name: weights[name] * loss for name, loss in parts.items() if weights.get(name)}
+    hint, task = losses.pop("hint", None), sum(losses.values())
+    if hint is None or not losses:
+        return None
+    own, norms = list(objective.network.parameters()), []
+    for loss in (hint, task):
+        gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+        norms.append(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    return norms[0] / norms[1]
 
 
 def _rounded(value: float) -> float | None:

@@ -1,6 +1,6 @@
 """A method on random images, with networks that have fresh weights: what can be known of a run before it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,9 @@ def trial_runs(profile: Profile, pair: Pair, method: str) -> dict[str, StudentSe
         "×".join(map(str, shape)): Choice((points.shapes.index(shape),) * pair.k, "")
         for shape in points.shapes
     }
-    cell = cell_settings(profile, pair, method, profile.seeds[0], choices)
+    # Weights that are not tuned yet do not matter here.
+    stated = replace(profile, tuning=None, weights=replace(profile.weights, tuned_by=None))
+    cell = cell_settings(stated, pair, method, profile.seeds[0], choices)
     return {arm.name: cell.run(arm) for arm in cell.arms}
 
 

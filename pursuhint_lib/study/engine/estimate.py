@@ -21,7 +21,7 @@ from ..experiments.speed_check import compared_methods
 from ..grid.cells import methods_of
 from ..grid.profiles import network_points
 from .dry_run import Trial, trial, trial_runs
-from .plan import DISTILLING, EXCHANGE, SWEEP, Step
+from .plan import DISTILLING, EXCHANGE, SWEEP, TUNING, Step
 
 # The notebooks that train teachers.
 TEACHING = ("01_teacher_and_layers", "02_hint_points")
@@ -32,6 +32,8 @@ NOTEBOOK_SECONDS = 7.0
 COMPARISON_SECONDS = 3e-11
 # Rows of pixels in a measured batch: 16 images of 32×32, 2 of 224×224.
 ROWS = 16 * 32
+# Weights that a search tries beside the best of its grid.
+BESIDE_THE_BEST = 2
 # Images that are read to see how long it takes.
 READ_IMAGES = 16
 # Seconds of measuring for a profile, if single steps are not slower.
@@ -220,6 +222,10 @@ def _missing(profile: Profile, step: Step) -> int:
         sweep = profile.sweep(step.parameters["method"])
         added = set(sweep.arms) - set(profile.arms)
         return (len(sweep.arms) * len(sweep.weights) + len(added)) * sweep.seeds
+    if step.notebook == TUNING:
+        tuning = profile.tuning
+        weights = len(tuning.methods[step.parameters["method"]]) + BESIDE_THE_BEST
+        return max(1, weights * len(tuning.arms) * len(tuning.seeds) - found)
     if step.notebook == EXCHANGE:
         added = set(mixed_grid(profile).arms) - set(profile.arms)
         return len(added) * sum(len(profile.seeds_of(*cell)) for cell in _trained(profile, step))
@@ -229,7 +235,7 @@ def _missing(profile: Profile, step: Step) -> int:
 
 
 def _training_seconds(profile: Profile, step: Step, speeds: Speeds, missing: int) -> float:
-    if not missing or step.notebook not in (*TEACHING, *DISTILLING, "07_speed", SWEEP, EXCHANGE):
+    if not missing or step.notebook not in (*TEACHING, *DISTILLING, "07_speed", SWEEP, EXCHANGE, TUNING):
         return 0.0
     train, test = image_counts(profile.data)
     if step.notebook in TEACHING:
@@ -265,6 +271,8 @@ def _student_seconds(
     if step.notebook == SWEEP:
         sweep = profile.sweep(method)
         seeds = sweep.seeds * len(sweep.weights)
+    if step.notebook == TUNING:
+        seeds = len(profile.tuning.seeds)
     arms = min(_together(profile, step), max(1, (step.runs[1] or missing) // seeds))
     return missing * own + missing / arms * asked
 
@@ -275,6 +283,8 @@ def _together(profile: Profile, step: Step) -> int:
     """
     if step.notebook == SWEEP:
         return len(profile.sweep(step.parameters["method"]).arms)
+    if step.notebook == TUNING:
+        return len(profile.tuning.arms) * len(profile.tuning.methods[step.parameters["method"]])
     return {"07_speed": 1, EXCHANGE: 2}.get(step.notebook, len(profile.arms))
 
 
@@ -289,7 +299,7 @@ def _trained(profile: Profile, step: Step) -> list[tuple[Pair, str]]:
         return [(pair, method) for pair in grid.pairs for method in methods_of(grid, pair)]
     return (
         [(profile.pair(step.parameters["pair"]), step.parameters["method"])]
-        if step.notebook in DISTILLING
+        if step.notebook in (*DISTILLING, TUNING)
         else []
     )
 

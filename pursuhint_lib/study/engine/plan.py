@@ -19,7 +19,8 @@ from ..experiments.exports import export_runs
 from ..experiments.hint_weight import sweep_runs
 from ..experiments.speed_check import shortcut_runs
 from ..experiments.stability import further_teachers, stored_stability
-from ..grid.cells import has_arms, methods_of, runs_of
+from ..experiments.tuning import tuning_runs
+from ..grid.cells import NotTuned, has_arms, hint_weight, methods_of, runs_of
 from ..grid.hint_layers import stored_similarity
 from ..publish.page import step_name
 
@@ -29,6 +30,8 @@ DISTILLING = ("03_distillation", "04_imagenet")
 SWEEP = "09_hint_weight"
 # The notebook that exchanges the deepest hint point.
 EXCHANGE = "10_deepest_point"
+# The notebook that chooses the weight of the hint loss.
+TUNING = "11_tuning"
 # Settings that are one notebook's own: no other is to be drawn again for them. Of the sweeps each execution
 # gets its own.
 _OWN = {"stability": "02_hint_points", "shortcut_seeds": "07_speed", "sweeps": None, "exchange": EXCHANGE}
@@ -70,6 +73,8 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
         draft.add("01_teacher_and_layers", teacher=teacher)
     for teacher, k in dict.fromkeys((pair.teacher, pair.k) for pair in profile.pairs):
         draft.add("02_hint_points", step_name("01_teacher_and_layers", teacher), teacher=teacher, k=k)
+    for pair, method in profile.tuned:
+        draft.add(TUNING, step_name("01_teacher_and_layers", pair.teacher), pair=pair.name, method=method)
     notebook = DISTILLING[profile.launch is not None]
     for pair in profile.pairs:
         methods = methods_of(profile, pair)
@@ -81,7 +86,8 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
                 else []
             )
             points = step_name("02_hint_points", pair.teacher, pair.k)
-            draft.add(notebook, points, *plain, pair=pair.name, method=method)
+            tuned = [step_name(TUNING, other.name, m) for other, m in profile.tuned if m == method]
+            draft.add(notebook, points, *plain, *tuned, pair=pair.name, method=method)
     draft.add("05_results", *(step.name for step in draft.steps if step.notebook in DISTILLING))
     if profile.example_pair:
         draft.add("06_your_own_pair", step_name("05_results"))
@@ -111,7 +117,7 @@ class _Draft:
         given = {"profile": self.source, **parameters}
         check_parameters(file, given)
         settings = resolved(self.profile)
-        if notebook < "05" and notebook != "00_start_here":
+        if (notebook < "05" and notebook != "00_start_here") or notebook == TUNING:
             # A new pair or method must not set off the notebooks of the others.
             settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
         settings = {key: value for key, value in settings.items() if _OWN.get(key, notebook) == notebook}
@@ -119,10 +125,17 @@ class _Draft:
             settings["sweep"] = resolved(self.profile.sweep(parameters["method"]))
         if "pair" in parameters:
             settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
+        if self.profile.weights.tuned_by:
+            pairs = [
+                (pair, method) for pair in self.profile.pairs for method in methods_of(self.profile, pair)
+            ]
+            settings["tuned"] = [hint_weight(self.profile, pair, method) for pair, method in pairs]
         text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
         key = hashlib.sha256(text).hexdigest()[:12]
         stamp = self.paths.stamp(name, key)
-        runs = self._runs(notebook, parameters)
+        runs = (0, None)
+        with contextlib.suppress(NotTuned):
+            runs = self._runs(notebook, parameters)
         step = Step(
             name,
             notebook,
@@ -157,9 +170,11 @@ class _Draft:
                 self.profile,
                 all(step.runs[0] == step.runs[1] for step in self.steps if step.notebook in DISTILLING),
             )
-        if notebook not in DISTILLING:
+        if notebook not in (*DISTILLING, TUNING):
             return 0, 0
         pair: Pair = self.profile.pair(parameters["pair"])
+        if notebook == TUNING:
+            return tuning_runs(self.profile, pair, parameters["method"])
         runs = runs_of(self.profile, pair, parameters["method"])
         if runs is None:
             return 0, None
@@ -245,7 +260,7 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         needs = [name for name in step.needs if name in waiting]
         # Processes that train together take the whole machine, and all its GPUs; where times are measured,
         # nothing else should run.
-        alone = step.notebook[:2] in ("01", "02", "04", "08", "09", "10")
+        alone = step.notebook[:2] in ("01", "02", "04", "08", "09", "10", "11")
         shared = max(1, cores // len(hinted)) if step.name in hinted else 1
         threads = 1 if step.runs[0] == step.runs[1] else cores if alone else shared
         cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus

@@ -2,6 +2,7 @@
 anything is trained.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -9,10 +10,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ...data import example_input
+from ...data import DATASETS, DataError, example_input, load_splits
+from ...distillers import distiller
 from ...settings import Data, Pair, Profile, SettingsError, StudentSettings
-from ...training import build_objective, seeded_model
-from ..grid.cells import methods_of
+from ...training import (
+    FrozenTeacher,
+    autocast,
+    build_objective,
+    gradient_ratio,
+    load_teacher,
+    seeded_model,
+    teacher_weights,
+)
+from ..grid.cells import has_arms, hint_weight, methods_of
 from ..grid.profiles import network_points
 from .check import NOTE, OK, WRONG, Finding
 from .dry_run import Trial, trial, trial_runs
@@ -22,6 +32,9 @@ IMAGES = 4
 # A gradient below this is one of rounding: AT at a map of one pixel, which is 1 after normalising whatever
 # the student does.
 ROUNDING = 1e-10
+# Of the gradient of a hint loss over that of CE + KD: below, a hint is as good as none, and above, the
+# student does little but imitate.
+SENSIBLE = (0.01, 10.0)
 
 
 def points_table(network: str, data: Data) -> pd.DataFrame:
@@ -130,6 +143,54 @@ def _reaches_student(run: StudentSettings, tried: Trial) -> bool:
         if any(bool(gradient.abs().max() > ROUNDING) for gradient in gradients):
             return True
     return False
+
+
+def weigh(profile: Profile) -> Iterator[Finding]:
+    """How hard the hints of every method pull at a fresh student, beside CE and KD: ρ
+    (``training.gradient_ratio``) on the first batch.
+
+    Nothing is said of a pair whose trained teacher, or whose images, are not there.
+    """
+    for pair in profile.pairs:
+        with contextlib.suppress(DataError):
+            hinted = [method for method in methods_of(profile, pair) if has_arms(method)]
+            if hinted and teacher_weights(profile.teacher_settings(pair.teacher)):
+                DATASETS[profile.data.dataset].locate(profile.data)
+                yield _weigh_pair(profile, pair, hinted)
+
+
+def _weigh_pair(profile: Profile, pair: Pair, methods: Sequence[str]) -> Finding:
+    runs = {method: trial_runs(profile, pair, method)["middles"] for method in methods}
+    teacher = FrozenTeacher(
+        load_teacher(profile.teacher_settings(pair.teacher)), next(iter(runs.values())).teacher_points
+    )
+    device = next(teacher.model.parameters()).device
+    images = load_splits(profile.student_data, device).train
+    batch, found = next(images.train_batches(profile.student.batch_size, 0, 0)), {}
+    for method, run in runs.items():
+        objective = build_objective(run, teacher.model, images.labels.cpu()).to(device).train()
+        # At the end, when no weight grows any more.
+        objective.epoch, objective.epochs = run.schedule.epochs - 1, run.schedule.epochs
+        with autocast(device, profile.precision):
+            ratio = gradient_ratio(objective, objective(*batch, teacher(batch.images)))
+        weight = hint_weight(profile, pair, method)
+        weight = run.hint_weight if weight is None else weight
+        if ratio is not None and run.hint_weight:
+            found[f"{distiller(method).title} {{:.2g}} at weight {weight:g}"] = (
+                float(ratio) * weight / run.hint_weight
+            )
+    told = ", ".join(text.format(ratio) for text, ratio in found.items())
+    far = not all(SENSIBLE[0] <= ratio <= SENSIBLE[1] for ratio in found.values())
+    advice = (
+        f"; outside {SENSIBLE[0]:g} to {SENSIBLE[1]:g} a weight should be chosen by tuning, or stated in "
+        "weights.hint"
+        if far
+        else ""
+    )
+    what = "gradient of the hint loss over that of CE + KD, first batch, segment middles"
+    return Finding(
+        f"weights of {pair.teacher} → {pair.student}", NOTE if far else OK, f"{what}: {told}{advice}"
+    )
 
 
 def _require_finite(what: str, *tensors: Tensor) -> None:

@@ -9,16 +9,22 @@ import pandas as pd
 from ... import records
 from ...distillers import Distiller, distiller
 from ...models import parameter_count
-from ...records import Record
-from ...settings import Arm, DistillSettings, Pair, Profile, StudentSettings
+from ...paths import StudyPaths
+from ...records import Record, differing
+from ...settings import Arm, DistillSettings, Pair, Profile, SettingsError, StudentSettings, resolved
+from ...settings.user_code import sources
 from ...statistics import mean_with_interval
 from ...training import distill, seeded_model
 from .arms import Choice, choose_points
-from .hint_layers import hint_choices, stored_similarity
+from .hint_layers import hint_choices, naming_damage, read_json, stored_similarity
 from .profiles import checked, network_points
 
 # Rows of the results frame that stand for the student trained without a teacher.
 ALONE = "alone"
+
+
+class NotTuned(SettingsError):
+    """A weight that will be chosen by training, and has not been yet."""
 
 
 def has_arms(method: str) -> bool:
@@ -40,8 +46,17 @@ def methods_of(profile: Profile, pair: Pair) -> list[str]:
 def cell_settings(
     profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]
 ) -> DistillSettings:
-    """Settings of one (pair, method, seed) with all its arms."""
-    entry = distiller(method)
+    """Settings of one (pair, method, seed) with all its arms.
+
+    **Raises:** ``NotTuned`` before the weight of the method is chosen.
+    """
+    entry, weight = distiller(method), hint_weight(profile, pair, method)
+    if weight is None:
+        command = f"python -m pursuhint_lib.study.experiments.tuning {profile.name}"
+        raise NotTuned(
+            f"the weight of {method} is not tuned yet, which profile {profile.name} asks for; {command} does "
+            "it"
+        )
     arms, students = _arms(profile, pair, entry, choices)
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
@@ -51,7 +66,7 @@ def cell_settings(
         student_points=students,
         ce_weight=profile.weights.ce if entry.ce else 0.0,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
-        hint_weight=profile.weights.hint.get(method, entry.weight),
+        hint_weight=weight,
         plain=_plain(profile, pair, method, seed),
         part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
@@ -62,6 +77,89 @@ def cell_settings(
         deterministic=profile.deterministic,
         profile=profile.name,
     )
+
+
+def hint_weight(profile: Profile, pair: Pair, method: str) -> float | None:
+    """The weight of a method's hint loss: as stated in the profile, or tuned, or the literature's.
+
+    A tuned one is the pair's own, or that of the first pair that has one.
+
+    **Returns:** nothing while the profile's own tuning has not chosen it.
+
+    **Raises:** ``SettingsError`` where another profile's weights are asked for, and there is none.
+    """
+    if method in profile.weights.hint or not has_arms(method):
+        return profile.weights.hint.get(method, distiller(method).weight)
+    if profile.weights.tuned_by:
+        return _weight_of(profile.weights.tuned_by, pair, method)
+    tuned = [tuned for tuned, tuned_method in profile.tuned if tuned_method == method]
+    if not tuned:
+        return distiller(method).weight
+    own = pair if pair in tuned else tuned[0]
+    found = _tuned_weights(profile.name).get(own.name, {}).get(method)
+    return (
+        found["weight"]
+        if found and not differing(found["settings"], tuning_conditions(profile, own, method))
+        else None
+    )
+
+
+def _weight_of(profile: str, pair: Pair, method: str) -> float:
+    """The weight that another profile has tuned."""
+    by_pair = _tuned_weights(profile)
+    found = [
+        methods[method]
+        for name, methods in sorted(by_pair.items(), key=lambda item: item[0] != pair.name)
+        if method in methods
+    ]
+    if not found:
+        path, there = (
+            StudyPaths(profile).tuned_weights,
+            sorted({name for methods in by_pair.values() for name in methods}),
+        )
+        what = f"has weights of {', '.join(there)} only" if there else "is not there"
+        raise SettingsError(
+            f"weights.tuned_by is {profile}, but {path} {what}; tune {method} there, or state its weight in "
+            "weights.hint"
+        )
+    return found[0]["weight"]
+
+
+def _tuned_weights(profile: str) -> dict[str, dict[str, dict]]:
+    """Pair → method → what ``study.tuning`` has written of it."""
+    path = StudyPaths(profile).tuned_weights
+    content = read_json(path) or {}
+    with naming_damage(path):
+        if not all(
+            {"weight", "settings"} <= {*entry} for methods in content.values() for entry in methods.values()
+        ):
+            raise ValueError("a weight lacks its settings")
+    return content
+
+
+def tuning_cell(
+    profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]
+) -> DistillSettings:
+    """Settings of one (pair, method, seed) of the search for a weight, which the arms still have to get: on
+    held-out images.
+    """
+    stated = replace(profile.weights, hint={**profile.weights.hint, method: distiller(method).weight})
+    return replace(
+        cell_settings(replace(profile, weights=stated), pair, method, seed, choices), data=profile.tuning_data
+    )
+
+
+def tuning_conditions(profile: Profile, pair: Pair, method: str) -> dict:
+    """What the choice of a weight depends on, as plain values."""
+    tuning, cell = profile.tuning, tuning_cell(profile, pair, method, profile.tuning.seeds[0], {})
+    searched = {
+        "weights": [*tuning.methods[method]],
+        "arms": [*tuning.arms],
+        "seeds": [*tuning.seeds],
+        "k": pair.k,
+    }
+    own = {"profile_images": profile.profile_images, "sources": [*sources(method, pair.student)]}
+    return {**resolved(cell), **searched, **own}
 
 
 def _arms(
@@ -112,11 +210,13 @@ def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record
 
 
 def runs_of(profile: Profile, pair: Pair, method: str) -> dict[tuple[str, int], StudentSettings] | None:
-    """(arm, seed) → settings of the run, or nothing while the teacher's hint points are not known."""
+    """(arm, seed) → settings of the run, or nothing while the teacher's hint layers or the method's weight
+    are not known.
+    """
     choices: dict[str, Choice] = {}
     if has_arms(method):
         report = stored_similarity(profile, pair.teacher)
-        if report is None:
+        if report is None or hint_weight(profile, pair, method) is None:
             return None
         choices = {arm: choose_points(arm, report.layer_map, pair.k) for arm in profile.arms}
     cells = [cell_settings(profile, pair, method, seed, choices) for seed in profile.seeds_of(pair, method)]
@@ -211,10 +311,12 @@ def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
 def fork(profile: Profile, pair: Pair, **changes) -> Profile:
     """The profile with another pair, and other fields changed; results land in the same folder.
 
+    Tuned weights are those of the first pair that has some; before they are chosen, the literature's.
+
     **Raises:** ``SettingsError`` as for a profile file.
     """
-    return checked(
-        replace(
-            profile, pairs=(pair,), example_pair=None, fewer_seeds={}, sweeps=(), exchange=None, **changes
-        )
-    )
+    tuned = {method: hint_weight(profile, pair, method) for _, method in profile.tuned}
+    known = {method: weight for method, weight in tuned.items() if weight is not None}
+    weights = replace(profile.weights, hint={**known, **profile.weights.hint})
+    parts = {"example_pair": None, "fewer_seeds": {}, "sweeps": (), "exchange": None, "tuning": None}
+    return checked(replace(profile, pairs=(pair,), weights=weights, **parts, **changes))

@@ -97,6 +97,12 @@ def load_profile(profile: str) -> Profile:
             f"shortcut_seeds is {found.shortcut_seeds}, but none of the methods has hints to compare with; "
             "give 0, or add such a method"
         )
+    for method in found.tuning.methods if found.tuning else ():
+        choose(
+            "method with hints of this profile",
+            method,
+            [own for own in found.methods if distiller(own).hints],
+        )
     return found
 
 
@@ -104,7 +110,8 @@ def checked(profile: Profile) -> Profile:
     """Check names and pairs of a profile, and fill in each pair's student points and number of hint points,
     and the precision.
     """
-    _check_data(profile.data)
+    for data in (images := (profile.data, *([profile.tuning_data] if profile.tuning else []))):
+        _check_data(data)
     if profile.deterministic:
         # Read when the GPU is first used, which is after a profile is.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -114,7 +121,8 @@ def checked(profile: Profile) -> Profile:
         distiller(method)
     for method in profile.methods:
         _check_weight(method, profile)
-        _check_last_batch(method, profile)
+        for data in (profile.student_data, *images[1:]):
+            _check_last_batch(method, data, profile.student.batch_size)
     _check_titles(profile.methods)
     profile = replace(profile, arms=_with_stage_sets(profile))
     for arm in profile.arms:
@@ -158,12 +166,9 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
             sweep.method,
             [method for method in hinted if not distiller(method).parts],
         )
-        for arm in sweep.arms:
-            check_arm(arm, profile.metrics)
-            if arm == "none":
-                raise SettingsError(
-                    f"the sweep of {sweep.method} has the arm none, to which no weight applies; leave it out"
-                )
+        _check_weighted(f"the sweep of {sweep.method}", sweep.arms, profile)
+    if profile.tuning:
+        _check_weighted("the tuning", profile.tuning.arms, profile)
     if profile.exchange:
         choose("metric of the exchange", profile.exchange.metric, profile.metrics)
         if not hinted:
@@ -179,6 +184,14 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
             f"student_images is {profile.student_images}, but the teachers have {there}; give fewer, or "
             "leave it out for all"
         )
+
+
+def _check_weighted(what: str, arms: Sequence[str], profile: Profile) -> None:
+    """Refuse arms that do not exist, or to which no weight of the hint loss applies."""
+    for arm in arms:
+        check_arm(arm, profile.metrics)
+        if arm == "none":
+            raise SettingsError(f"{what} has the arm none, to which no weight applies; leave it out")
 
 
 def _check_titles(methods: Sequence[str]) -> None:
@@ -235,13 +248,12 @@ def _check_weight(method: str, profile: Profile) -> None:
         )
 
 
-def _check_last_batch(method: str, profile: Profile) -> None:
+def _check_last_batch(method: str, data: Data, size: int) -> None:
     """Refuse a last batch that is too small for a method, which would stop it in the middle of an epoch."""
     # The images of a folder are counted when it is read.
-    images = profile.student_data.train_images or describe(profile.data).counts[0]
-    size, least = profile.student.batch_size, distiller(method).least_images
+    images = data.train_images or describe(data).counts[0] - (data.held_out or 0)
     last = images % size
-    if 0 < last < least:
+    if 0 < last < distiller(method).least_images:
         raise SettingsError(
             f"method {method} compares the images of a batch, but the last of {images} in batches of {size} "
             f"is {last} image; give another batch_size"
@@ -270,9 +282,15 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
             f"{where}: {k} hint points for {len(points)} student points ({', '.join(points)}); "
             f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
         )
-    # The weights of hint losses are swept on the first pair.
+    # The weights of hint losses are swept on the first pair, and tuned there and on those that are named.
     swept = [arm for sweep in profile.sweeps for arm in sweep.arms] if pair == profile.pairs[0] else []
-    arms = [*profile.arms, *swept, *(exchange_arms(profile.exchange.metric) if profile.exchange else ())]
+    tuned = profile.tuning.arms if pair.name in {tuned.name for tuned, _ in profile.tuned} else ()
+    arms = [
+        *profile.arms,
+        *swept,
+        *tuned,
+        *(exchange_arms(profile.exchange.metric) if profile.exchange else ()),
+    ]
     staged = [arm for arm in arms if arm.startswith(STAGE_ARMS)]
     if staged and k > len(teacher.ends):
         raise SettingsError(
