@@ -68,9 +68,9 @@ def validated(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose values are checked against its annotations by pydantic: unknown
     names, types, ranges. A list is taken for a tuple, an integer for a float, a mapping for a dataclass.
 
-    A field that is added later needs a default that means what was always done: ``settings_hash`` leaves out
-    what stands at its default, so that every record keeps its name. One that is no part of what a run is has
-    the metadata ``{"hashed": False}``.
+    A field that is added later needs a default that means what was always done, after ``=`` and not inside
+    ``Field``: ``settings_hash`` leaves out what stands at its default, so that every record keeps its name.
+    One that is no part of what a run is has the metadata ``{"hashed": False}``.
     """
     config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     cls = pydantic.dataclasses.dataclass(cls, frozen=True, config=config)
