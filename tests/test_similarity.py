@@ -440,8 +440,9 @@ def test_only_canonical_correlations_refuse_a_layer_that_spans_every_direction(m
         "deficient": full[:, :4] @ torch.ones(4, 30).double().tril(1),
     }
     if metric in CCA:
-        reason = rf"span all {14 if metric == 'r2-raw' else 13} directions that 14 images have.*use more than 15 images.*cka-linear-debiased"
-        with pytest.raises(ValueError, match=rf"sub-block 2 of 3 \(wide\) {reason}"):
+        spans = rf"sub-block 2 of 3 \(wide\) span all {14 if metric == 'r2-raw' else 13} directions"
+        remedy = "use more than 15 images.*cka-linear-debiased"
+        with pytest.raises(ValueError, match=rf"{spans} that 14 images have.*{remedy}"):
             similarity_matrices(layers, [metric])
         layers["wide"] = full[:, : 13 if metric == "r2-raw" else 12]
     assert similarity_matrices(layers, [metric])[metric].isfinite().all()
