@@ -222,7 +222,7 @@ def disturbed(cell: DistillSettings) -> dict:
         )
         forget()
 
-    step, steps = training.trainees.Trainee.step, []
+    step, steps = training.trainee.Trainee.step, []
 
     def counted(trainee, *arguments):
         steps.append(trainee.name)
@@ -235,9 +235,9 @@ def disturbed(cell: DistillSettings) -> dict:
             compare()
     compare()
     statuses.append(attempt(cell, lambda _child: None, at_second_record))
-    training.trainees.Trainee.step = counted
+    training.trainee.Trainee.step = counted
     compare()
-    training.trainees.Trainee.step = step
+    training.trainee.Trainee.step = step
     return {"steps": len(steps), "statuses": statuses, "drafts": drafts, "same": same, "left": left}
 
 

@@ -72,13 +72,13 @@ def test_steps_are_recorded_at_all(monkeypatch):
 
 def test_a_step_that_cannot_be_recorded_runs_as_usual(monkeypatch, capsys):
     training.train_teacher(TEACHER)
-    step = training.trainees.Trainee.step
+    step = training.trainee.Trainee.step
 
     def looks_at_the_loss(self, *arguments):
         step(self, *arguments)
         float(self.sums["total"])
 
-    monkeypatch.setattr(training.trainees.Trainee, "step", looks_at_the_loss)
+    monkeypatch.setattr(training.trainee.Trainee, "step", looks_at_the_loss)
     (record, _) = training.distill(
         replace(settings("at"), schedule=replace(SCHEDULE, epochs=1, milestones=()))
     )

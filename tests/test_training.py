@@ -125,7 +125,7 @@ def test_hints_are_matched_in_the_order_of_the_lists(arm, method):
         for part in ((objective.network, run.student_points), (teacher, arm.teacher_points))
     )
     torch.testing.assert_close(
-        found["hint"], objective.method(training.objectives.Signals(students, teachers))
+        found["hint"], objective.method(training.objective.Signals(students, teachers))
     )
     assert run.hint_weight == pytest.approx(10.0 * 3 / len(arm.teacher_points))
 
@@ -205,7 +205,7 @@ def test_a_diverged_arm_is_recorded_as_failed_with_its_step_and_the_others_finis
 
 
 def test_a_gradient_that_breaks_in_the_last_step_is_noticed(monkeypatch):
-    step, taken = training.trainees.Trainee.step, []
+    step, taken = training.trainee.Trainee.step, []
 
     def breaks_at_the_end(trainee, *arguments):
         step(trainee, *arguments)
@@ -213,7 +213,7 @@ def test_a_gradient_that_breaks_in_the_last_step_is_noticed(monkeypatch):
         if len(taken) == 4:
             next(trainee.objective.parameters()).data[0] = float("inf")
 
-    monkeypatch.setattr(training.trainees.Trainee, "step", breaks_at_the_end)
+    monkeypatch.setattr(training.trainee.Trainee, "step", breaks_at_the_end)
     record = training.train_teacher(TEACHER)
     assert (record.status, record.metrics["failed_in_step"]) == ("failed", 4)
 
@@ -449,7 +449,7 @@ def test_a_step_that_fails_on_one_core_ends_the_run_at_once(monkeypatch):
         steps.append(trainee.name)
         raise ArithmeticError("no more")
 
-    monkeypatch.setattr(training.trainees.Trainee, "step", failing)
+    monkeypatch.setattr(training.trainee.Trainee, "step", failing)
     with pytest.raises(ArithmeticError, match="no more"):
         training.distill(
             settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4))

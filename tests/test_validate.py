@@ -72,13 +72,13 @@ def test_a_method_that_fails_is_named_with_the_reason_and_the_others_are_still_t
 def test_a_gradient_that_reaches_the_teacher_is_found(monkeypatch):
     leak = nn.Parameter(torch.ones(()))
     with_method(monkeypatch, lambda s, t: s.mean() * leak)
-    frozen = training.objectives.FrozenTeacher.__init__
+    frozen = training.objective.FrozenTeacher.__init__
 
     def leaking(self, model, points):
         frozen(self, model, points)
         self.model.register_parameter("leak", leak)
 
-    monkeypatch.setattr(training.objectives.FrozenTeacher, "__init__", leaking)
+    monkeypatch.setattr(training.objective.FrozenTeacher, "__init__", leaking)
     wrong, _ = validate(profile("mine"))
     assert wrong.detail == "the gradient of the loss reaches the teacher"
 

@@ -95,18 +95,18 @@ def outcome(case: str, slowly: float = 0.0) -> dict:
 
     **Arguments:** ``slowly``: seconds to wait in every step.
     """
-    seen, step = [], training.trainees.Trainee.step
+    seen, step = [], training.trainee.Trainee.step
 
     def watched(trainee, batch, *arguments):
         seen.append(batch.indices.tolist())
         time.sleep(slowly)
         return step(trainee, batch, *arguments)
 
-    training.trainees.Trainee.step = watched
+    training.trainee.Trainee.step = watched
     try:
         records = training.distill(CASES[case])
     finally:
-        training.trainees.Trainee.step = step
+        training.trainee.Trainee.step = step
     weights = [
         torch.cat([value.flatten().double() for value in weights_of(record).values()]).tolist()
         for record in records
