@@ -187,6 +187,11 @@ def _gpu_driver() -> str | None:
         return None
 
 
+def machine(made: dict) -> str:
+    """What decides how sums are rounded, besides the threads, as far as a provenance has it, in words."""
+    return f"{made['device']} with torch {made['versions']['torch']}"
+
+
 def provenance(device: torch.device, data_checksum: str) -> dict:
     """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the
     process has had, in MiB.

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from pursuhint_lib import records, teachers, training
 from pursuhint_lib.data import DATASETS, load_splits
+from pursuhint_lib.files import write_json
 from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import StudyPaths, teacher_file
 from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, SettingsError, TeacherSettings
@@ -331,14 +332,16 @@ def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
     # Lost, and trained again to the same bits.
     training.load_teacher(TEACHER)
     assert path.read_bytes() == stored
-    # As if the record were of a machine that rounds otherwise, at the same accuracy by accident.
+    # Nothing learns from another one once a student has.
+    training.distill(settings("at", seed=4))
+    # As if the record were of a machine of the same name that rounds otherwise.
     elsewhere = {**record.history, "loss_ce": [loss + 1e-4 for loss in record.history["loss_ce"]]}
     records.save("test", replace(record, history=elsewhere))
     written, entry = file.read_bytes(), manifest_entry(path).read_bytes()
     path.unlink()
     with pytest.raises(
         SettingsError,
-        match=r"teacher resnet14 is another one than on record, .* put the weights that it had at",
+        match="teacher resnet14 is another one than on record, .* put the weights that it had at",
     ):
         training.distill(settings("at"))
     assert file.read_bytes() == written
@@ -351,8 +354,49 @@ def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
     records.save(
         "test", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1})
     )
-    with pytest.raises(SettingsError, match=r"teacher resnet14 is another one than on record, "):
+    with pytest.raises(SettingsError, match="teacher resnet14 is another one than on record, "):
         training.load_teacher(TEACHER)
+
+
+def put_elsewhere(record, **changes) -> None:
+    """Make a teacher's record one of another CPU, where it came out otherwise; its weights stayed there."""
+    there = {**record.provenance, "device": "Another CPU"}
+    history = {**record.history, "loss_ce": [loss + 1e-4 for loss in record.history["loss_ce"]]}
+    records.save("test", replace(record, provenance=there, history=history))
+    StudyPaths("test").weights(record.name).unlink()
+
+
+@pytest.mark.parametrize("follower", ["a student", "a comparison of layers"])
+def test_a_teacher_of_another_cpu_is_refused_before_it_is_trained_where_something_comes_from_it(
+    follower, monkeypatch
+):
+    record = training.train_teacher(TEACHER)
+    if follower == "a student":
+        training.distill(settings("at"))
+    else:
+        write_json(StudyPaths("test").similarity("resnet14"), {"settings": {"teacher": record.settings}})
+    put_elsewhere(record)
+    written = (StudyPaths("test").records / f"{record.name}.json").read_bytes()
+    monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(
+        SettingsError,
+        match="resnet14 would be another one than on record, which was trained on Another CPU with torch",
+    ) as caught:
+        training.distill(settings("at", seed=4))
+    assert "\n" not in str(caught.value)
+    assert (StudyPaths("test").records / f"{record.name}.json").read_bytes() == written
+
+
+def test_a_teacher_of_another_cpu_from_which_nothing_comes_is_trained_here_and_recorded_anew():
+    record = training.train_teacher(TEACHER)
+    # Of another seed.
+    training.distill(replace(settings("at"), teacher=replace(TEACHER, seed=1)))
+    put_elsewhere(record)
+    students = training.distill(settings("at", seed=4))
+    again = records.load("test", TEACHER)
+    assert again.history == record.history
+    assert again.provenance["device"] == record.provenance["device"]
+    assert {student.status for student in students} == {"ok"}
 
 
 def test_a_teacher_that_has_failed_is_trained_again_without_a_comparison():

@@ -253,15 +253,15 @@ class Profile:
             )
 
     @property
+    def all_pairs(self) -> tuple[Pair, ...]:
+        """The pairs of the grid, and that of notebook 06."""
+        return (*self.pairs, *([self.example_pair] if self.example_pair else []))
+
+    @property
     def named(self) -> tuple[str, ...]:
         """Names of methods, metrics and networks, any of which may be an import path."""
-        pairs = (*self.pairs, *([self.example_pair] if self.example_pair else []))
-        return (
-            *self.methods,
-            *self.weights.hint,
-            *self.metrics,
-            *(network for pair in pairs for network in (pair.teacher, pair.student)),
-        )
+        networks = (network for pair in self.all_pairs for network in (pair.teacher, pair.student))
+        return (*self.methods, *self.weights.hint, *self.metrics, *networks)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -8,7 +8,15 @@ augmentation, so they differ in the teacher's hint points only.
 from .fitting import check_shares
 from .interruptions import Stopped
 from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
-from .runs import distill, load_teacher, metrics_file, teacher_weights, train_teacher, write_manifest_entry
+from .runs import (
+    distill,
+    load_teacher,
+    metrics_file,
+    teacher_weights,
+    train_teacher,
+    trained_elsewhere,
+    write_manifest_entry,
+)
 from .trainee import (
     accelerator_for_this_process,
     answers,

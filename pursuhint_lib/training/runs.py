@@ -2,7 +2,7 @@
 loaded.
 """
 
-import math
+import json
 import os
 import sys
 import time
@@ -48,12 +48,14 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     """Train a teacher, or evaluate the given checkpoint; a record that exists is loaded.
 
     **Arguments:** ``force``: train it for its weights, whether there is a record or not; one that is there
-    stays as it is.
+    stays as it is, unless this training comes out otherwise and nothing else on record comes from that
+    teacher.
 
     **Returns:** the record; its weights are under ``StudyPaths.weights``, with a manifest entry beside them.
 
-    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says, and for a
-    training that does not come out as on record.
+    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says. Where something
+    on record comes from the teacher, also before a training on another machine than the record's, and after
+    one that does not come out as on record.
     """
     record_name = records.record_name(settings)
     checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
@@ -63,6 +65,8 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
         checkpoints.remove(checkpoint)
         return known
     _refuse_if_records_only(f"record {record_name}")
+    if why := trained_elsewhere(settings):
+        raise _another(settings, f"would be another one than on record, which {why}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     objective = Objective(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
@@ -86,16 +90,53 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     else:
         for column, value in _measure_checkpoint(settings, trainee, splits).items():
             trainee.history[column] = [value]
-    # Students may have learnt from the one on record. A checkpoint is the same teacher wherever it is
-    # measured; a failed one has taught nobody.
-    if known and known.status == "ok" and settings.checkpoint is None and trainee.history != known.history:
+    if known is not None and _compares(settings, known) and trainee.history != known.history:
         checkpoints.remove(checkpoint)
-        raise _another(settings, (_measured(trainee) or [math.nan])[-1], known)
+        if _followed(settings):
+            # Two kinds of CPU may have the same name.
+            raise _another(settings, "is another one than on record")
+        if accelerator.is_main_process:
+            (StudyPaths(settings.profile).records / f"{record_name}.json").unlink()
     record = _finish(
         settings.profile, "teacher", settings, trainee, splits, {**_since(started), **speed}, accelerator
     )
     checkpoints.remove(checkpoint)
     return record
+
+
+def trained_elsewhere(settings: TeacherSettings) -> str:
+    """Why a teacher on record would be another one if it were trained again here, in words that follow
+    "which".
+
+    Empty where it would not as far as one can know, or where nothing else on record comes from it.
+    """
+    known = records.load(settings.profile, settings)
+    if known is None or not _compares(settings, known):
+        return ""
+    device = accelerator_for_this_process().device
+    there, here = (records.machine(made) for made in (known.provenance, records.provenance(device, "")))
+    return (
+        f"was trained on {there}, and {here} rounds otherwise"
+        if there != here and _followed(settings)
+        else ""
+    )
+
+
+def _compares(settings: TeacherSettings, known: Record) -> bool:
+    """Whether a teacher must come out as on record: a checkpoint is the same everywhere, a failed one taught
+    nobody.
+    """
+    return known.status == "ok" and settings.checkpoint is None
+
+
+def _followed(settings: TeacherSettings) -> bool:
+    """Whether a student, or a comparison of layers, that is on record comes from this teacher."""
+    paths, wanted = StudyPaths(settings.profile), resolved(settings)
+    stored = [records.read(path).settings for path in paths.results.rglob("records/*_from_*.json")]
+    similarity = paths.similarity(settings.network)
+    if similarity.is_file():
+        stored.append(json.loads(similarity.read_text(encoding="utf-8")).get("settings", {}))
+    return any(not records.differing(each.get("teacher", {}), wanted) for each in stored)
 
 
 def _measure_checkpoint(settings: TeacherSettings, trainee: Trainee, splits: Splits) -> dict[str, float]:
@@ -147,19 +188,17 @@ def load_teacher(settings: TeacherSettings) -> nn.Module:
     _, entry = find(str(weights))
     known = records.load(settings.profile, settings)
     if entry and abs(entry.accuracy - known.metrics["accuracy"]) > TOLERANCE:
-        raise _another(settings, entry.accuracy, known)
+        raise _another(settings, "is another one than on record")
     model = seeded_model(settings.network, settings.data, settings.seed)
     load_checkpoint(model, weights)
     return model.to(accelerator_for_this_process().device).eval().requires_grad_(False)
 
 
-def _another(settings: TeacherSettings, found: float, known: Record) -> SettingsError:
-    weights, accuracy = StudyPaths(settings.profile).weights(known.name), known.metrics["accuracy"]
+def _another(settings: TeacherSettings, why: str) -> SettingsError:
+    weights = StudyPaths(settings.profile).weights(records.record_name(settings))
     return SettingsError(
-        f"teacher {settings.network} is another one than on record, {found:.2f} % and not {accuracy:.2f} % "
-        "(trained again, another machine rounds "
-        f"otherwise), and its students would not compare; put the weights that it had at {weights}, or train "
-        "all anew with --force"
+        f"teacher {settings.network} {why}, and its students would not compare; "
+        f"put the weights that it had at {weights}, or train all anew with --force"
     )
 
 

@@ -18,7 +18,7 @@ from ...paths import ROOT, results_root, work_root
 from ...settings import Profile, SettingsError, TeacherSettings
 from ...similarity import CANONICAL
 from ...teachers import TOLERANCE, check_entry, find, locate
-from ...training import check_shares, seeded_model, teacher_weights
+from ...training import check_shares, seeded_model, teacher_weights, trained_elsewhere
 from ..grid.profiles import network_points
 from .estimate import free_bytes
 from .launch import process_count
@@ -124,18 +124,18 @@ def _teacher(profile: Profile, network: str) -> Finding:
     try:
         origin = _origin(settings)
         record = records.load(profile.name, settings)
+        weights = teacher_weights(settings)
+        why = "" if weights else trained_elsewhere(settings)
     except SettingsError as error:
         return Finding(what, WRONG, str(error))
-    weights = teacher_weights(settings)
     if record is None:
         return Finding(what, OK, f"{blocks}; {origin}")
-    accuracy = f"{record.metrics.get('accuracy', float('nan')):.2f} %"
-    return Finding(
-        what,
-        OK,
-        f"{blocks}; {accuracy} on record, weights "
-        f"{'here' if weights else 'not here (trained again if a student needs them)'}",
-    )
+    blocks += f"; {record.metrics.get('accuracy', float('nan')):.2f} % on record, weights"
+    if weights:
+        return Finding(what, OK, f"{blocks} here")
+    if why:
+        return Finding(what, NOTE, f"{blocks} not here, and no other student can learn from it: it {why}")
+    return Finding(what, OK, f"{blocks} not here (trained again if a student needs them)")
 
 
 def _origin(settings: TeacherSettings) -> str:

@@ -90,7 +90,7 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
             draft.add(notebook, points, *plain, *tuned, pair=pair.name, method=method)
     draft.add("05_results", *(step.name for step in draft.steps if step.notebook in DISTILLING))
     if profile.example_pair:
-        draft.add("06_your_own_pair", step_name("05_results"))
+        draft.add("06_your_own_pair", step_name("05_results"), example=True)
     if profile.shortcut_seeds:
         draft.add("07_speed", step_name("05_results"))
     # Measured is what has its test images in memory; without a teacher's students there is nothing to
@@ -112,7 +112,8 @@ class _Draft:
         self.steps: list[Step] = []
 
     def add(self, notebook: str, *needs: str, **parameters) -> None:
-        name = step_name(notebook, *parameters.values())
+        # A switch tells no two executions apart.
+        name = step_name(notebook, *(value for value in parameters.values() if value is not True))
         file = NOTEBOOKS / f"{notebook}.ipynb"
         given = {"profile": self.source, **parameters}
         check_parameters(file, given)

@@ -2,6 +2,7 @@
 data frame.
 """
 
+import os
 from dataclasses import replace
 
 import pandas as pd
@@ -9,18 +10,20 @@ import pandas as pd
 from ... import records
 from ...distillers import Distiller, distiller
 from ...models import parameter_count
-from ...paths import StudyPaths
+from ...paths import ROOT, StudyPaths
 from ...records import Record, differing
 from ...settings import Arm, DistillSettings, Pair, Profile, SettingsError, StudentSettings, resolved
 from ...settings.user_code import sources
 from ...statistics import mean_with_interval
-from ...training import distill, seeded_model
+from ...training import distill, seeded_model, teacher_weights
 from .arms import Choice, choose_points
 from .hint_layers import hint_choices, naming_damage, read_json, stored_similarity
 from .profiles import checked, network_points
 
 # Rows of the results frame that stand for the student trained without a teacher.
 ALONE = "alone"
+# What a fork's name ends in. Git ignores the results of such names.
+OWN_PAIR = "-own-pair"
 
 
 class NotTuned(SettingsError):
@@ -308,15 +311,32 @@ def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fork(profile: Profile, pair: Pair, **changes) -> Profile:
-    """The profile with another pair, and other fields changed; results land in the same folder.
+def fork(profile: Profile, pair: Pair, apart: bool = True, **changes) -> Profile:
+    """The profile with one other pair, and other fields changed.
+
+    **Arguments:** ``apart``: whether results land in a folder of their own, ``results/<profile>-own-pair``,
+    where no record of the profile can disagree with them. A teacher of the profile whose weights are here is
+    a checkpoint there.
 
     Tuned weights are those of the first pair that has some; before they are chosen, the literature's.
 
     **Raises:** ``SettingsError`` as for a profile file.
     """
+    given = profile.checkpoints.get(pair.teacher)
+    if apart:
+        weights = teacher_weights(profile.teacher_settings(pair.teacher))
+        given = given or (weights and os.path.relpath(weights, ROOT))
+        changes["name"] = f"{profile.name}{OWN_PAIR}"
     tuned = {method: hint_weight(profile, pair, method) for _, method in profile.tuned}
     known = {method: weight for method, weight in tuned.items() if weight is not None}
-    weights = replace(profile.weights, hint={**known, **profile.weights.hint})
-    parts = {"example_pair": None, "fewer_seeds": {}, "sweeps": (), "exchange": None, "tuning": None}
-    return checked(replace(profile, pairs=(pair,), weights=weights, **parts, **changes))
+    alone = {
+        "pairs": (pair,),
+        "checkpoints": {pair.teacher: given} if given else {},
+        "weights": replace(profile.weights, hint={**known, **profile.weights.hint}),
+        "example_pair": None,
+        "fewer_seeds": {},
+        "sweeps": (),
+        "exchange": None,
+        "tuning": None,
+    }
+    return checked(replace(profile, **alone, **changes))

@@ -62,7 +62,9 @@ def keep_teacher(profile: Profile, network: str) -> tuple[Path, float, float]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Keep the teachers of all pairs; what cannot be used ends with one line and exit status 2."""
+    """Keep the teachers of all pairs, and of notebook 06; what cannot be used ends with one line and exit
+    status 2.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pursuhint_lib.study.publish.keep",
         description="Keep the weights of trained teachers among the results.",
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("profile", help="a name in config/ or a YAML file of your own")
     try:
         profile = load_profile(parser.parse_args(arguments).profile)
-        for network in dict.fromkeys(pair.teacher for pair in profile.pairs):
+        for network in dict.fromkeys(pair.teacher for pair in profile.all_pairs):
             path, before, after = keep_teacher(profile, network)
             print(
                 f"{path}: {path.stat().st_size / 2**20:.2f} MiB; test accuracy {after:.2f} %, on record "

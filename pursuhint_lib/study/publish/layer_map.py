@@ -36,11 +36,8 @@ def layer_map_data(profile: Profile) -> dict:
 
     **Raises:** ``SettingsError`` naming a file of the hints that is damaged.
     """
-    pairs = [*profile.pairs, *([profile.example_pair] if profile.example_pair else [])]
-    reports = {
-        teacher: stored_similarity(profile, teacher)
-        for teacher in dict.fromkeys(pair.teacher for pair in pairs)
-    }
+    names = dict.fromkeys(pair.teacher for pair in profile.all_pairs)
+    reports = {teacher: stored_similarity(profile, teacher) for teacher in names}
     selectors = _selectors(profile)
     teachers = [_teacher(name, report, selectors) for name, report in reports.items() if report]
     start = {"metric": profile.metrics[0], "selector": selectors[0]["name"], "k": profile.pairs[0].k}

@@ -185,7 +185,7 @@ def _runs_of_step(profile: Profile, step: Step | None, frame: pd.DataFrame) -> p
             "arms": tuple(given["arms"]),
             "seeds": tuple(given["seeds"]),
         }
-        return results_frame(fork(profile, profile.example_pair, **changes))
+        return results_frame(fork(profile, profile.example_pair, apart=False, **changes))
     if step is not None and step.notebook == EXCHANGE:
         return results_frame(mixed_grid(profile))
     if step is not None and step.notebook == SWEEP:
