@@ -44,7 +44,7 @@ CELL = DistillSettings(
     seed=3,
     profile="mine",
 )
-COMMITTED = sorted((ROOT / "results").glob("*/records/*.json"))
+COMMITTED = sorted((ROOT / "results").rglob("records/*.json"))
 
 
 def by_hand(record, network: str, data: Data = DATA) -> np.ndarray:
