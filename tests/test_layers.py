@@ -10,7 +10,7 @@ LIBRARY = ROOT / "pursuhint_lib"
 
 # From the ground up; a module imports from its own room and from lower layers only.
 LAYERS = [
-    {"paths", "files", "settings", "digits"},
+    {"paths", "files", "settings", "digits", "gradients"},
     {"progress", "processes", "similarity", "clustering", "quality", "losses", "statistics", "plots"},
     {"data", "models", "taps", "teachers"},
     {"profiling", "attention", "distillers", "records"},

@@ -17,6 +17,7 @@ from .resnet import RESNETS
 from .resnet50 import BOTTLENECK_RESNETS
 from .shufflenet_v1 import SHUFFLENETS_V1
 from .shufflenet_v2 import SHUFFLENETS_V2
+from .strides import avoid_corruption
 from .vgg import VGGS
 from .wide_resnet import WIDE_RESNETS
 
@@ -46,6 +47,10 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     **Raises:** ``SettingsError`` for an unknown name, torchvision with other than 3 channels, or timm where
     it is not installed, or code of the user's own that fails.
     """
+    return avoid_corruption(_build(name, num_classes, in_channels))
+
+
+def _build(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if name.startswith(TORCHVISION):
         valid = torchvision.models.list_models(module=torchvision.models)
         choose("torchvision network", name.removeprefix(TORCHVISION), valid)

@@ -22,6 +22,7 @@ from ..distillers import (
 from ..losses import kd
 from ..models import build_model
 from ..models.folding import folded
+from ..models.strides import avoid_corruption
 from ..settings import Data, StudentSettings
 from ..taps import LayerTap, point_shapes
 
@@ -179,5 +180,5 @@ def build_objective(
         if entry.reuses_classifier:
             classifier = linear_classifier(teacher, run.teacher.network, run.teacher_points[0], example)
             student = ReusedClassifier(student, run.student_points[0], task.student_shapes[0], *classifier)
-        method = entry.build(task)
+        method = avoid_corruption(entry.build(task))
     return Objective(student, run, method)

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ...data import DATASETS, DataError, example_input, load_splits
+from ...data import DATASETS, DataError, describe, example_input, load_splits
 from ...distillers import distiller
+from ...gradients import Convolutions, wrong_convolution
 from ...settings import Data, Pair, Profile, SettingsError, StudentSettings
 from ...training import (
     FrozenTeacher,
@@ -26,9 +27,12 @@ from ..grid.cells import has_arms, hint_weight, methods_of
 from ..grid.profiles import network_points
 from .check import NOTE, OK, WRONG, Finding
 from .dry_run import Trial, trial, trial_runs
+from .estimate import ROWS
 
 # Random images; some methods need two, and BatchNorm some more.
 IMAGES = 4
+# Images that convolutions are tried on at least: with fewer, torch may compute some otherwise.
+LEAST_IMAGES = 16
 # A gradient below this is one of rounding: AT at a map of one pixel, which is 1 after normalising whatever
 # the student does.
 ROUNDING = 1e-10
@@ -84,8 +88,34 @@ def _sizes(model: nn.Module, example: Tensor, names: Sequence[str]) -> list[int]
 def validate(profile: Profile) -> list[Finding]:
     """A finding for every pair, and one for every method that would fail or learn nothing from some
     sub-blocks.
+
+    Where a convolution has wrong gradients, that alone: it may kill the process that meets it.
     """
-    return [finding for pair in profile.pairs for finding in _validate_pair(profile, pair)]
+    unsound = _unsound(profile)
+    return (
+        [unsound]
+        if unsound
+        else [finding for pair in profile.pairs for finding in _validate_pair(profile, pair)]
+    )
+
+
+def _unsound(profile: Profile) -> Finding | None:
+    """What is wrong with the gradients of a convolution of the networks, if they learn on a CPU."""
+    if torch.cuda.is_available():
+        return None
+    size = describe(profile.data).image_size
+    count = min(profile.student.batch_size, max(LEAST_IMAGES, ROWS // size))
+    images = torch.zeros(count, *example_input(profile.data).shape[1:]).contiguous(
+        memory_format=torch.channels_last
+    )
+    with torch.no_grad(), autocast(images.device, profile.precision), Convolutions() as convolutions:
+        for network in dict.fromkeys(
+            network for pair in profile.pairs for network in (pair.teacher, pair.student)
+        ):
+            seeded_model(network, profile.data, 0)(images)
+    wrong = wrong_convolution(convolutions.found)
+    remedy = "take another version of torch, or other networks"
+    return Finding("gradients", WRONG, f"{wrong}; {remedy}") if wrong else None
 
 
 def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
