@@ -79,8 +79,11 @@ def png(figure: Figure, dpi: int) -> bytes:
 
 
 def _extent(figure: Figure) -> Bbox:
-    """What is drawn of a figure with a rim, in inches."""
+    """What is drawn of a figure with a rim, in inches. From here on its layout stays, in whatever form it is
+    saved.
+    """
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return Bbox(on_grid(figure.get_tightbbox().padded(PADDING).get_points()))
 
 

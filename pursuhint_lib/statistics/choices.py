@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..digits import settled
 from .comparisons import CELL, RANDOM
 from .effects import holm
 
@@ -109,7 +110,7 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
     cells = table.groupby(level=["pair", "method"])
     shares = table.sub(table.mean(axis=1), axis=0) / cells.ngroups / cells.transform("count")
     by_seed = shares.groupby(level="seed").sum()
-    found = by_seed.sum().sort_values(ascending=False)
+    found = by_seed.sum().sort_values(ascending=False, kind="stable", key=settled)
     counts = {"arms": len(found), "cells": cells.ngroups, "n": len(by_seed)}
     if len(found) < 2:
         return counts | {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ... import records
+from ...digits import settled
 from ...distillers import distiller
 from ...files import replacing
 from ...paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
@@ -211,7 +212,9 @@ def _claims(name: str) -> pd.DataFrame:
 def _by_method(name: str) -> str:
     """The paper's claim in every method by itself, with its seeds, which may be fewer than those of all."""
     methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
-    rows = methods[methods["compared"] == "minus the stage ends"].sort_values("mean", ascending=False)
+    rows = methods[methods["compared"] == "minus the stage ends"].sort_values(
+        "mean", ascending=False, kind="stable", key=settled
+    )
     return ", ".join(
         f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}] ({_seeds(name, row.method)})"
         for row in rows.itertuples()
