@@ -39,7 +39,7 @@ CHANGES = {
 
 @pytest.fixture
 def profile():
-    return checked(replace(load_profile("smoke"), exchange=Exchange("r2", ("at",)), **CHANGES))
+    return checked(replace(load_profile("smoke"), exchange=Exchange("r2", ("at",)), tuning=None, **CHANGES))
 
 
 @pytest.fixture
@@ -176,7 +176,9 @@ def test_notebook_10_trains_the_mixed_sets_and_answers(trained, tmp_path):
     content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {
         name: list(values) for name, values in CHANGES.items()
     }
-    file.write_text(yaml.safe_dump(content | {"exchange": {"metric": "r2", "methods": ["at"]}}))
+    file.write_text(
+        yaml.safe_dump(content | {"tuning": None, "exchange": {"metric": "r2", "methods": ["at"]}})
+    )
     command = [
         sys.executable,
         "-m",

@@ -62,7 +62,9 @@ def small(folder: Path, **changes) -> str:
     file = folder / "mine.yaml"
     file.write_text(
         yaml.safe_dump(
-            SMOKE | {"name": "mine", "sweeps": [], "shortcut_seeds": 0, "example_pair": None} | changes
+            SMOKE
+            | {"name": "mine", "sweeps": [], "shortcut_seeds": 0, "example_pair": None, "tuning": None}
+            | changes
         )
     )
     return str(file)

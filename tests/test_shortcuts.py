@@ -23,6 +23,7 @@ def profile():
         "shortcut_seeds": 2,
         "precision": "fp32",
         "example_pair": None,
+        "tuning": None,
     }
     smoke = checked(replace(load_profile("smoke"), **changes))
     train_teacher(smoke.teacher_settings("resnet14"))

@@ -19,7 +19,7 @@ from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.study.publish import verify
 
-STEPS = 11
+STEPS = 12
 # What 05_results and its predecessors must have published.
 FIGURES = (
     "00_start_here-toy",
@@ -36,6 +36,7 @@ FIGURES = (
     "05_results-compression",
     "05_results-claims",
     "08_export-costs-resnet14",
+    "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
 )
 TABLES = (
     "01_teacher_and_layers-resnet14-sub-blocks",
@@ -44,6 +45,7 @@ TABLES = (
     "05_results-networks",
     "05_results-claims",
     "08_export-costs",
+    "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
 )
 
 
@@ -137,6 +139,25 @@ def test_figures_and_tables_are_there_in_every_form(finished):
     claims = pd.read_csv(results / "tables" / "05_results-claims.csv")
     assert len(claims) == 5
     assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "undecided"}
+
+
+def test_the_grid_takes_the_weight_that_was_tuned_on_other_images_and_seeds(finished):
+    results = finished[0] / "results" / "smoke"
+    weights = unsealed(json.loads((results / "weights.json").read_text()))["resnet14-resnet8x0.25"]
+    assert weights.keys() == {"fitnet"}
+    found = [
+        json.loads(file.read_text())["settings"]
+        for file in (results / "records").glob("resnet8x0.25_from_resnet14_fitnet_layer1*.json")
+    ]
+    tuning, grid = (
+        [run for run in found if (run["data"]["held_out"] is not None) == searched]
+        for searched in (True, False)
+    )
+    assert {run["seed"] for run in tuning} == {100}
+    assert not {run["seed"] for run in grid} & {100}
+    three = [run["hint_weight"] for run in grid if len(run["teacher_points"]) == 3]
+    assert three == [pytest.approx(weights["fitnet"]["weight"])] * len(three)
+    assert len(three) > 4
 
 
 def test_the_end_lists_figures_tables_and_verdicts(finished):

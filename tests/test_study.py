@@ -22,7 +22,7 @@ from pursuhint_lib.training import load_teacher, train_teacher
 
 @pytest.fixture
 def profile():
-    return load_profile("smoke")
+    return replace(load_profile("smoke"), tuning=None)
 
 
 def written(tmp_path, **changes) -> str:

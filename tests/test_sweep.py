@@ -125,6 +125,7 @@ def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
         "metrics": ["r2"],
         "methods": list(trained.methods),
     }
+    content["tuning"] = None
     sweep = replace(SWEEP, arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2"))
     file.write_text(yaml.safe_dump(content | {"sweeps": [json.loads(json.dumps(asdict(sweep)))]}))
     command = [

@@ -243,11 +243,8 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
     paths = StudyPaths(profile.name)
     content = {"profile": profile.name, "gpus": gpus, "steps": []}
     waiting = {step.name for step in steps if not step.done}
-    hinted = {
-        step.name
-        for step in steps
-        if step.runs[0] != step.runs[1] and has_arms(step.parameters.get("method", "ce"))
-    }
+    training = [step for step in steps if step.notebook in DISTILLING and step.runs[0] != step.runs[1]]
+    hinted = {step.name for step in training if has_arms(step.parameters["method"])}
     for step in (step for step in steps if not step.done):
         files = {
             "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),

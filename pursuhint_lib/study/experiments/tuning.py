@@ -1,8 +1,8 @@
 """How much a hint must weigh: each method's weight, chosen by the accuracy on training images that are held
 out.
 
-Test images play no part in it. ``python -m pursuhint_lib.study.experiments.tuning PROFILE [PAIR METHOD]``
-trains and chooses without notebooks; what is on record is not repeated.
+Test images play no part in the choice. ``python -m pursuhint_lib.study.experiments.tuning PROFILE [PAIR
+METHOD]`` trains and chooses without notebooks; what is on record is not repeated.
 """
 
 import fcntl
