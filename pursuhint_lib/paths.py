@@ -84,6 +84,11 @@ def file_name(network: str) -> str:
     return network.replace("/", "_").replace(":", ".")
 
 
+def step_name(notebook: str, *parts: str) -> str:
+    """Name of one execution of a notebook: its stem and what it was run for."""
+    return "-".join([notebook, *(file_name(str(part)) for part in parts)])
+
+
 def _place(root: Callable[[], Path], pattern: str):
     """A file or folder of a profile below a root; with ``{}`` in its pattern a function of as many names."""
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pursuhint_lib import plots, records
-from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths, data_root, file_name
+from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths, data_root, file_name, step_name
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.settings import user_code as extensions
 from pursuhint_lib.study import __main__ as command_line
@@ -23,7 +23,6 @@ from pursuhint_lib.study.grid import hint_layers as hints
 from pursuhint_lib.study.grid.cells import results_frame, run_cell, runs_of
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
 from pursuhint_lib.study.grid.profiles import load_profile, network_points
-from pursuhint_lib.study.publish.page import step_name
 
 DOC = (ROOT / "docs" / "forking.md").read_text()
 BLOCKS = re.findall(r"```(?:python|yaml)\n(# (in )?mine/(\w+\.\w+).*?)```", DOC, flags=re.S)

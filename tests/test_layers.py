@@ -16,7 +16,6 @@ LAYERS = [
     {"profiling", "attention", "distillers", "records"},
     {"training", "export"},
     {"study"},
-    {"cli", "__main__"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # The rooms of the study, likewise.
@@ -47,7 +46,7 @@ def imported(file) -> set[tuple[str, ...]]:
 
 def test_every_module_has_a_layer():
     assert {module_name(file) for file in FILES} - {"__init__"} == set(LEVEL)
-    assert [file.name for file in (LIBRARY / "study").glob("*.py")] == ["__init__.py"]
+    assert {file.name for file in (LIBRARY / "study").glob("*.py")} == {"__init__.py", "__main__.py"}
     rooms = {file.parent for file in FILES} - {LIBRARY}
     assert {room.name for room in rooms if room.parent.name == "study"} == set(ROOMS)
     assert max(len(list(room.glob("*.py"))) for room in rooms) <= 10
@@ -60,7 +59,9 @@ def test_imports_go_downward(file):
         if parts[0] == "outside" or own == "__init__":
             continue
         if own == parts[0] == "study":
-            assert ROOMS.index(parts[1]) <= ROOMS.index(file.parent.name), f"{file} imports {parts[1]}"
+            room = file.parent.name
+            above = room == "study" or ROOMS.index(parts[1]) <= ROOMS.index(room)
+            assert above, f"{file} imports {parts[1]}"
         elif own != parts[0]:
             assert LEVEL[parts[0]] < LEVEL[own], f"{own} imports {parts[0]}"
 
@@ -79,8 +80,10 @@ def test_files_and_functions_are_small_and_documented(file):
     assert text.count("\n") <= 400
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            assert isinstance(node, ast.ClassDef) or node.end_lineno - node.lineno < 50, node.name
+        if isinstance(node, ast.FunctionDef):
+            # What it does, without its signature and its docstring.
+            first = node.body[ast.get_docstring(node) is not None :][:1]
+            assert not first or node.end_lineno - first[0].lineno < 50, node.name
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"

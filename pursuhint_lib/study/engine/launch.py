@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from ...paths import StudyPaths
+from ...paths import StudyPaths, step_name
 from ...settings import Pair, Profile, SettingsError
 from ...training import metrics_file
 from ..grid.cells import cell_settings, has_arms
 from ..grid.hint_layers import hint_choices
-from ..publish.page import step_name
 
 # Seconds between two looks at the metrics.
 POLL = 0.5

@@ -12,7 +12,7 @@ from pathlib import Path
 from ... import records
 from ...data import describe
 from ...files import write_json
-from ...paths import NOTEBOOKS, StudyPaths
+from ...paths import NOTEBOOKS, StudyPaths, step_name
 from ...settings import Pair, Profile, SettingsError, choose, resolved
 from ..experiments.deepest_layer import exchange_runs
 from ..experiments.exports import export_runs
@@ -22,7 +22,6 @@ from ..experiments.stability import further_teachers, stored_stability
 from ..experiments.tuning import tuning_runs
 from ..grid.cells import NotTuned, has_arms, hint_weight, methods_of, runs_of
 from ..grid.hint_layers import stored_similarity
-from ..publish.page import step_name
 
 # The notebook that trains students in its own process, and the one that trains them in several.
 DISTILLING = ("03_distillation", "04_imagenet")

@@ -108,13 +108,6 @@ def layer_map_drawing() -> dict:
 
     **Returns:** what ``Bokeh.embed.embed_item`` takes. Two calls give the same.
     """
-    sources = {
-        "cells": ColumnDataSource({"x": [], "y": [], "value": [], "row": [], "column": []}, name="cells"),
-        "band": ColumnDataSource({"x": [], "y": [], "width": [], "colour": []}, name="band"),
-        "frames": ColumnDataSource({"left": [], "right": [], "top": [], "bottom": []}, name="frames"),
-        "ends": ColumnDataSource({"place": []}, name="ends"),
-        "points": ColumnDataSource({"place": [], "number": [], "size": []}, name="points"),
-    }
     plot = figure(
         x_range=(0, 1),
         y_range=(1, 0),
@@ -129,52 +122,37 @@ def layer_map_drawing() -> dict:
     )
     plot.axis.ticker = FixedTicker(ticks=[], name="numbers")
     mapper = LinearColorMapper(palette=Viridis256, low=0, high=1)
-    colour = {"field": "value", "transform": mapper}
-    cells = plot.rect("x", "y", 1, 1, source=sources["cells"], fill_color=colour, line_color=colour)
-    plot.rect("x", "y", "width", 0.96, source=sources["band"], fill_color="colour", line_color=None)
-    plot.quad(
-        "left",
-        "right",
-        "top",
-        "bottom",
-        source=sources["frames"],
-        fill_color=None,
-        line_color="white",
-        line_width=2.5,
-    )
-    for place in ("vspan", "hspan"):
-        across = {"x" if place == "vspan" else "y": "place"}
-        getattr(plot, place)(
-            **across, source=sources["ends"], line_color="white", line_dash="dotted", line_alpha=0.8
-        )
-    plot.scatter(
-        "place",
-        "place",
-        source=sources["points"],
-        size="size",
-        fill_color="white",
-        line_color="black",
-        line_width=1.5,
-    )
-    plot.text(
-        "place",
-        "place",
-        "number",
-        source=sources["points"],
-        text_align="center",
-        text_baseline="middle",
-        text_color="black",
-        text_font_size="11px",
-        text_font_style="bold",
-    )
-    plot.add_tools(
-        HoverTool(
-            renderers=[cells], tooltips=[("sub-blocks", "@row and @column"), ("similarity", "@value{0.000}")]
-        )
-    )
+    cells = _draw_shapes(plot, {"field": "value", "transform": mapper})
+    tooltips = [("sub-blocks", "@row and @column"), ("similarity", "@value{0.000}")]
+    plot.add_tools(HoverTool(renderers=[cells], tooltips=tooltips))
     plot.add_layout(ColorBar(color_mapper=mapper, title="similarity", width=12), "right")
     plot.grid.visible = False
     return _renumbered(json_item(plot, TARGET))
+
+
+def _source(name: str, *columns: str) -> ColumnDataSource:
+    return ColumnDataSource({column: [] for column in columns}, name=name)
+
+
+def _draw_shapes(plot, colour: dict):
+    """All that the script fills, from the ground up; returns the heatmap's cells."""
+    cells = _source("cells", "x", "y", "value", "row", "column")
+    band = _source("band", "x", "y", "width", "colour")
+    frames = _source("frames", "left", "right", "top", "bottom")
+    ends, points = _source("ends", "place"), _source("points", "place", "number", "size")
+    heatmap = plot.rect("x", "y", 1, 1, source=cells, fill_color=colour, line_color=colour)
+    plot.rect("x", "y", "width", 0.96, source=band, fill_color="colour", line_color=None)
+    white = {"fill_color": None, "line_color": "white", "line_width": 2.5}
+    plot.quad("left", "right", "top", "bottom", source=frames, **white)
+    dotted = {"line_color": "white", "line_dash": "dotted", "line_alpha": 0.8}
+    plot.vspan(x="place", source=ends, **dotted)
+    plot.hspan(y="place", source=ends, **dotted)
+    disc = {"fill_color": "white", "line_color": "black", "line_width": 1.5}
+    plot.scatter("place", "place", source=points, size="size", **disc)
+    centred = {"text_align": "center", "text_baseline": "middle", "text_color": "black"}
+    bold = {"text_font_size": "11px", "text_font_style": "bold"}
+    plot.text("place", "place", "number", source=points, **centred, **bold)
+    return heatmap
 
 
 def _renumbered(item: dict) -> dict:
