@@ -1,8 +1,11 @@
 """How much faster is a sweep over hint points here than the usual way? Both in turns, in one process, on the
 same machine.
 
-    python benchmarks/distillation.py [--pair TEACHER,STUDENT] [--arms 8] [--method at] [--batch 64] [--seconds 60] [--json FILE]
-    python benchmarks/distillation.py --curves FOLDER     # cost against arms, batch and depth of the teacher: a figure and a JSON each
+    python benchmarks/distillation.py [--pair TEACHER,STUDENT] [--arms 8] [--method at] [--batch 64]
+        [--seconds 60] [--json FILE]
+    python benchmarks/distillation.py --curves FOLDER
+
+The second draws cost against arms, batch and depth of the teacher: a figure and a JSON each.
 
 The usual way (benchmarks/textbook.py) trains one student after the other. Its figure is the images per second
 of the student that is being trained; that of this project's loop is the images per second of all students

@@ -179,7 +179,8 @@ def last_line(code: str) -> str:
 
 KILLED_KERNEL = """
 import nbformat, nbclient
-notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")])
+cell = nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+notebook = nbformat.v4.new_notebook(cells=[cell])
 nbclient.NotebookClient(notebook, kernel_name="python3").execute()
 """
 

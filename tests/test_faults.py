@@ -247,7 +247,7 @@ def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
 
 
 # Clock
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_clock_that_jumps_disturbs_no_training(monkeypatch, undisturbed):
@@ -274,7 +274,7 @@ def test_durations_are_measured_with_a_clock_that_does_not_jump():
 
 
 # The whole study
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def environment(folder: Path) -> dict[str, str]:

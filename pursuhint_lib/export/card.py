@@ -1,4 +1,4 @@
-"""The model card of an exported network: what it is, how it was trained, how good it is, and how to load it."""
+"""The model card of an exported network: what it is, how it was trained, how good it is, how to load it."""
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

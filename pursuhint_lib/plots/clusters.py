@@ -265,7 +265,7 @@ def stability(
 
 
 def _bootstrap_shares(axis: Axes, frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]]):
-    """A row per metric: the share of samples in which each sub-block is chosen, circles around those on all images."""
+    """A row per metric: in which share of samples a sub-block is chosen; circles for all images."""
     metrics, layers = list(frequency), len(next(iter(frequency.values())))
     extent = (0.5, layers + 0.5, len(metrics) - 0.5, -0.5)
     shares = [frequency[metric] for metric in metrics]

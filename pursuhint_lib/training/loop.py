@@ -131,7 +131,7 @@ def run_epoch(
         trainee.prepare(epoch, schedule)
     done, world = Stretch(first, first, -(-len(images) // schedule.batch_size)), accelerator.num_processes
     begun = time.perf_counter()
-    # What is drawn on one source of chance must be drawn in order, and not be recorded.
+    # What is drawn by chance must be drawn in order, and not be recorded.
     chance = any(trainee.objective.drops for trainee in trainees)
     recordable = world == 1 and not chance and not any(trainee.objective.draws_on_cpu for trainee in trainees)
 
@@ -171,8 +171,7 @@ def run_epoch(
             whole = min(schedule.batch_size, len(images) - (done.last - 1) * schedule.batch_size)
             for trainee in trainees:
                 if chance:
-                    # A function of seed, epoch and batch, so that a resumed training draws the same, and the
-                    # same for all arms.
+                    # The same for all arms, and for a training that was resumed.
                     torch.manual_seed(drawn_seed(seed, epoch, done.last, accelerator.process_index))
                 step(trainee, batch, output, len(batch.labels) * world / whole)
     if accelerator.device.type == "cuda":

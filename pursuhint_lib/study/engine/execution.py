@@ -254,7 +254,8 @@ def _running(paths: StudyPaths, waiting: dict[str, Step]) -> Iterator[str]:
         if file.is_file():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 state = json.loads(file.read_text())
-                yield f"{state['label']}: {state['unit']} {state['done']} of {state['total']} {state['figures']}".rstrip()
+                counted = f"{state['unit']} {state['done']} of {state['total']}"
+                yield f"{state['label']}: {counted} {state['figures']}".rstrip()
 
 
 def failed_steps(profile: str, steps: Sequence[Step]) -> list[tuple[str, str]]:

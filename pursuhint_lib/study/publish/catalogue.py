@@ -81,23 +81,27 @@ def catalogue() -> str:
     """Both tables as Markdown."""
     return f"""# Methods and networks
 
-Made from the registries by `python -m pursuhint_lib.study.publish.catalogue`; a test compares this page with them.
+Made from the registries by `python -m pursuhint_lib.study.publish.catalogue`.
+A test compares this page with them.
 
 ## Methods
 
-The loss is CE + KD + weight · method. Losses of hint points are summed over the points; the originals of SP, CC, RKD, PKT, FT and CRD look at the
-last layer only, and FitNet at one. What each trains, and where it departs from its paper, stands at its class in
+The loss is CE + KD + weight · method. Losses of hint layers are summed over the layers. The originals of SP,
+CC, RKD, PKT, FT and CRD look at the last layer only, and FitNet at one. What each trains, and where it departs
+from its paper, stands at its class in
 [pursuhint_lib/distillers](../pursuhint_lib/distillers/).
-A method that uses logits takes the place of KD. Any sum is a method, too, of those without stages and with the student's own classifier: `at+rkd`,
-`wsl+at`, `wsl+crd`, `at+kd`.
-Weights are the literature's for 32×32 images, and some grow over the first twelfth of the epochs; a profile overrides them under
+A method that uses logits takes the place of KD. Any sum is a method, too, of those without stages and with
+the student's own classifier: `at+rkd`, `wsl+at`, `wsl+crd`, `at+kd`.
+Weights are the literature's for 32×32 images. Some grow over the first twelfth of the epochs. A profile
+overrides them under
 `weights: {{hint: {{at: 62.5}}}}`. A stage before the task takes the first eighth of the epochs.
 
 {methods_table().to_markdown(index=False)}
 
 ## Networks
 
-Parameters at 100 classes; sub-blocks are the candidate hint points on 32×32 images. Besides these: `torchvision/<name>` and `timm/<name>`.
+Parameters at 100 classes; sub-blocks are the candidate hint layers on 32×32 images. Besides these:
+`torchvision/<name>` and `timm/<name>`.
 
 {networks_table().to_markdown(index=False, intfmt=",")}
 """

@@ -58,7 +58,8 @@ def answer() -> str:
         f"accuracy, 95 % interval {paper['low']:.2f} "
         f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
         f"{_scale(name)}{_followed(name)}{_exchanged(name)}"
-        "In the table, the rows above it must hold before it means anything; those below it are its controls.",
+        "In the table, the rows above it must hold before it means anything; those below it are "
+        "its controls.",
         markdown[markdown.index("|") :].strip(),
         f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
         "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over "
