@@ -146,9 +146,7 @@ def test_gap_takes_the_last_k_where_the_peak_is_there(monkeypatch):
     matrix = planted((3, 3))
     objectives = iter([0.9, 0.5, 0.1] + [1.0] * 3)  # the matrix, then the reference
     cluster = choice.cluster
-    monkeypatch.setattr(
-        choice, "cluster", lambda *args: replace(cluster(*args), objective=next(objectives))
-    )
+    monkeypatch.setattr(choice, "cluster", lambda *args: replace(cluster(*args), objective=next(objectives)))
     curve = k_curve(matrix, "gap", draws=1, largest=3)
     assert curve.values == pytest.approx([-math.log(0.9), -math.log(0.5), -math.log(0.1)])
     assert curve.best == 3

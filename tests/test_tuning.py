@@ -255,7 +255,7 @@ def test_a_weight_at_which_students_fail_is_not_taken(trained):
     assert set(frame[frame["weight"] == 1e30]["status"]) == {"failed"}
     assert hint_weight(seldom, seldom.pairs[0], "sp") < 1e30
     hopeless = checked(replace(seldom, tuning=replace(seldom.tuning, methods={"sp": (1e30, 1e32)})))
-    message = r"every student of sp on resnet14-resnet8x0.25 has failed, at weights .*1e\+30.*; give the tuning"
+    message = r"every student of sp on resnet14-resnet8x0.25 has failed, at weights .*1e\+30.*; give"
     with pytest.raises(SettingsError, match=message):
         tune(hopeless, hopeless.pairs[0], "sp")
 

@@ -86,9 +86,9 @@ A test compares this page with them.
 
 ## Methods
 
-The loss is CE + KD + weight · method. Losses of hint layers are summed over the layers. The originals of SP,
-CC, RKD, PKT, FT and CRD look at the last layer only, and FitNet at one. What each trains, and where it departs
-from its paper, stands at its class in
+The loss is CE + KD + weight · method. Losses of hint layers are summed over the layers. The originals
+of SP, CC, RKD, PKT, FT and CRD look at the last layer only, and FitNet at one. What each trains, and where it
+departs from its paper, stands at its class in
 [pursuhint_lib/distillers](../pursuhint_lib/distillers/).
 A method that uses logits takes the place of KD. Any sum is a method, too, of those without stages and with
 the student's own classifier: `at+rkd`, `wsl+at`, `wsl+crd`, `at+kd`.
