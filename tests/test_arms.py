@@ -85,7 +85,7 @@ ALIKE = (Pair("resnet14", "resnet8"), Pair("resnet14", "resnet8x0.5"))
         ),
         (
             {"arms": ("stage-sets", "stage-set-2-4-6"), "pairs": ALIKE},
-            "arms names stage-set-2-4-6 more than once",
+            "arms: it names stage-set-2-4-6 more than once",
         ),
         (
             {"arms": ("stage-random-9",), "pairs": ALIKE},

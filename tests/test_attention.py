@@ -26,7 +26,8 @@ ENDS = ["layer1.0", "layer2.0", "layer3.0"]
 @pytest.fixture
 def profile():
     arms, pair = ("none", "stage-ends"), load_profile("smoke").pairs[0]
-    return fork(load_profile("smoke"), pair, arms=arms, metrics=("r2",), methods=("ce", "kd", "at"))
+    changes = {"arms": arms, "metrics": ("r2",), "methods": ("ce", "kd", "at")}
+    return fork(load_profile("smoke"), pair, apart=False, **changes)
 
 
 def test_maps_are_means_of_squares_scaled_to_255():

@@ -167,7 +167,7 @@ def test_an_exchange_of_what_the_profile_does_not_have_is_refused(profile, chang
 
 
 def test_a_method_is_named_once():
-    with pytest.raises(SettingsError, match="methods names at more than once"):
+    with pytest.raises(SettingsError, match="methods: it names at more than once"):
         Exchange("r2", ("at", "at"))
 
 

@@ -68,9 +68,10 @@ def subject(name: str, dataset: str) -> Subject:
         last.weight /= logits.std()
     schedule = Schedule(2, 50, 0.05)
     teacher, points = TeacherSettings("resnet14", Data(dataset), schedule), ("layer1.0",)
-    run = StudentSettings(
-        teacher, name, "at", points, points, 1.0, 1.0, 50.0, 4.0, Data(dataset), schedule, 3
-    )
+    weights = {"ce_weight": 1.0, "kd_weight": 1.0, "hint_weight": 50.0, "temperature": 4.0}
+    layers = {"teacher_points": points, "student_points": points}
+    rest = {"data": Data(dataset), "schedule": schedule, "seed": 3}
+    run = StudentSettings(teacher=teacher, student=name, method="at", **layers, **weights, **rest)
     known = {"data_checksum": "0123456789abcdef", "versions": {"torch": "2.15.0"}}
     record = Record(
         record_name(run), "student", resolved(run), "ok", {"accuracy": 12.5, "parameters": 1}, {}, known

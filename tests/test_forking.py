@@ -182,7 +182,7 @@ MISTAKES = [
         {"weights": {"hint": {"my_methods:poled": 1}}},
         ("method my_methods:poled must be a Distiller", "has pooled"),
     ),
-    ({"weights": {"hint": {"my_methods:pooled": -1}}}, ("hint weight of my_methods:pooled is -1",)),
+    ({"weights": {"hint": {"my_methods:pooled": -1}}}, ("weights.hint.my_methods:pooled is -1",)),
     (
         {"methods": ["my_methods:pooled", "twins:pooled"]},
         ("methods my_methods:pooled and twins:pooled have the same title, 'pooled regression'",),

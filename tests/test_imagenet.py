@@ -17,7 +17,7 @@ from PIL import Image
 
 from pursuhint_lib import data, training
 from pursuhint_lib.paths import NOTEBOOKS, ROOT, StudyPaths, sample_tree
-from pursuhint_lib.settings import Launch, SettingsError
+from pursuhint_lib.settings import Data, Launch, SettingsError
 from pursuhint_lib.study.__main__ import main
 from pursuhint_lib.study.engine import launch
 from pursuhint_lib.study.experiments.published import accuracy_table, published
@@ -180,7 +180,7 @@ def test_more_processes_than_gpus_are_refused(mini, monkeypatch):
 
 def test_published_figures_stand_beside_the_stage_ends_only(mini):
     profile = load_profile(mini)
-    profile = replace(profile, data=data.Data("imagenet"), pairs=(load_profile("imagenet").pairs[0],))
+    profile = replace(profile, data=Data("imagenet"), pairs=(load_profile("imagenet").pairs[0],))
     record = run_cell(load_profile(mini), load_profile(mini).pairs[0], "kd")["none"][0]
     table = accuracy_table(profile, profile.pairs[0], "at", {"none": [record], "stage-ends": [record]})
     assert table["published"].tolist() == ["", "70.70 (torchdistill, of the original)"]

@@ -66,7 +66,7 @@ def test_the_results_of_the_profile_stay_as_they_are(profile, tmp_path, teacher,
     run_notebook(tmp_path, teacher=teacher, student=student)
     assert content(StudyPaths("smoke").results) == before
     own = StudyPaths(f"smoke{OWN_PAIR}")
-    assert {path.name for path in own.results.iterdir()} == {"records", "hints", "figures", "tables"}
+    assert {path.name for path in own.results.iterdir()} == {"records", "hints", "maps", "figures", "tables"}
     # The profile's teacher is taken where it is kept; another is trained.
     (record,) = map(records.read, own.records.glob("teacher_*.json"))
     assert (record.settings["checkpoint"] is not None) == checkpoint

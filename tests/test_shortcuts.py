@@ -66,5 +66,5 @@ def test_runs_of_their_own_are_trained_apart_and_recorded_apart(profile):
 
 @pytest.mark.parametrize("seeds", [-1, 1])
 def test_too_few_seeds_for_an_interval_are_refused(seeds):
-    with pytest.raises(SettingsError, match=f"shortcut_seeds is {seeds}; give 2 or more, or 0"):
+    with pytest.raises(SettingsError, match=f"shortcut_seeds is {seeds}; "):
         replace(load_profile("smoke"), shortcut_seeds=seeds)

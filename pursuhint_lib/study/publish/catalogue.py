@@ -57,13 +57,14 @@ def methods_table() -> pd.DataFrame:
 
 
 def networks_table() -> pd.DataFrame:
-    """One row per entry of ``MODELS``, for 32×32 images and 100 classes; the source is the first line of the
-    family's file.
+    """One row per entry of ``MODELS``, for 32×32 images and 100 classes; the source is what the family's file
+    begins with.
     """
     rows, image = [], torch.zeros(1, 3, 32, 32)
     for name, builder in MODELS.items():
         model = build_model(name, 100)
-        family = sys.modules[builder.func.__module__].__doc__.splitlines()[0].rstrip(".")
+        about = sys.modules[builder.func.__module__].__doc__.partition("\n\n")[0]
+        family = " ".join(about.split()).rstrip(".")
         points, ends = candidate_points(model, image), stage_ends(model, image)
         rows.append(
             {
