@@ -48,6 +48,7 @@ def git(tmp_path, monkeypatch):
         (folder / name).mkdir(parents=True)
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "notebooks" / "ruff.toml", folder / "notebooks")
     (folder / "pursuhint_lib" / "__init__.py").write_text('"""The library."""\n')
     monkeypatch.chdir(folder)
     # Of the environment that runs the tests, as there is no .venv here; and none of the user's settings of

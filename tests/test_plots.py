@@ -118,6 +118,13 @@ def qualities() -> pd.DataFrame:
     )
 
 
+def searched() -> pd.DataFrame:
+    rows = [
+        (weight, arm, 40 + weight / 10, weight / 9) for weight in (1, 10, 100) for arm in ("last", "first")
+    ]
+    return pd.DataFrame(rows, columns=["weight", "arm", "accuracy", "gradient_ratio"])
+
+
 DEPTHS = {"none": (), "stage-ends": ((2, 0), (5, 1), (8, 2)), "pursuhint-r2": ((1, 0), (4, 1), (7, 2))}
 
 FIGURES = {
@@ -156,6 +163,7 @@ FIGURES = {
         networks().assign(pair="p", teacher="resnet56", method="at", arm="last"), {"parameters": "parameters"}
     ),
     "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10, margin=0.2),
+    "tuning_curve": lambda: plots.tuning_curve(searched(), 10, 1000),
 }
 
 # One seed only: no interval, no mean of several.

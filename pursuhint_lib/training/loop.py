@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -109,6 +109,12 @@ class Stretch:
         return self.last == self.batches
 
 
+def _wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def run_epoch(
     trainees: Sequence[Trainee],
     images: Images,
@@ -129,10 +135,10 @@ def run_epoch(
     """
     for trainee in trainees:
         trainee.prepare(epoch, schedule)
-    done, world = Stretch(first, first, -(-len(images) // schedule.batch_size)), accelerator.num_processes
-    begun = time.perf_counter()
-    # What is drawn by chance must be drawn in order, and not be recorded.
+    done = Stretch(first, first, -(-len(images) // schedule.batch_size))
+    world, begun = accelerator.num_processes, time.perf_counter()
     chance = any(trainee.objective.drops for trainee in trainees)
+    # What is drawn by chance must be drawn in order, and not be recorded.
     recordable = world == 1 and not chance and not any(trainee.objective.draws_on_cpu for trainee in trainees)
 
     def ask(batch: Batch) -> TeacherOutput | None:
@@ -167,15 +173,13 @@ def run_epoch(
     else:
         for batch in watched():
             output = ask(batch)
-            # The last batch may not be shared out evenly.
+            # The last batch may be shared out unevenly.
             whole = min(schedule.batch_size, len(images) - (done.last - 1) * schedule.batch_size)
             for trainee in trainees:
                 if chance:
                     # The same for all arms, and for a training that was resumed.
                     torch.manual_seed(drawn_seed(seed, epoch, done.last, accelerator.process_index))
                 step(trainee, batch, output, len(batch.labels) * world / whole)
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize(accelerator.device)
-    done.images = min(done.last * schedule.batch_size, len(images)) - first * schedule.batch_size
-    done.seconds = time.perf_counter() - begun
-    return done
+    _wait_for(accelerator.device)
+    seen = min(done.last * schedule.batch_size, len(images)) - first * schedule.batch_size
+    return replace(done, images=seen, seconds=time.perf_counter() - begun)
