@@ -1,9 +1,11 @@
-"""Does a network that is trained here become as good as one that PyTorch's and torchvision's own tools train with the same recipe?
+"""Does a network that is trained here become as good as one that PyTorch's and torchvision's own tools train
+with the same recipe?
 
     python benchmarks/accuracy.py PROFILE NETWORK [--role student|teacher] [--seeds 3] [--json FILE]
 
-The one side are the profile's records of the network alone. The other is trained now, in the plainest way: PIL transforms, a DataLoader, fp32, SGD,
-MultiStepLR; nothing of this project's loop, loader or augmentation, only the same images and the same network.
+The one side are the profile's records of the network alone. The other is trained now, in the plainest way:
+PIL transforms, a DataLoader, fp32, SGD, MultiStepLR; nothing of this project's loop, loader or augmentation,
+only the same images and the same network.
 """
 
 import argparse
@@ -26,8 +28,8 @@ from pursuhint_lib.models import build_model
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import provenance
 from pursuhint_lib.settings import Data, Profile, Schedule, SettingsError, choose
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.runs import cell_settings
+from pursuhint_lib.study.grid.cells import cell_settings
+from pursuhint_lib.study.grid.profiles import load_profile
 
 WORKERS = 1
 
@@ -40,19 +42,37 @@ def accuracies_on_record(profile: Profile, network: str, role: str) -> list[floa
         pair = next(pair for pair in profile.pairs if pair.student == network)
         cells = [cell_settings(profile, pair, "ce", seed, {}) for seed in profile.seeds]
         runs = [cell.run(cell.arms[0]) for cell in cells]
-    found = [record.metrics["accuracy"] for run in runs if (record := records.load(profile.name, run)) and record.status == "ok"]
+    found = [
+        record.metrics["accuracy"]
+        for run in runs
+        if (record := records.load(profile.name, run)) and record.status == "ok"
+    ]
     if not found:
-        raise SettingsError(f"{profile.name} has no record of {network} alone; run ./run_all.sh {profile.name} first")
+        raise SettingsError(
+            f"{profile.name} has no record of {network} alone; run ./run_all.sh {profile.name} first"
+        )
     return found
 
 
 def train_plainly(network: str, data: Data, schedule: Schedule, seed: int) -> float:
-    """Test accuracy (%) after the last epoch of a network trained with PyTorch's and torchvision's own tools."""
+    """Test accuracy (%) after the last epoch of a network trained with PyTorch's and
+    torchvision's own tools.
+    """
     torch.manual_seed(seed)
     entry, splits = describe(data), load_splits(data, torch.device("cpu"))
     model = build_model(network, entry.classes, entry.channels).train()
-    loader = DataLoader(Pictures(splits.train.images, splits.train.labels, entry), schedule.batch_size, shuffle=True, num_workers=WORKERS)
-    optimizer = torch.optim.SGD(model.parameters(), schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+    loader = DataLoader(
+        Pictures(splits.train.images, splits.train.labels, entry),
+        schedule.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        schedule.learning_rate,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+    )
     rates = torch.optim.lr_scheduler.MultiStepLR(optimizer, schedule.milestones, schedule.decay)
     with Progress(f"{network}, plainly, seed {seed}", schedule.epochs, "epoch") as progress:
         for _ in range(schedule.epochs):
@@ -70,7 +90,8 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, entry
     """Share of test images (uint8 [N, C, H, W]) that are classified rightly, in %."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (entry.mean, entry.std))
     right = sum(
-        (model((batch / 255 - mean) / std).argmax(1) == truth).sum().item() for batch, truth in zip(images.split(500), labels.split(500), strict=True)
+        (model((batch / 255 - mean) / std).argmax(1) == truth).sum().item()
+        for batch, truth in zip(images.split(500), labels.split(500), strict=True)
     )
     return 100 * right / len(labels)
 
@@ -78,9 +99,18 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, entry
 def measure(profile: Profile, network: str, role: str, seeds: int) -> dict:
     """Both sides' accuracies, and the difference of their means with Welch's 95 % interval."""
     here = accuracies_on_record(profile, network, role)
-    data, schedule = (profile.data, profile.teacher) if role == "teacher" else (profile.student_data, profile.student)
+    data, schedule = (
+        (profile.data, profile.teacher) if role == "teacher" else (profile.student_data, profile.student)
+    )
     plain = [train_plainly(network, data, schedule, seed) for seed in range(seeds)]
-    result = {"profile": profile.name, "network": network, "role": role, "here": here, "plain": plain, "difference": np.mean(here) - np.mean(plain)}
+    result = {
+        "profile": profile.name,
+        "network": network,
+        "role": role,
+        "here": here,
+        "plain": plain,
+        "difference": np.mean(here) - np.mean(plain),
+    }
     if min(len(here), len(plain)) > 1:
         low, high = stats.ttest_ind(here, plain, equal_var=False).confidence_interval()
         result |= {"low": low, "high": high}
@@ -106,13 +136,22 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("profile", help="a name in config/ or a YAML file of your own")
     parser.add_argument("network", help="a student or teacher of its pairs")
-    parser.add_argument("--role", choices=("student", "teacher"), default="student", help="whose recipe and images (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="networks to train plainly (default: %(default)s)")
+    parser.add_argument(
+        "--role",
+        choices=("student", "teacher"),
+        default="student",
+        help="whose recipe and images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="networks to train plainly (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file, too")
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
-        choose("network", options.network, dict.fromkeys(getattr(pair, options.role) for pair in profile.pairs))
+        choose(
+            "network", options.network, dict.fromkeys(getattr(pair, options.role) for pair in profile.pairs)
+        )
         if options.seeds < 1:
             raise SettingsError("give a number above 0 for --seeds")
         result = measure(profile, options.network, options.role, options.seeds)
@@ -121,7 +160,15 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     print(report(result))
     if options.json:
-        write_json(options.json, result | {"provenance": provenance(torch.device("cpu"), load_splits(profile.data, torch.device("cpu")).checksum)})
+        write_json(
+            options.json,
+            result
+            | {
+                "provenance": provenance(
+                    torch.device("cpu"), load_splits(profile.data, torch.device("cpu")).checksum
+                )
+            },
+        )
     return 0
 
 

@@ -1,13 +1,15 @@
-"""How much faster is a sweep over hint points here than the usual way? Both in turns, in one process, on the same machine.
+"""How much faster is a sweep over hint points here than the usual way? Both in turns, in one process, on the
+same machine.
 
     python benchmarks/distillation.py [--pair TEACHER,STUDENT] [--arms 8] [--method at] [--batch 64] [--seconds 60] [--json FILE]
     python benchmarks/distillation.py --curves FOLDER     # cost against arms, batch and depth of the teacher: a figure and a JSON each
 
-The usual way (benchmarks/textbook.py) trains one student after the other. Its figure is the images per second of the student that is being
-trained; that of this project's loop is the images per second of all students together, so both say how fast a sweep goes.
+The usual way (benchmarks/textbook.py) trains one student after the other. Its figure is the images per second
+of the student that is being trained; that of this project's loop is the images per second of all students
+together, so both say how fast a sweep goes.
 
-Images are CIFAR-100's, or random ones of its shape where it is not there; speed does not depend on what they show. The networks are not trained.
-Other programs that run at the same time disturb the figures.
+Images are CIFAR-100's, or random ones of its shape where it is not there; speed does not depend on what they
+show. The networks are not trained. Other programs that run at the same time disturb the figures.
 """
 
 import argparse
@@ -36,11 +38,17 @@ from pursuhint_lib.plots.style import new_figure, style
 from pursuhint_lib.profiling import profile_layers
 from pursuhint_lib.records import provenance
 from pursuhint_lib.settings import Data, Schedule, SettingsError, StudentSettings, TeacherSettings
-from pursuhint_lib.study.profile import network_points
-from pursuhint_lib.study.trial import settled
-from pursuhint_lib.training import FrozenTeacher, accelerator_for_this_process, build_learner, resolve_precision, seeded_model
-from pursuhint_lib.training.lanes import Lane, open_lane
+from pursuhint_lib.study.engine.dry_run import settled
+from pursuhint_lib.study.grid.profiles import network_points
+from pursuhint_lib.training import (
+    FrozenTeacher,
+    accelerator_for_this_process,
+    build_objective,
+    resolve_precision,
+    seeded_model,
+)
 from pursuhint_lib.training.loop import cores, run_epoch
+from pursuhint_lib.training.trainee import Trainee, open_trainee
 
 ALTERNATIONS = 5
 # Images that are drawn from in an epoch of this project's loop.
@@ -54,7 +62,9 @@ DATA = Data("cifar100")
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a pair, a method, ``arms`` sets of hint points, ``batch`` images a step, in ``precision``."""
+    """What is measured: a pair, a method, ``arms`` sets of hint points, ``batch`` images a step, in
+    ``precision``.
+    """
 
     teacher: str
     student: str
@@ -69,14 +79,29 @@ class Case:
         schedule = Schedule(epochs=1, batch_size=self.batch, learning_rate=1e-4)
         teacher, student = (network_points(name, DATA) for name in (self.teacher, self.student))
         run = StudentSettings(
-            teacher=TeacherSettings(self.teacher, DATA, schedule), student=self.student, method=self.method, teacher_points=(), student_points=(),
-            ce_weight=1.0, kd_weight=1.0 if entry.kd else 0.0, hint_weight=entry.weight, temperature=4.0, data=DATA, schedule=schedule,
-            seed=0, precision=self.precision,
-        )  # fmt: skip
+            teacher=TeacherSettings(self.teacher, DATA, schedule),
+            student=self.student,
+            method=self.method,
+            teacher_points=(),
+            student_points=(),
+            ce_weight=1.0,
+            kd_weight=1.0 if entry.kd else 0.0,
+            hint_weight=entry.weight,
+            temperature=4.0,
+            data=DATA,
+            schedule=schedule,
+            seed=0,
+            precision=self.precision,
+        )
         if not entry.hints:
             return [replace(run, seed=seed) for seed in range(self.arms)]
         sets = random_points(len(teacher.candidates), len(student.ends), self.arms)
-        return [replace(run, teacher_points=tuple(teacher.candidates[i] for i in points), student_points=student.ends) for points in sets]
+        return [
+            replace(
+                run, teacher_points=tuple(teacher.candidates[i] for i in points), student_points=student.ends
+            )
+            for points in sets
+        ]
 
 
 def load_images() -> tuple[Images, str]:
@@ -85,12 +110,20 @@ def load_images() -> tuple[Images, str]:
         return load_splits(DATA, torch.device("cpu")).train, "CIFAR-100"
     except DataError:
         generator, entry = torch.Generator().manual_seed(0), describe(DATA)
-        pixels = torch.randint(0, 256, (POOL, entry.channels, entry.image_size, entry.image_size), generator=generator, dtype=torch.uint8)
+        pixels = torch.randint(
+            0,
+            256,
+            (POOL, entry.channels, entry.image_size, entry.image_size),
+            generator=generator,
+            dtype=torch.uint8,
+        )
         return Images(pixels, torch.arange(POOL) % entry.classes, entry, torch.device("cpu")), "random images"
 
 
 def a_teacher(network: str, images: Images) -> nn.Module:
-    """A teacher with fresh weights, but BatchNorm statistics of images: the neutral ones lead to numbers that slow fp32 down by a third."""
+    """A teacher with fresh weights, but BatchNorm statistics of images: the neutral ones lead to numbers that
+    slow fp32 down by a third.
+    """
     batch, _ = next(images.ordered_batches(256))
     return settled(seeded_model(network, DATA, 0), batch).eval()
 
@@ -102,31 +135,45 @@ class Sweep:
         self.case, self.images, self.accelerator = case, images, accelerator_for_this_process()
         self.device, runs = self.accelerator.device, case.runs()
         teacher = a_teacher(case.teacher, images).to(self.device)
-        self.teacher = FrozenTeacher(teacher, dict.fromkeys(point for run in runs for point in run.teacher_points))
-        self.lanes = [self._lane(number, run) for number, run in enumerate(runs)]
+        self.teacher = FrozenTeacher(
+            teacher, dict.fromkeys(point for run in runs for point in run.teacher_points)
+        )
+        self.trainees = [self._trainee(number, run) for number, run in enumerate(runs)]
         self.schedule, self.epoch, self.step_seconds = runs[0].schedule, 0, float("inf")
 
-    def _lane(self, number: int, run: StudentSettings) -> Lane:
-        learner = build_learner(run, self.teacher.model, self.images.labels.cpu()).to(self.device)
-        return open_lane(str(number), learner, run.schedule, self.accelerator)
+    def _trainee(self, number: int, run: StudentSettings) -> Trainee:
+        objective = build_objective(run, self.teacher.model, self.images.labels.cpu()).to(self.device)
+        return open_trainee(str(number), objective, run.schedule, self.accelerator)
 
     def train(self, steps: int) -> None:
         """So many steps of every arm."""
         part, self.epoch = self.images.spread(steps * self.case.batch), self.epoch + 1
-        with cores(len(self.lanes), self.accelerator) as pool:
-            run_epoch(self.lanes, part, self.schedule, self.epoch, teacher=self.teacher, seed=0, precision=self.case.precision,
-                      accelerator=self.accelerator, watch=lambda share: None, pool=pool)  # fmt: skip
-        for lane in self.lanes:
+        with cores(len(self.trainees), self.accelerator) as pool:
+            run_epoch(
+                self.trainees,
+                part,
+                self.schedule,
+                self.epoch,
+                teacher=self.teacher,
+                seed=0,
+                precision=self.case.precision,
+                accelerator=self.accelerator,
+                watch=lambda share: None,
+                pool=pool,
+            )
+        for trainee in self.trainees:
             # Waits for the device, as the end of an epoch does.
-            float(lane.sums["total"])
+            float(trainee.sums["total"])
 
     def rate(self, seconds: float) -> float:
-        """Images per second, of all students together, over about so many seconds, by what the call before took; over two steps at first."""
+        """Images per second, of all students together, over about so many seconds, by what the call before
+        took; over two steps at first.
+        """
         steps = max(2, int(seconds / self.step_seconds))
         begun = time.perf_counter()
         self.train(steps)
         self.step_seconds = (time.perf_counter() - begun) / steps
-        return self.case.batch * len(self.lanes) / self.step_seconds
+        return self.case.batch * len(self.trainees) / self.step_seconds
 
 
 def textbook_rate(textbook: Textbook, seconds: float) -> float:
@@ -157,7 +204,9 @@ def peak_memory() -> Iterator[list[float]]:
         most = now()
         while not over.wait(0.05):
             most = max(most, now())
-        found.append(max(most, now()))  # once more at the end, as work that is shorter than the pause has an end only
+        found.append(
+            max(most, now())
+        )  # once more at the end, as work that is shorter than the pause has an end only
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -173,7 +222,9 @@ def compare(case: Case, seconds: float) -> dict:
     begun = time.perf_counter()
     images, what = load_images()
     run = case.runs()[0]
-    textbook = Textbook(replace(run, precision="fp32"), a_teacher(case.teacher, images), images.images, images.labels, WORKERS)
+    textbook = Textbook(
+        replace(run, precision="fp32"), a_teacher(case.teacher, images), images.images, images.labels, WORKERS
+    )
     sweep = Sweep(case, images)
     textbook_rate(textbook, 0.0)
     sweep.rate(0.0)
@@ -182,7 +233,10 @@ def compare(case: Case, seconds: float) -> dict:
     rates = {"textbook": [], "ours": []}
     memory = {"textbook": 0.0, "ours": 0.0}
     for _ in range(ALTERNATIONS):
-        for name, measure in (("textbook", lambda: textbook_rate(textbook, each)), ("ours", lambda: sweep.rate(each))):
+        for name, measure in (
+            ("textbook", lambda: textbook_rate(textbook, each)),
+            ("ours", lambda: sweep.rate(each)),
+        ):
             with peak_memory() as most:
                 rates[name].append(measure())
             memory[name] = max(memory[name], most[0])
@@ -190,14 +244,29 @@ def compare(case: Case, seconds: float) -> dict:
     ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["textbook"], strict=True)]
     ours = statistics.median(rates["ours"])
     return {
-        "pair": [case.teacher, case.student], "arms": case.arms, "method": case.method, "batch": case.batch,
-        "precision": case.precision, "images": what,
-        "textbook": {"images_per_second": _spread(rates["textbook"]), "steps_per_second": statistics.median(rates["textbook"]) / case.batch,
-                     "peak_memory_gb": memory["textbook"], "workers": WORKERS},
-        "ours": {"images_per_second": _spread(rates["ours"]), "steps_per_second": ours / case.batch / case.arms, "peak_memory_gb": memory["ours"],
-                 "shares": shares(sweep), **arithmetic(sweep, ours)},
-        "ratio": _spread(ratios), "alternations": ALTERNATIONS, **provenance(sweep.device, what),
-    }  # fmt: skip
+        "pair": [case.teacher, case.student],
+        "arms": case.arms,
+        "method": case.method,
+        "batch": case.batch,
+        "precision": case.precision,
+        "images": what,
+        "textbook": {
+            "images_per_second": _spread(rates["textbook"]),
+            "steps_per_second": statistics.median(rates["textbook"]) / case.batch,
+            "peak_memory_gb": memory["textbook"],
+            "workers": WORKERS,
+        },
+        "ours": {
+            "images_per_second": _spread(rates["ours"]),
+            "steps_per_second": ours / case.batch / case.arms,
+            "peak_memory_gb": memory["ours"],
+            "shares": shares(sweep),
+            **arithmetic(sweep, ours),
+        },
+        "ratio": _spread(ratios),
+        "alternations": ALTERNATIONS,
+        **provenance(sweep.device, what),
+    }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -205,16 +274,25 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def shares(sweep: Sweep) -> dict[str, float]:
-    """Share of a core's time in data, teacher, the student's own step, and what the method adds to it, each measured alone on one thread."""
+    """Share of a core's time in data, teacher, the student's own step, and what the method adds to it, each
+    measured alone on one thread.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     batch = next(sweep.images.train_batches(sweep.case.batch, 0, 0))
-    plain_run = replace(sweep.lanes[0].learner.run, method="ce", hint_weight=0.0, kd_weight=0.0, teacher_points=(), student_points=())
-    plain = sweep._lane(-1, plain_run)
+    plain_run = replace(
+        sweep.trainees[0].objective.run,
+        method="ce",
+        hint_weight=0.0,
+        kd_weight=0.0,
+        teacher_points=(),
+        student_points=(),
+    )
+    plain = sweep._trainee(-1, plain_run)
     output = sweep.teacher(batch.images)
 
-    def step(lane: Lane, answers) -> Callable[[], None]:
-        return lambda: lane.step(batch, answers, sweep.accelerator, sweep.case.precision)
+    def step(trainee: Trainee, answers) -> Callable[[], None]:
+        return lambda: trainee.step(batch, answers, sweep.accelerator, sweep.case.precision)
 
     def ask() -> None:
         with torch.autocast(sweep.device.type, torch.bfloat16, enabled=sweep.case.precision == "bf16"):
@@ -222,8 +300,13 @@ def shares(sweep: Sweep) -> dict[str, float]:
 
     some = sweep.images.spread(4 * sweep.case.batch)
     data = _seconds(lambda: list(some.train_batches(sweep.case.batch, 0, 0))) / 4
-    student, hinted = _seconds(step(plain, None)), _seconds(step(sweep.lanes[0], output))
-    parts = {"data": data, "teacher": _seconds(ask), "student": sweep.case.arms * student, "loss": sweep.case.arms * max(0.0, hinted - student)}
+    student, hinted = _seconds(step(plain, None)), _seconds(step(sweep.trainees[0], output))
+    parts = {
+        "data": data,
+        "teacher": _seconds(ask),
+        "student": sweep.case.arms * student,
+        "loss": sweep.case.arms * max(0.0, hinted - student),
+    }
     torch.set_num_threads(threads)
     return {name: value / sum(parts.values()) for name, value in parts.items()}
 
@@ -240,7 +323,9 @@ def _seconds(work: Callable[[], object], calls: int = 3) -> float:
 
 
 def arithmetic(sweep: Sweep, rate: float) -> dict[str, float]:
-    """Floating-point operations per second that ``rate`` images per second mean, and their share of the machine's matrix product."""
+    """Floating-point operations per second that ``rate`` images per second mean, and their share of the
+    machine's matrix product.
+    """
     image = sweep.images.spread(1)
     ((images, labels),) = image.ordered_batches(1)
     network = seeded_model(sweep.case.student, DATA, 0)
@@ -260,18 +345,31 @@ def table(result: dict) -> str:
     rows = []
     for name, label in (("textbook", "the usual way"), ("ours", f"{result['arms']} arms side by side")):
         part, spread = result[name], result[name]["images_per_second"]
-        rows.append([label, f"{spread['median']:.0f} ({spread['min']:.0f} to {spread['max']:.0f})", f"{part['steps_per_second']:.2f}",
-                     f"{part['peak_memory_gb']:.2f}"])  # fmt: skip
+        rows.append(
+            [
+                label,
+                f"{spread['median']:.0f} ({spread['min']:.0f} to {spread['max']:.0f})",
+                f"{part['steps_per_second']:.2f}",
+                f"{part['peak_memory_gb']:.2f}",
+            ]
+        )
     ratio, ours = result["ratio"], result["ours"]
     parts = ", ".join(f"{name} {share:.0%}" for name, share in ours["shares"].items())
     return "\n".join(
         [
-            f"{' → '.join(result['pair'])}, {result['method']}, batch {result['batch']}, {result['precision']} against fp32, {result['images']}; "
+            f"{' → '.join(result['pair'])}, {result['method']}, batch {result['batch']}, "
+            f"{result['precision']} against fp32, {result['images']}; "
             f"{result['device']}, {result['threads']} threads, torch {result['versions']['torch']}",
-            tabulate(rows, headers=["", "images/s of students", "steps/s of each", "peak memory, GB"], tablefmt="github"),
-            f"Ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) over {result['alternations']} alternations.",
+            tabulate(
+                rows,
+                headers=["", "images/s of students", "steps/s of each", "peak memory, GB"],
+                tablefmt="github",
+            ),
+            f"Ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) over "
+            f"{result['alternations']} alternations.",
             f"Time of a core, in the sweep: {parts}.",
-            f"{ours['flops'] / 1e9:.0f} GFLOP/s, {ours['share_of_peak']:.0%} of the {ours['matmul_flops'] / 1e9:.0f} GFLOP/s of a product "
+            f"{ours['flops'] / 1e9:.0f} GFLOP/s, {ours['share_of_peak']:.0%} of the "
+            f"{ours['matmul_flops'] / 1e9:.0f} GFLOP/s of a product "
             f"of matrices of {PEAK_SIDE}².",
         ]
     )
@@ -293,13 +391,25 @@ def curve(name: str, case: Case, images: Images, seconds: float) -> dict:
         here = at(case, value)
         sweep = Sweep(here, images)
         sweep.rate(0.0)
-        times.append(statistics.median(here.batch * here.arms / sweep.rate(seconds / len(values) / 4) for _ in range(3)))
-    result = {"varied": name, "values": list(values), "seconds_per_step": times, "pair": [case.teacher, case.student], "method": case.method}
+        times.append(
+            statistics.median(
+                here.batch * here.arms / sweep.rate(seconds / len(values) / 4) for _ in range(3)
+            )
+        )
+    result = {
+        "varied": name,
+        "values": list(values),
+        "seconds_per_step": times,
+        "pair": [case.teacher, case.student],
+        "method": case.method,
+    }
     if name == "arms":
         # Relative errors count, so that the few arms have their say.
         design = np.stack([np.ones(len(values)), np.array(values)], axis=1) / np.array(times)[:, None]
         (teacher, student), *_ = np.linalg.lstsq(design, np.ones(len(values)), rcond=None)
-        off = max(abs((teacher + student * value) / seen - 1) for value, seen in zip(values, times, strict=True))
+        off = max(
+            abs((teacher + student * value) / seen - 1) for value, seen in zip(values, times, strict=True)
+        )
         result |= {"teacher_seconds": teacher, "student_seconds": student, "largest_deviation": off}
     return result
 
@@ -313,11 +423,25 @@ def draw(result: dict, note: str):
         if "teacher_seconds" in result:
             line = [result["teacher_seconds"] + result["student_seconds"] * value for value in values]
             text = f"{result['teacher_seconds']:.3f} s + arms · {result['student_seconds']:.3f} s"
-            axes.plot(values, line, color="#8c8c8c", zorder=0, label=f"{text}\n(at most {result['largest_deviation']:.0%} off)")
+            axes.plot(
+                values,
+                line,
+                color="#8c8c8c",
+                zorder=0,
+                label=f"{text}\n(at most {result['largest_deviation']:.0%} off)",
+            )
             axes.legend()
         teacher, student = ("resnet", result["pair"][1]) if result["varied"] == "depth" else result["pair"]
-        labels = {"arms": "arms", "batch": "images per batch (4 arms)", "depth": "depth of the teacher (8 arms)"}
-        axes.set(xlabel=labels[result["varied"]], ylabel="seconds per step of all arms", ylim=(0, 1.08 * max(times)))
+        labels = {
+            "arms": "arms",
+            "batch": "images per batch (4 arms)",
+            "depth": "depth of the teacher (8 arms)",
+        }
+        axes.set(
+            xlabel=labels[result["varied"]],
+            ylabel="seconds per step of all arms",
+            ylim=(0, 1.08 * max(times)),
+        )
         axes.set(title=f"{teacher} → {student}, {distiller(result['method']).title}")
         figure.supxlabel(note, fontsize=6, x=0.01, ha="left", color="#8f4a00")
     return figure
@@ -331,45 +455,87 @@ def measure_profile(images: Images) -> dict:
         begun = time.perf_counter()
         profile_layers(teacher, some, network_points("resnet110", DATA).candidates)
         seconds = time.perf_counter() - begun
-    return {"network": "resnet110", "images": IMAGES_TO_PROFILE, "seconds": seconds, "peak_memory_gb": most[0]}
+    return {
+        "network": "resnet110",
+        "images": IMAGES_TO_PROFILE,
+        "seconds": seconds,
+        "peak_memory_gb": most[0],
+    }
 
 
 def measure_curves(case: Case, seconds: float, folder: Path) -> None:
     """All curves and the profile step, as figures and JSON files in a folder."""
     images, what = load_images()
     conditions = provenance(torch.device("cpu"), what)
-    note = f"{conditions['device']}, {conditions['threads']} threads, torch {conditions['versions']['torch']}, {case.precision}, {what}"
+    note = (
+        f"{conditions['device']}, {conditions['threads']} threads, torch "
+        f"{conditions['versions']['torch']}, {case.precision}, {what}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     # First, as what a process has once had counts as its memory.
     profile = measure_profile(images)
     write_json(folder / "profile-step.json", profile | conditions)
-    print(f"profile of {profile['network']} on {profile['images']} images: {profile['seconds']:.1f} s, {profile['peak_memory_gb']:.2f} GB")
+    print(
+        f"profile of {profile['network']} on {profile['images']} images: {profile['seconds']:.1f} s, "
+        f"{profile['peak_memory_gb']:.2f} GB"
+    )
     for name in CURVES:
         result = curve(name, case, images, seconds)
         write_json(folder / f"distillation-{name}.json", result | conditions)
         with style():
             draw(result, note).savefig(folder / f"distillation-{name}.svg")
             draw(result, note).savefig(folder / f"distillation-{name}.png", dpi=150)
-        print(f"{name}: " + ", ".join(f"{v}: {t:.3f} s" for v, t in zip(result["values"], result["seconds_per_step"], strict=True)), flush=True)
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{v}: {t:.3f} s" for v, t in zip(result["values"], result["seconds_per_step"], strict=True)
+            ),
+            flush=True,
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one measurement; exit status 2 and one line for a setting that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", default="resnet56,resnet20", help="teacher and student, with a comma between (default: %(default)s)")
-    parser.add_argument("--arms", type=int, default=8, help="sets of hint points trained side by side (default: %(default)s)")
+    parser.add_argument(
+        "--pair",
+        default="resnet56,resnet20",
+        help="teacher and student, with a comma between (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--arms", type=int, default=8, help="sets of hint points trained side by side (default: %(default)s)"
+    )
     parser.add_argument("--method", default="at", help="as in a profile (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images a step (default: %(default)s)")
-    parser.add_argument("--precision", default="auto", help="of this project's loop: auto, fp32 or bf16 (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for the whole measurement (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        help="of this project's loop: auto, fp32 or bf16 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="for the whole measurement (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
-    parser.add_argument("--curves", type=Path, help="measure cost against arms, batch and depth instead, and write figures to this folder")
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        help="measure cost against arms, batch and depth instead, and write figures to this folder",
+    )
     options = parser.parse_args(arguments)
     try:
         teacher, separator, student = options.pair.partition(",")
         if not separator or min(options.arms, options.batch, options.seconds) <= 0:
-            raise SettingsError("give --pair TEACHER,STUDENT and numbers above 0 for --arms, --batch and --seconds")
-        case = Case(teacher, student, options.method, options.arms, options.batch, resolve_precision(options.precision))
+            raise SettingsError(
+                "give --pair TEACHER,STUDENT and numbers above 0 for --arms, --batch and --seconds"
+            )
+        case = Case(
+            teacher,
+            student,
+            options.method,
+            options.arms,
+            options.batch,
+            resolve_precision(options.precision),
+        )
         if options.curves:
             measure_curves(case, options.seconds, options.curves)
             return 0

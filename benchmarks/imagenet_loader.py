@@ -1,31 +1,38 @@
-"""How fast does one core decode and augment ImageNet's JPEGs here, and how fast by torchvision's transforms? Both in turns, in one process.
+"""How fast does one core decode and augment ImageNet's JPEGs here, and how fast by torchvision's transforms?
+Both in turns, in one process.
 
     python benchmarks/imagenet_loader.py [--images DIR] [--side 224] [--seconds 60] [--json FILE]
 
-torchvision's way is its ``ImageFolder`` with RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize on Pillow's images, and for
-evaluation with Resize and CenterCrop instead of the first two; it ends in a normalised float32 image. Ours (pursuhint_lib/data/decoding.py)
-ends in uint8, for a batch is normalised on the device. So that nobody has to take this on trust, the same normalisation of batches is timed
-on this core too, into memory that is there already, and the ratio is given with it and without it. Ours also includes a random generator
-of its own for every training image.
+torchvision's way is its ``ImageFolder`` with RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize
+on Pillow's images, and for evaluation with Resize and CenterCrop instead of the first two; it ends in a
+normalised float32 image. Ours (pursuhint_lib/data/decoding.py) ends in uint8, for a batch is normalised on
+the device. So that nobody has to take this on trust, the same normalisation of batches is timed on this core
+too, into memory that is there already, and the ratio is given with it and without it. Ours also includes a
+random generator of its own for every training image.
 
-Times are processor seconds of one thread, so that other programs disturb them little. Files are read before the first turn, and lie in
-the system's cache from then on; waiting for a disk is not part of the figures.
+Times are processor seconds of one thread, so that other programs disturb them little. Files are read before
+the first turn, and lie in the system's cache from then on; waiting for a disk is not part of the figures.
 
-What was tried for training, as times torchvision's way on 248 real ImageNet images (500 × 375 for the most part; Pillow 13.0,
-torchvision 0.29, torch 2.15, one core of a Xeon):
+What was tried for training, as times torchvision's way on 248 real ImageNet images (500 × 375 for the most
+part; Pillow 13.0, torchvision 0.29, torch 2.15, one core of a Xeon):
 
-- 1.3: Pillow decodes, crops and resizes, pixels stay uint8. Also with ``draft``, which decodes at a half or a quarter of the size
-  where the crop keeps enough pixels: 2 % of the crops are that large.
-- 1.4: Pillow decodes, torch's antialiasing resize for uint8 scales the crop. torchvision's decoder and Pillow's resize: the same.
-- 1.55: the first of these, with a lower height written into the JPEG's header, so that the rows below the crop (16 %) are not decoded.
+- 1.3: Pillow decodes, crops and resizes, pixels stay uint8. Also with ``draft``, which decodes at a half or a
+  quarter of the size where the crop keeps enough pixels: 2 % of the crops are that large.
+- 1.4: Pillow decodes, torch's antialiasing resize for uint8 scales the crop. torchvision's decoder and
+  Pillow's resize: the same.
+- 1.55: the first of these, with a lower height written into the JPEG's header, so that the rows below the
+  crop (16 %) are not decoded.
 - 1.55: torchvision's decoder and its transforms v2 on uint8 tensors.
-- 1.7: torchvision's decoder, one copy of the crop with its channels last, torch's resize, mirroring after it. **This is what is used.**
-  Without the copy it takes 3 % longer; mirroring by NumPy takes 0.15 ms longer, torch 0.02 ms.
+- 1.7: torchvision's decoder, one copy of the crop with its channels last, torch's resize, mirroring after it.
+  **This is what is used.** Without the copy it takes 3 % longer; mirroring by NumPy takes 0.15 ms longer,
+  torch 0.02 ms.
 - 1.6: the same, and ``draft`` for large crops: looking at every header costs more than it saves.
-- 1.9: the same, and the lower height. libjpeg then complains about every image on standard error, which torchvision cannot silence.
+- 1.9: the same, and the lower height. libjpeg then complains about every image on standard error, which
+  torchvision cannot silence.
 
-For evaluation every pixel has to be that of torchvision's transforms, which leaves Pillow and 1.2. Torch's resize there would give
-1.6 and change 0.2 % of the values by a level or two; Pillow's resize straight to the crop 1.4 and 2 % of them by one.
+For evaluation every pixel has to be that of torchvision's transforms, which leaves Pillow and 1.2. Torch's
+resize there would give 1.6 and change 0.2 % of the values by a level or two; Pillow's resize straight to the
+crop 1.4 and 2 % of them by one.
 """
 
 import argparse
@@ -68,7 +75,9 @@ TRAIN_TARGET = 1.5
 
 
 def picture(number: int) -> Image.Image:
-    """500 × 375 pixels of coloured noise whose amplitudes fall with frequency as those of photographs do, and a few edges."""
+    """500 × 375 pixels of coloured noise whose amplitudes fall with frequency as those of photographs do, and
+    a few edges.
+    """
     draws = np.random.default_rng(number)
     height, width = 375, 500
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -79,13 +88,16 @@ def picture(number: int) -> Image.Image:
     pixels = 120 + 45 * grey_and_colours[:1] + 15 * grey_and_colours
     for _ in range(4):
         left, top = draws.integers(width - 50), draws.integers(height - 50)
-        pixels[:, top : top + draws.integers(20, 150), left : left + draws.integers(20, 150)] += draws.normal(scale=25, size=(3, 1, 1))
+        pixels[:, top : top + draws.integers(20, 150), left : left + draws.integers(20, 150)] += draws.normal(
+            scale=25, size=(3, 1, 1)
+        )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 @contextmanager
 def image_tree(given: Path | None) -> Iterator[tuple[Path, str]]:
-    """A folder with one class folder of images, and what they are: links to those of a given folder, or images made for the purpose.
+    """A folder with one class folder of images, and what they are: links to those of a given folder, or
+    images made for the purpose.
 
     **Raises:** ``DataError`` for a folder without images or with damaged ones.
     """
@@ -94,16 +106,20 @@ def image_tree(given: Path | None) -> Iterator[tuple[Path, str]]:
         (root / "images").mkdir()
         if given is None:
             for number in range(MADE):
-                # Colours are not subsampled, and a file has about 110 kB, as most of ImageNet's and their mean.
+                # Colours are not subsampled, and a file has about 110 kB, as most of ImageNet's and their
+                # mean.
                 picture(number).save(root / "images" / f"{number:04}.JPEG", quality=82, subsampling=0)
             yield root, "images made of noise"
         else:
-            found = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+            found = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()
+            )
             if not found:
                 raise DataError(f"{given} has no images ({', '.join(IMG_EXTENSIONS)})")
             for number in range(min(len(found), MOST_IMAGES)):
                 path = found[number * len(found) // min(len(found), MOST_IMAGES)]
-                # Finds damage under the name that the user knows, and brings the file into the system's cache.
+                # Finds damage under the name that the user knows, and brings the file into the system's
+                # cache.
                 decoding.test_pixels(path, 1)
                 (root / "images" / f"{number:04}{path.suffix}").symlink_to(path.resolve())
             yield root, f"images of {given.name}"
@@ -113,7 +129,8 @@ def image_tree(given: Path | None) -> Iterator[tuple[Path, str]]:
 class Ways:
     """Ways to get the image with a number, and the normalisation of ours.
 
-    **Arguments:** ``files`` the images, ``side`` in pixels, ``train`` and ``test``: torchvision's data sets of them.
+    **Arguments:** ``files`` the images, ``side`` in pixels, ``train`` and ``test``: torchvision's data sets
+    of them.
     """
 
     files: list[Path]
@@ -125,8 +142,12 @@ class Ways:
     def of(cls, root: Path, side: int) -> "Ways":
         """Ways to get the images of a tree."""
         last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        train = transforms.Compose([transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip(), *last])
-        test = transforms.Compose([transforms.Resize(round(side * 256 / 224)), transforms.CenterCrop(side), *last])
+        train = transforms.Compose(
+            [transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip(), *last]
+        )
+        test = transforms.Compose(
+            [transforms.Resize(round(side * 256 / 224)), transforms.CenterCrop(side), *last]
+        )
         sets = [ImageFolder(str(root), transform) for transform in (train, test)]
         return cls([Path(path) for path, _ in sets[0].samples], side, *sets)
 
@@ -148,7 +169,9 @@ class Ways:
             "train, torchvision": lambda number: self.train[number % len(self.files)],
             "train, ours": self.our_train,
             "test, torchvision": lambda number: self.test[number % len(self.files)],
-            "test, ours": lambda number: decoding.test_pixels(self.files[number % len(self.files)], self.side),
+            "test, ours": lambda number: decoding.test_pixels(
+                self.files[number % len(self.files)], self.side
+            ),
             "normalise": normalise,
         }
 
@@ -200,13 +223,17 @@ def speeds(times: dict[str, list[float]], kind: str) -> dict:
 
 
 def compare_crops(width: int = 500, height: int = 375) -> dict:
-    """Kolmogorov–Smirnov statistic, and its p-value, between crops of both ways: areas, ratios and centres."""
+    """Kolmogorov–Smirnov statistic, and its p-value, between crops of both ways: areas, ratios
+    and centres.
+    """
     draws = np.random.default_rng(0)
     ours = np.array([decoding.crop_box(width, height, draws) for _ in range(DRAWS)])
     torch.manual_seed(0)
     blank = Image.new("L", (width, height))
     params = transforms.RandomResizedCrop
-    theirs = np.array([params.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)])[:, [1, 0, 3, 2]]
+    theirs = np.array([params.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)])[
+        :, [1, 0, 3, 2]
+    ]
     parts = {
         "area": lambda crop: crop[:, 2] * crop[:, 3],
         "ratio": lambda crop: crop[:, 2] / crop[:, 3],
@@ -214,11 +241,15 @@ def compare_crops(width: int = 500, height: int = 375) -> dict:
         "centre, down": lambda crop: crop[:, 1] + crop[:, 3] / 2,
     }
     found = {name: ks_2samp(part(ours), part(theirs)) for name, part in parts.items()}
-    return {name: {"statistic": float(test.statistic), "p": float(test.pvalue)} for name, test in found.items()}
+    return {
+        name: {"statistic": float(test.statistic), "p": float(test.pvalue)} for name, test in found.items()
+    }
 
 
 def compare_pixels(ways: Ways) -> dict:
-    """Differences in levels (of 255) to torchvision's pixels: of training given the same crop, and of evaluation."""
+    """Differences in levels (of 255) to torchvision's pixels: of training given the same crop, and of
+    evaluation.
+    """
     train, test = [], []
     preset = transforms.Compose(ways.test.transform.transforms[:2])
     for index, path in enumerate(ways.files[:COMPARED]):
@@ -230,7 +261,12 @@ def compare_pixels(ways: Ways) -> dict:
         train.append(np.abs(ours.astype(int) - np.asarray(crop)))
         test.append(np.abs(decoding.test_pixels(path, side).astype(int) - np.asarray(preset(image))))
     return {
-        kind: {"mean": float(np.mean(found)), "max": int(np.max(found)), "share": float(np.mean(np.array(found) > 0)), "images": len(found)}
+        kind: {
+            "mean": float(np.mean(found)),
+            "max": int(np.max(found)),
+            "share": float(np.mean(np.array(found) > 0)),
+            "images": len(found),
+        }
         for kind, found in (("train", train), ("test", test))
     }
 
@@ -248,10 +284,12 @@ def conditions(ways: Ways, what: str) -> dict:
         **where,
         "versions": {**where["versions"], "pillow": Image.__version__, "jpeg": jpeg},
         "images": {
-            "what": what, "number": len(ways.files), "mean_kilobytes": statistics.fmean(path.stat().st_size for path in ways.files) / 1e3,
+            "what": what,
+            "number": len(ways.files),
+            "mean_kilobytes": statistics.fmean(path.stat().st_size for path in ways.files) / 1e3,
             "mean_megapixels": statistics.fmean(width * height for width, height in sizes) / 1e6,
         },
-    }  # fmt: skip
+    }
 
 
 def measure(given: Path | None, side: int, seconds: float) -> dict:
@@ -266,7 +304,16 @@ def measure(given: Path | None, side: int, seconds: float) -> dict:
         pixels, crops = compare_pixels(ways), compare_crops()
         turns = take_turns(ways, max(seconds - (time.perf_counter() - begun), 0.0))
     rates = {kind: speeds(turns["milliseconds"], kind) for kind in ("train", "test")}
-    return {"side": side, "alternations": ALTERNATIONS, "target": TRAIN_TARGET, **rates, **turns, "crops": crops, "pixels": pixels, **where}
+    return {
+        "side": side,
+        "alternations": ALTERNATIONS,
+        "target": TRAIN_TARGET,
+        **rates,
+        **turns,
+        "crops": crops,
+        "pixels": pixels,
+        **where,
+    }
 
 
 def table(result: dict) -> str:
@@ -280,22 +327,35 @@ def table(result: dict) -> str:
         part = result[kind]
         rows.append([f"{label}, torchvision", cell(part["torchvision"], 0), ""])
         rows.append([f"{label}, ours, uint8", cell(part["ours"], 0), cell(part["ratio"], 2)])
-        rows.append([f"{label}, ours, normalised", cell(part["ours_and_normalised"], 0), cell(part["ratio_and_normalised"], 2)])
+        rows.append(
+            [
+                f"{label}, ours, normalised",
+                cell(part["ours_and_normalised"], 0),
+                cell(part["ratio_and_normalised"], 2),
+            ]
+        )
     images, versions = result["images"], result["versions"]
     normalise = statistics.median(result["milliseconds"]["normalise"])
-    crops = ", ".join(f"{name} {test['statistic']:.4f} (p {test['p']:.2f})" for name, test in result["crops"].items())
+    crops = ", ".join(
+        f"{name} {test['statistic']:.4f} (p {test['p']:.2f})" for name, test in result["crops"].items()
+    )
     verdict = "met" if result["train"]["ratio"]["median"] >= result["target"] else "MISSED"
     train, test = (result["pixels"][kind] for kind in ("train", "test"))
     return "\n".join(
         [
-            f"{result['device']}, one thread of {result['cores']} cores, load {result['load_average']:.1f}; torch {versions['torch']}, "
+            f"{result['device']}, one thread of {result['cores']} cores, load {result['load_average']:.1f}; "
+            f"torch {versions['torch']}, "
             f"torchvision {versions['torchvision']}, Pillow {versions['pillow']}, {versions['jpeg']}",
-            f"{images['number']} {images['what']}: {images['mean_kilobytes']:.0f} kB and {images['mean_megapixels']:.2f} megapixels on average; "
-            f"{result['side']} pixels; {result['images_per_turn']} images in each of {result['alternations']} turns",
+            f"{images['number']} {images['what']}: {images['mean_kilobytes']:.0f} kB and "
+            f"{images['mean_megapixels']:.2f} megapixels on average; "
+            f"{result['side']} pixels; {result['images_per_turn']} images in each of "
+            f"{result['alternations']} turns",
             tabulate(rows, headers=["", "images/s of a core", "times torchvision"], tablefmt="github"),
-            f"Target for training: {result['target']} times, {verdict}. Normalising a batch of {BATCH} on this core: {normalise:.3f} ms per image.",
+            f"Target for training: {result['target']} times, {verdict}. Normalising a batch of {BATCH} on "
+            f"this core: {normalise:.3f} ms per image.",
             f"Crops, Kolmogorov–Smirnov statistic of {DRAWS} draws in each way: {crops}.",
-            f"Pixels, given the same crop: {train['mean']:.3f} levels of 255 apart on average, {train['max']} at the most (torch keeps the weights "
+            f"Pixels, given the same crop: {train['mean']:.3f} levels of 255 apart on average, "
+            f"{train['max']} at the most (torch keeps the weights "
             f"of a resize in 16 bits, Pillow in 32). Evaluation: {test['share']:.1%} of the values differ.",
         ]
     )
@@ -304,9 +364,16 @@ def table(result: dict) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Measure and report; exit status 2 and one line for a setting that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of images, or of folders of them (default: images made of noise)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="a folder of images, or of folders of them (default: images made of noise)",
+    )
     parser.add_argument("--side", type=int, default=224, help="pixels (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for the whole measurement (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="for the whole measurement (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file, too")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()

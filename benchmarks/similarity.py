@@ -1,20 +1,23 @@
-"""How fast is the similarity code, how much memory does it take, and how slow is the naive way? One table, a verdict per target.
+"""How fast is the similarity code, how much memory does it take, and how slow is the naive way? One table, a
+verdict per target.
 
     python benchmarks/similarity.py [--stream] [--json FILE]
 
-Everything runs on the CPU with all its cores; other programs that run at the same time make every time longer. Each case has
-a process of its own, so that its peak of memory is its own too.
+Everything runs on the CPU with all its cores; other programs that run at the same time make every time
+longer. Each case has a process of its own, so that its peak of memory is its own too.
 
-The features are synthetic: a residual stream of non-negative channels, x ← ReLU(x + random map of x + noise), which a wider
-random map takes over at the border of a stage. Its two sizes were chosen so that the paper's k-means cycles for some seeds (with
-both at 0.3 it settles for all of 40); the times per pair do not depend on them.
+The features are synthetic: a residual stream of non-negative channels, x ← ReLU(x + random map of x + noise),
+which a wider random map takes over at the border of a stage. Its two sizes were chosen so that the paper's
+k-means cycles for some seeds (with both at 0.3 it settles for all of 40); the times per pair do not depend on
+them.
 
-The naive way is that of the paper's public capsule: its k-means compares every layer with every centre anew in each round, R²
-by two QR factorisations and linear CKA by two Gram matrices [N, N], here in float64. The capsule also copies each Gram matrix
-and checks that it is symmetric, which takes most of its time: "published" linear CKA does so too, "naive" linear CKA does not.
+The naive way is that of the paper's public capsule: its k-means compares every layer with every centre anew
+in each round, R² by two QR factorisations and linear CKA by two Gram matrices [N, N], here in float64. The
+capsule also copies each Gram matrix and checks that it is symmetric, which takes most of its time:
+"published" linear CKA does so too, "naive" linear CKA does not.
 
-How often the capsule compares depends on the rounds of its k-means, which is why ratios are given for a typical seed and for
-80 rounds: that is what it pays when it cycles, as it did on a real ResNet-110.
+How often the capsule compares depends on the rounds of its k-means, which is why ratios are given for a
+typical seed and for 80 rounds: that is what it pays when it cycles, as it did on a real ResNet-110.
 """
 
 import argparse
@@ -49,7 +52,8 @@ from pursuhint_lib.similarity import similarity_matrices
 # (layers, channels) of each stage.
 Stages = Sequence[tuple[int, int]]
 
-# Size of the random map of a residual block, as a share of the stream, and of the noise, for a stream that starts with size 1.
+# Size of the random map of a residual block, as a share of the stream, and of the noise, for a stream that
+# starts with size 1.
 CHANGE = 0.5
 NOISE = 1.0
 # The paper's K, and the rounds after which its k-means gives up.
@@ -64,8 +68,9 @@ GB = 1e9
 class Sizes:
     """What is measured.
 
-    **Arguments:** ``small``, ``large``, ``streamed`` stages of the three networks; ``images`` of the first two,
-    ``streamed_images`` of the third, ``streamed_rbf_images`` of its RBF CKA; ``seeds`` for which the rounds of k-means are counted.
+    **Arguments:** ``small``, ``large``, ``streamed`` stages of the three networks; ``images`` of the first
+    two, ``streamed_images`` of the third, ``streamed_rbf_images`` of its RBF CKA; ``seeds`` for which the
+    rounds of k-means are counted.
     """
 
     small: Stages = ((18, 16), (18, 32), (18, 64))
@@ -81,8 +86,8 @@ class Sizes:
 class Row:
     """One line of the table; without a ``limit`` it is for information.
 
-    **Arguments:** ``value`` in ``unit``; ``limit`` the target, a minimum for ratios (unit ``×``) and otherwise a maximum;
-    ``how`` what the value is made of.
+    **Arguments:** ``value`` in ``unit``; ``limit`` the target, a minimum for ratios (unit ``×``) and
+    otherwise a maximum; ``how`` what the value is made of.
     """
 
     what: str
@@ -141,9 +146,9 @@ published_linear_cka = partial(gram_linear_cka, centre=published_centre_gram)
 class Rival:
     """A naive way to compare two layers.
 
-    **Arguments:** ``metric`` that gives the same value here; ``name`` for people; ``compare`` two layers; ``pairing`` picks
-    the pairs of stages it is timed on; ``repeats`` of each; ``target`` how many times faster a whole k-means shall be here;
-    ``reason`` why values may differ.
+    **Arguments:** ``metric`` that gives the same value here; ``name`` for people; ``compare`` two layers;
+    ``pairing`` picks the pairs of stages it is timed on; ``repeats`` of each; ``target`` how many times
+    faster a whole k-means shall be here; ``reason`` why values may differ.
     """
 
     metric: str
@@ -156,7 +161,15 @@ class Rival:
 
 
 RIVALS = (
-    Rival("r2-raw", "naive R²", naive_r2, itertools.combinations_with_replacement, 5, 200, " (QR takes channels that are always 0 for directions)"),
+    Rival(
+        "r2-raw",
+        "naive R²",
+        naive_r2,
+        itertools.combinations_with_replacement,
+        5,
+        200,
+        " (QR takes channels that are always 0 for directions)",
+    ),
     Rival("cka-linear", "naive linear CKA", naive_linear_cka, itertools.combinations, 1, 3000),
     Rival("cka-linear", "published linear CKA", published_linear_cka, itertools.combinations, 1, 3000),
 )
@@ -181,7 +194,10 @@ def residual_stream(maps: Sequence[Tensor], images: int, generator: torch.Genera
 def make_features(stages: Stages, images: int, seed: int) -> dict[str, Tensor]:
     """Layer name → features float32 [images, C]."""
     generator = torch.Generator().manual_seed(seed)
-    return {str(i): x for i, x in enumerate(residual_stream(random_maps(stages, generator), images, generator), start=1)}
+    return {
+        str(i): x
+        for i, x in enumerate(residual_stream(random_maps(stages, generator), images, generator), start=1)
+    }
 
 
 def in_own_process(function: Callable, *arguments):
@@ -203,14 +219,22 @@ def held_bytes() -> int:
 
 
 def measure_matrices(stages: Stages, images: int, metrics: Sequence[str]) -> dict:
-    """Seconds of the first call, and bytes: of the bare interpreter with its libraries, of the features, held before the call, at the peak."""
+    """Seconds of the first call, and bytes: of the bare interpreter with its libraries, of the features, held
+    before the call, at the peak.
+    """
     bare = held_bytes()
     features = make_features(stages, images, seed=0)
     before = held_bytes()
     _, seconds = timed(similarity_matrices, features, metrics)
     # macOS counts bytes, Linux kilobytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"seconds": seconds, "bare": bare, "features": sum(x.nbytes for x in features.values()), "before": before, "peak": peak}
+    return {
+        "seconds": seconds,
+        "bare": bare,
+        "features": sum(x.nbytes for x in features.values()),
+        "before": before,
+        "peak": peak,
+    }
 
 
 def count_rounds(stages: Stages, images: int, seeds: int) -> dict[str, list[int]]:
@@ -228,15 +252,19 @@ def evaluations(points: HintPoints) -> int:
 
 
 def stage_pairs(rival: Rival, stages: Stages) -> list[tuple[int, int]]:
-    """Layers to compare: the first of one stage with the last of another or of the same, as the rival pairs stages."""
+    """Layers to compare: the first of one stage with the last of another or of the same, as the rival pairs
+    stages.
+    """
     ends = list(itertools.accumulate(count for count, _ in stages))
     return [(ends[a] - stages[a][0], ends[b] - 1) for a, b in rival.pairing(range(len(stages)), 2)]
 
 
 def compare_ways(rival: Rival, stages: Stages, images: int, seed: int) -> dict:
-    """Seconds of a pair the naive way (each time, and their median) and of matrix and k-means here, on the same features.
+    """Seconds of a pair the naive way (each time, and their median) and of matrix and k-means here, on the
+    same features.
 
-    Also the rounds and comparisons of that k-means, and the largest difference between the values of the two ways.
+    Also the rounds and comparisons of that k-means, and the largest difference between the values of the two
+    ways.
     """
     features = make_features(stages, images, seed)
     layers = list(features.values())
@@ -269,7 +297,10 @@ def compare_ways(rival: Rival, stages: Stages, images: int, seed: int) -> dict:
 def ratio_row(rival: Rival, found: dict, case: str, compared: int, limit: float | None = None) -> Row:
     """How many times faster this project is if the naive way makes so many comparisons."""
     naive = compared * found["naive_median"]
-    how = f"{compared:,} comparisons of {found['naive_median']:.3g} s = {naive:,.0f} s, here {found['here_seconds']:.2f} s"
+    how = (
+        f"{compared:,} comparisons of {found['naive_median']:.3g} s = {naive:,.0f} s, here "
+        f"{found['here_seconds']:.2f} s"
+    )
     return Row(f"{rival.name} / here: {case}", naive / found["here_seconds"], "×", limit, how)
 
 
@@ -285,7 +316,13 @@ def ratio_rows(rival: Rival, sizes: Sizes, rounds: Sequence[int]) -> tuple[list[
     layers = usual["layers"]
     long = f"seed {longest['seed']}, which cycles" if cycling else "if it cycled; no seed here does"
     rows = [
-        ratio_row(rival, usual, f"{usual['rounds']} rounds (seed {usual['seed']}, the median of all)", usual["evaluations"], rival.target),
+        ratio_row(
+            rival,
+            usual,
+            f"{usual['rounds']} rounds (seed {usual['seed']}, the median of all)",
+            usual["evaluations"],
+            rival.target,
+        ),
         ratio_row(rival, longest, f"{MOST_ROUNDS} rounds ({long})", layers * K * MOST_ROUNDS, rival.target),
         ratio_row(rival, usual, "each pair once, no rounds", layers * (layers + 1) // 2),
     ]
@@ -294,7 +331,9 @@ def ratio_rows(rival: Rival, sizes: Sizes, rounds: Sequence[int]) -> tuple[list[
 
 def anonymous_bytes() -> int:
     """Memory of this process that is not backed by a file (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -327,7 +366,9 @@ def write_features(folder: Path, stages: Stages, images: int) -> None:
 
 
 def measure_mapped(folder: Path, stages: Stages, images: int, rbf_images: int) -> dict:
-    """Seconds and anonymous memory of matrices made from memory-mapped features, and seconds of RBF CKA of two of them."""
+    """Seconds and anonymous memory of matrices made from memory-mapped features, and seconds of RBF CKA of
+    two of them.
+    """
     widths = [width for count, width in stages for _ in range(count)]
     files = [torch.from_file(str(folder / str(i)), size=images * width) for i, width in enumerate(widths)]
     features = {str(i): file.view(images, -1) for i, file in enumerate(files)}
@@ -355,8 +396,16 @@ def stream_rows(sizes: Sizes) -> tuple[list[Row], dict]:
     what = f"{sum(count for count, _ in stages)} layers on disk, {size:.2f} GB"
     rows = [
         Row(f"{what}: R² + linear CKA", found["seconds"], "s", how=f"{images} images"),
-        Row(f"{what}: memory taken", peak - before, "GB", size / 2, f"anonymous: {before:.2f} GB before, {peak:.2f} GB at the peak"),
-        Row(f"{what}: RBF CKA of a pair", found["rbf_seconds"], "s", how=f"{sizes.streamed_rbf_images} images"),
+        Row(
+            f"{what}: memory taken",
+            peak - before,
+            "GB",
+            size / 2,
+            f"anonymous: {before:.2f} GB before, {peak:.2f} GB at the peak",
+        ),
+        Row(
+            f"{what}: RBF CKA of a pair", found["rbf_seconds"], "s", how=f"{sizes.streamed_rbf_images} images"
+        ),
     ]
     return rows, found
 
@@ -374,7 +423,10 @@ def matrix_rows(sizes: Sizes) -> tuple[list[Row], dict]:
         tell(what)
         found = figures[what] = in_own_process(measure_matrices, stages, sizes.images, metrics)
         bare, features, before = (found[name] / GB for name in ("bare", "features", "before"))
-        how = f"{before:.2f} GB before the first product: interpreter with libraries {bare:.2f}, features {features:.2f}"
+        how = (
+            f"{before:.2f} GB before the first product: interpreter with libraries {bare:.2f}, features "
+            f"{features:.2f}"
+        )
         shape = ", ".join(f"{count}×{width}" for count, width in stages)
         rows.append(Row(what, found["seconds"], "s", seconds, f"{shape} channels, {sizes.images} images"))
         rows.append(Row(f"{what}, peak memory", found["peak"] / GB, "GB", memory, how))
@@ -385,7 +437,9 @@ def rounds_text(metric: str, rounds: Sequence[int]) -> str:
     """For how many rounds the paper's k-means runs."""
     settled = [taken for taken in rounds if taken < MOST_ROUNDS]
     cycling = [str(seed) for seed, taken in enumerate(rounds) if taken == MOST_ROUNDS]
-    course = f"settles for {len(settled)} of {len(rounds)} seeds" + (f", after {min(settled)} to {max(settled)} rounds" if settled else "")
+    course = f"settles for {len(settled)} of {len(rounds)} seeds" + (
+        f", after {min(settled)} to {max(settled)} rounds" if settled else ""
+    )
     cycles = f"it cycles to {MOST_ROUNDS} rounds for {'seeds ' + ', '.join(cycling) if cycling else 'none'}"
     return f"The paper's k-means (K = {K}) under {metric} {course}; {cycles}."
 
@@ -425,9 +479,16 @@ def conditions() -> dict:
 
 
 def foreign_seconds() -> float:
-    """Processor seconds, since the machine started, that did not go into this program and the processes it has waited for."""
+    """Processor seconds, since the machine started, that did not go into this program and the processes it
+    has waited for.
+    """
     machine, own = psutil.cpu_times(), os.times()
-    return sum(machine) - machine.idle - getattr(machine, "iowait", 0) - (own.user + own.system + own.children_user + own.children_system)
+    return (
+        sum(machine)
+        - machine.idle
+        - getattr(machine, "iowait", 0)
+        - (own.user + own.system + own.children_user + own.children_system)
+    )
 
 
 def print_report(rows: Sequence[Row], sentences: Sequence[str], where: dict) -> None:
@@ -436,16 +497,44 @@ def print_report(rows: Sequence[Row], sentences: Sequence[str], where: dict) -> 
     print(f"{where['device']}, {where['cores']} cores, {where['threads']} threads; {where['date']}")
     print(f"Python {where['python']}, torch {versions['torch']}, numpy {versions['numpy']}")
     print(f"Other programs kept {where['foreign_cores']:.2f} cores busy meanwhile.\n")
-    cells = [(row.what, f"{row.value:,.{0 if row.value >= 100 else 2}f} {row.unit}", row.target, row.verdict, row.how) for row in rows]
-    print(tabulate(cells, headers=("what", "measured", "target", "verdict", "how"), disable_numparse=True, colalign=("left", "right", "right")), "\n")
+    cells = [
+        (
+            row.what,
+            f"{row.value:,.{0 if row.value >= 100 else 2}f} {row.unit}",
+            row.target,
+            row.verdict,
+            row.how,
+        )
+        for row in rows
+    ]
+    print(
+        tabulate(
+            cells,
+            headers=("what", "measured", "target", "verdict", "how"),
+            disable_numparse=True,
+            colalign=("left", "right", "right"),
+        ),
+        "\n",
+    )
     print(*sentences, sep="\n")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description="Measure the similarity code against its targets and against the naive way.")
-    parser.add_argument("--stream", action="store_true", help="also use features that stay on disk (Linux; 1.2 GB in a temporary folder, minutes)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, with the conditions they were measured under")
+    parser = argparse.ArgumentParser(
+        description="Measure the similarity code against its targets and against the naive way."
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="also use features that stay on disk (Linux; 1.2 GB in a temporary folder, minutes)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all figures, with the conditions they were measured under",
+    )
     options = parser.parse_args(arguments)
     where = conditions()
     begun, foreign = time.monotonic(), foreign_seconds()

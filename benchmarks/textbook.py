@@ -1,7 +1,8 @@
-"""Distillation the usual way, to measure against: one student at a time, as in the public implementations of the field.
+"""Distillation the usual way, to measure against: one student at a time, as in the public implementations of
+the field.
 
-Images go through PIL transforms in worker processes; both networks run in single precision and in the default memory layout; every
-student has a teacher pass of its own; loss and accuracy are read off after every step.
+Images go through PIL transforms in worker processes; both networks run in single precision and in the default
+memory layout; every student has a teacher pass of its own; loss and accuracy are read off after every step.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pursuhint_lib.distillers import Signals
 from pursuhint_lib.losses import kd
 from pursuhint_lib.settings import StudentSettings
 from pursuhint_lib.taps import LayerTap
-from pursuhint_lib.training import build_learner
+from pursuhint_lib.training import build_objective
 
 
 class Pictures(Dataset):
@@ -28,7 +29,12 @@ class Pictures(Dataset):
     def __init__(self, images: Tensor, labels: Tensor, entry):
         self.images, self.labels = images.permute(0, 2, 3, 1).numpy(), labels.numpy()
         self.transform = Compose(
-            [RandomCrop(entry.image_size, padding=entry.padding), RandomHorizontalFlip(), ToTensor(), Normalize(entry.mean, entry.std)]
+            [
+                RandomCrop(entry.image_size, padding=entry.padding),
+                RandomHorizontalFlip(),
+                ToTensor(),
+                Normalize(entry.mean, entry.std),
+            ]
         )
 
     def __len__(self) -> int:
@@ -42,16 +48,28 @@ class Pictures(Dataset):
 class Textbook:
     """One student of one arm and its teacher; ``step`` trains on the next batch."""
 
-    def __init__(self, run: StudentSettings, teacher: nn.Module, images: Tensor, labels: Tensor, workers: int):
+    def __init__(
+        self, run: StudentSettings, teacher: nn.Module, images: Tensor, labels: Tensor, workers: int
+    ):
         entry = describe(run.data)
         self.run, self.teacher = run, teacher.to(memory_format=torch.contiguous_format).eval()
-        learner = build_learner(run, teacher, labels)
-        self.student, self.method = learner.network.to(memory_format=torch.contiguous_format).train(), learner.method
+        objective = build_objective(run, teacher, labels)
+        self.student, self.method = (
+            objective.network.to(memory_format=torch.contiguous_format).train(),
+            objective.method,
+        )
         schedule = run.schedule
         parameters = [*self.student.parameters(), *(self.method.parameters() if self.method else ())]
-        self.optimizer = torch.optim.SGD(parameters, schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            parameters, schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+        )
         self.loader = DataLoader(
-            Pictures(images, labels, entry), schedule.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0, drop_last=True
+            Pictures(images, labels, entry),
+            schedule.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            drop_last=True,
         )
         self.batches = self._endless()
         self.taps = LayerTap(self.student, run.student_points), LayerTap(self.teacher, run.teacher_points)
@@ -69,10 +87,17 @@ class Textbook:
         with torch.no_grad(), self.taps[1]:
             answers = self.teacher(images)
             teacher_maps = self.taps[1].features
-        loss = self.run.ce_weight * F.cross_entropy(logits, labels) + self.run.kd_weight * kd(logits, answers, self.run.temperature)
+        loss = self.run.ce_weight * F.cross_entropy(logits, labels) + self.run.kd_weight * kd(
+            logits, answers, self.run.temperature
+        )
         if self.method:
-            maps = [student_maps[name] for name in self.run.student_points], [teacher_maps[name] for name in self.run.teacher_points]
-            loss = loss + self.run.hint_weight * self.method(Signals(*maps, logits, answers, labels, indices, self.run.temperature))
+            maps = (
+                [student_maps[name] for name in self.run.student_points],
+                [teacher_maps[name] for name in self.run.teacher_points],
+            )
+            loss = loss + self.run.hint_weight * self.method(
+                Signals(*maps, logits, answers, labels, indices, self.run.temperature)
+            )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -24,7 +24,8 @@ MAX_ROUNDS = 80
 MAX_SETS = 500_000
 # HiGHS calls a set optimal that is within 1e-6 of the optimum; in these units that is 1e-12.
 UNITS = 1e6
-# Sums closer than this are ties, since rounding must not decide; either layer of a pair, for one, is its medoid.
+# Sums closer than this are ties, since rounding must not decide; either layer of a pair, for one, is its
+# medoid.
 TIE = 1e-9
 # Within-cluster sums below this count as this, for the logarithm of a perfect clustering is −∞.
 FLOOR = 1e-12
@@ -40,8 +41,10 @@ class HintPoints:
     - ``labels``: for each of the L sub-blocks, which hint point (0 … K−1) it belongs to.
     - ``algorithm``: name in ``ALGORITHMS``.
     - ``objective``: sum over sub-blocks of 1 − similarity to their hint point; smaller is tighter.
-    - ``converged``, ``iterations``: whether the algorithm settled, and after how many rounds it did or gave up.
-    - ``cycle``: the ascending sets of centres that a k-means was seen to go round in, from the first repeated one on.
+    - ``converged``, ``iterations``: whether the algorithm settled, and after how many rounds it did or gave
+      up.
+    - ``cycle``: the ascending sets of centres that a k-means was seen to go round in, from the first repeated
+      one on.
     """
 
     indices: tuple[int, ...]
@@ -64,7 +67,9 @@ class Clustering(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One round of the paper's k-means: K centres in cluster order, and for each of the L sub-blocks its cluster."""
+    """One round of the paper's k-means: K centres in cluster order, and for each of the L sub-blocks its
+    cluster.
+    """
 
     centres: tuple[int, ...]
     labels: tuple[int, ...]
@@ -74,8 +79,9 @@ class Round(NamedTuple):
 class KCurve:
     """How well each number of points does.
 
-    **Arguments:** ``criterion`` a name in ``CRITERIA``; ``algorithm`` a name in ``ALGORITHMS``; ``ks`` the numbers tried;
-    ``values`` of the criterion and their standard ``errors``, one per k; ``best`` the k that the criterion's rule takes.
+    **Arguments:** ``criterion`` a name in ``CRITERIA``; ``algorithm`` a name in ``ALGORITHMS``; ``ks`` the
+    numbers tried; ``values`` of the criterion and their standard ``errors``, one per k; ``best`` the k that
+    the criterion's rule takes.
     """
 
     criterion: str
@@ -86,15 +92,18 @@ class KCurve:
     best: int
 
 
-def choose_hint_points(similarity: Tensor | np.ndarray, k: int | str, algorithm: str = "kmeans-index", *, seed: int = 0) -> HintPoints:
+def choose_hint_points(
+    similarity: Tensor | np.ndarray, k: int | str, algorithm: str = "kmeans-index", *, seed: int = 0
+) -> HintPoints:
     """Cluster the sub-blocks and return the cluster centres.
 
-    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L, or the name in ``CRITERIA`` of the way to find it;
-    ``algorithm`` a name in ``ALGORITHMS``; ``seed`` for what is random in algorithm and criterion.
+    **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L, or the name in ``CRITERIA`` of
+    the way to find it; ``algorithm`` a name in ``ALGORITHMS``; ``seed`` for what is random in algorithm and
+    criterion.
 
-    **Raises:** ``ValueError`` for a matrix that is not square, finite and symmetric with diagonal 1, k out of range, two centres
-    on one sub-block, or fewer clusters than k; ``KeyError`` for an unknown algorithm or criterion; ``RuntimeError`` if the
-    solver behind k-medoids fails.
+    **Raises:** ``ValueError`` for a matrix that is not square, finite and symmetric with diagonal 1, k out of
+    range, two centres on one sub-block, or fewer clusters than k; ``KeyError`` for an unknown algorithm or
+    criterion; ``RuntimeError`` if the solver behind k-medoids fails.
     """
     if isinstance(k, str):
         k = k_curve(similarity, k, algorithm, seed=seed).best
@@ -102,44 +111,60 @@ def choose_hint_points(similarity: Tensor | np.ndarray, k: int | str, algorithm:
     points = _cluster(similarity, k, algorithm, seed)
     for earlier, later in itertools.pairwise(points.indices):
         if earlier == later:
-            raise ValueError(f"{algorithm} puts two centres on sub-block {later + 1}, as others are exactly like it; take a smaller k or kmedoids")
+            raise ValueError(
+                f"{algorithm} puts two centres on sub-block {later + 1}, as others are exactly like it; take "
+                "a smaller k or kmedoids"
+            )
     return points
 
 
 def k_curve(
-    similarity: Tensor | np.ndarray, criterion: str, algorithm: str = "kmeans-index", *, largest: int | None = None, draws: int = 50, seed: int = 0
+    similarity: Tensor | np.ndarray,
+    criterion: str,
+    algorithm: str = "kmeans-index",
+    *,
+    largest: int | None = None,
+    draws: int = 50,
+    seed: int = 0,
 ) -> KCurve:
     """Try numbers of points and say which is best.
 
-    - ``silhouette`` (Rousseeuw 1987), k ≥ 2: mean over sub-blocks of how much nearer their own cluster is than the next one;
-      best is the largest value. It is NaN where there is only one non-empty cluster.
-    - ``gap`` (Tibshirani, Walther & Hastie 2001), k ≥ 1: how much smaller the log objective is than in ``draws`` matrices in
-      which similarity fades with depth but has no borders; best is the first k within a standard error of the peak. (The
-      authors stop at the first k that the next does not beat, which equal blocks defeat: two clusters cut three blocks badly.)
+    - ``silhouette`` (Rousseeuw 1987), k ≥ 2: mean over sub-blocks of how much nearer their own cluster is
+      than the next one; best is the largest value. It is NaN where there is only one non-empty cluster.
+    - ``gap`` (Tibshirani, Walther & Hastie 2001), k ≥ 1: how much smaller the log objective is than in
+      ``draws`` matrices in which similarity fades with depth but has no borders; best is the first k within a
+      standard error of the peak. (The authors stop at the first k that the next does not beat, which equal
+      blocks defeat: two clusters cut three blocks badly.)
 
-    **Arguments:** ``similarity`` [L, L]; ``largest`` k to try, at most L−1, by default at most 10; ``seed`` of the draws and the algorithm.
+    **Arguments:** ``similarity`` [L, L]; ``largest`` k to try, at most L−1, by default at most 10; ``seed``
+    of the draws and the algorithm.
 
-    **Raises:** ``KeyError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3 sub-blocks, ``largest``
-    below 2, no draws, sub-blocks too much alike for a silhouette, or a matrix that ``choose_hint_points`` refuses.
+    **Raises:** ``KeyError`` for an unknown criterion or algorithm; ``ValueError`` for fewer than 3
+    sub-blocks, ``largest`` below 2, no draws, sub-blocks too much alike for a silhouette, or a matrix that
+    ``choose_hint_points`` refuses.
     """
     similarity = _checked(similarity, 1)
     measure = _entry(CRITERIA, "criterion", criterion)
     layers, largest = len(similarity), 10 if largest is None else largest
     if layers < 3 or largest < 2 or draws < 1:
-        raise ValueError(f"finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are {layers}, {largest} and {draws}")
+        raise ValueError(
+            f"finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are {layers}, {largest} and "
+            f"{draws}"
+        )
     return measure(similarity, algorithm, min(largest, layers - 1), draws, seed)
 
 
 def kmeans_rounds(similarity: Tensor | np.ndarray, k: int) -> list[Round]:
     """The paper's k-means, round by round (rule of the public capsule's k_means.py).
 
-    Centres start evenly in depth. Each round assigns every sub-block to its most similar centre and moves each centre to the
-    member whose index is nearest to the members' mean index, rounded down; an empty cluster keeps its centre. The metric draws
-    the borders, the index picks the sub-block.
+    Centres start evenly in depth. Each round assigns every sub-block to its most similar centre and moves
+    each centre to the member whose index is nearest to the members' mean index, rounded down; an empty
+    cluster keeps its centre. The metric draws the borders, the index picks the sub-block.
 
     **Arguments:** ``similarity`` [L, L]; ``k`` number of points, 1 ≤ k ≤ L.
 
-    **Returns:** rounds up to the fixed point or to the first whose centres were there before; at most ``MAX_ROUNDS`` + 1.
+    **Returns:** rounds up to the fixed point or to the first whose centres were there before; at most
+    ``MAX_ROUNDS`` + 1.
 
     **Raises:** ``ValueError`` as ``choose_hint_points`` does for the matrix and k.
     """
@@ -168,13 +193,22 @@ def _checked(similarity: Tensor | np.ndarray, k: int) -> np.ndarray:
     skew = np.abs(similarity - similarity.T)
     if (skew > 1e-8).any():
         row, column = np.unravel_index(skew.argmax(), skew.shape)
-        raise ValueError(f"the similarity matrix is not symmetric in sub-blocks {row + 1} and {column + 1}; average it with its transpose")
+        raise ValueError(
+            f"the similarity matrix is not symmetric in sub-blocks {row + 1} and {column + 1}; average it "
+            "with its transpose"
+        )
     error = np.abs(similarity.diagonal() - 1)
     if (error > 1e-6).any():
         worst = int(error.argmax())
-        raise ValueError(f"sub-block {worst + 1} is {similarity[worst, worst]:g} like itself, not 1; give similarities scaled to 1, not distances")
+        raise ValueError(
+            f"sub-block {worst + 1} is {similarity[worst, worst]:g} like itself, not 1; give similarities "
+            "scaled to 1, not distances"
+        )
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(similarity):
-        raise ValueError(f"k is {k!r}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and {len(similarity)}")
+        raise ValueError(
+            f"k is {k!r}; this teacher has {len(similarity)} sub-blocks, so give k between 1 and "
+            f"{len(similarity)}"
+        )
     return similarity
 
 
@@ -187,7 +221,9 @@ def _entry(registry: dict[str, Callable], what: str, name: str) -> Callable:
 def _cluster(similarity: np.ndarray, k: int, algorithm: str, seed: int) -> HintPoints:
     """Run an algorithm; two centres may fall on one layer."""
     found = _entry(ALGORITHMS, "algorithm", algorithm)(similarity, k, seed)
-    objective = float(sum(1 - similarity[layer, found.centres[label]] for layer, label in enumerate(found.labels)))
+    objective = float(
+        sum(1 - similarity[layer, found.centres[label]] for layer, label in enumerate(found.labels))
+    )
     return HintPoints(found.centres, found.labels, algorithm, objective, *found[2:])
 
 
@@ -211,13 +247,17 @@ def _least(costs: np.ndarray) -> np.ndarray:
 
 
 def _around_centres(similarity: np.ndarray, centres: Sequence[int], *course) -> Clustering:
-    """Clusters of given centres: every layer belongs to its most similar one. ``course``: further fields of ``Clustering``."""
+    """Clusters of given centres: every layer belongs to its most similar one. ``course``: further fields of
+    ``Clustering``.
+    """
     centres = tuple(sorted(centres))
     return Clustering(centres, tuple(_assign(similarity, centres).tolist()), *course)
 
 
 def _around_medoids(similarity: np.ndarray, labels: np.ndarray) -> Clustering:
-    """Given clusters [L], numbered by their medoids; of two equally central members the earlier is the medoid."""
+    """Given clusters [L], numbered by their medoids; of two equally central members the earlier is the
+    medoid.
+    """
     owner = np.empty(len(labels), dtype=int)
     for label in set(labels.tolist()):
         members = np.flatnonzero(labels == label)
@@ -233,12 +273,16 @@ def _kmeans_index(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
     cycle = tuple(tuple(sorted(centres)) for centres in visited[visited.index(visited[-1]) : -1])
     if cycle:
         # The last round is back at cycle[0]; the paper's walk goes round until its rounds are used up.
-        return _around_centres(similarity, cycle[(MAX_ROUNDS + 1 - len(visited)) % len(cycle)], False, MAX_ROUNDS, cycle)
+        return _around_centres(
+            similarity, cycle[(MAX_ROUNDS + 1 - len(visited)) % len(cycle)], False, MAX_ROUNDS, cycle
+        )
     return _around_centres(similarity, visited[-1], len(visited) <= MAX_ROUNDS, min(len(visited), MAX_ROUNDS))
 
 
 def _kmeans_settled(similarity: np.ndarray, k: int, seed: int) -> Clustering:
-    """The paper's k-means, but a cycle ends at the tightest of its sets, the lexicographically first of equals."""
+    """The paper's k-means, but a cycle ends at the tightest of its sets, the lexicographically first of
+    equals.
+    """
     found = _kmeans_index(similarity, k, seed)
     if not found.cycle:
         return found
@@ -248,7 +292,9 @@ def _kmeans_settled(similarity: np.ndarray, k: int, seed: int) -> Clustering:
 
 
 def _kmedoids(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
-    """Centres that minimise the sum of 1 − similarity, exactly: all sets are tried, or an integer programme is solved."""
+    """Centres that minimise the sum of 1 − similarity, exactly: all sets are tried, or an integer programme
+    is solved.
+    """
     if math.comb(len(similarity), k) > MAX_SETS:
         return _around_centres(similarity, _p_median(similarity, k))
     sets = np.array(list(itertools.combinations(range(len(similarity)), k)))
@@ -259,10 +305,12 @@ def _kmedoids(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
 
 
 def _p_median(similarity: np.ndarray, k: int) -> tuple[int, ...]:
-    """The k medoids of least total distance, by HiGHS; where several partitions are best, those of one of them.
+    """The k medoids of least total distance, by HiGHS; where several partitions are best, those of one of
+    them.
 
-    Unknowns: open[j] ∈ {0, 1}, then share[i, j] ∈ [0, 1] of layer i that belongs to j. k are open; the shares of a layer, only
-    in open ones, add up to 1. Once the open ones are known, whole shares are best, so shares need not be declared integer.
+    Unknowns: open[j] ∈ {0, 1}, then share[i, j] ∈ [0, 1] of layer i that belongs to j. k are open; the shares
+    of a layer, only in open ones, add up to 1. Once the open ones are known, whole shares are best, so shares
+    need not be declared integer.
     """
     layers = len(similarity)
     each, column = sparse.eye_array(layers), np.ones((layers, 1))
@@ -279,14 +327,17 @@ def _p_median(similarity: np.ndarray, k: int) -> tuple[int, ...]:
     if result.status != 0:
         raise RuntimeError(f"no exact k-medoids: {result.message}")
     centres = np.flatnonzero(result.x[:layers] > 0.5)
-    # Of two equal medoids take the earlier, as enumeration does; a centre stays with itself even if another is exactly like it.
+    # Of two equal medoids take the earlier, as enumeration does; a centre stays with itself even if another
+    # is exactly like it.
     labels = _assign(similarity, centres)
     labels[centres] = np.arange(k)
     return _around_medoids(similarity, labels).centres
 
 
 def _segments(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
-    """The k contiguous segments of depth that are tightest around their medoids (dynamic programming over borders)."""
+    """The k contiguous segments of depth that are tightest around their medoids (dynamic programming over
+    borders).
+    """
     layers = len(similarity)
     tightness = np.full((layers, layers), np.inf)  # [first layer of a segment, last layer]
     for first in range(layers):
@@ -318,9 +369,14 @@ def _spectral(similarity: np.ndarray, k: int, seed: int) -> Clustering:
     with warnings.catch_warnings():
         # Blocks that share nothing are just what is looked for.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
-        labels = SpectralClustering(k, affinity="precomputed", random_state=seed).fit_predict(similarity.clip(min=0))
+        labels = SpectralClustering(k, affinity="precomputed", random_state=seed).fit_predict(
+            similarity.clip(min=0)
+        )
     if len(set(labels.tolist())) < k:
-        raise ValueError(f"spectral clustering does not find {k} clusters, as sub-blocks are exactly alike; take a smaller k")
+        raise ValueError(
+            f"spectral clustering does not find {k} clusters, as sub-blocks are exactly alike; take a "
+            "smaller k"
+        )
     return _around_medoids(similarity, labels)
 
 
@@ -340,18 +396,35 @@ def _silhouette_curve(similarity: np.ndarray, algorithm: str, largest: int, _dra
     np.fill_diagonal(distance, 0)
     ks = range(2, largest + 1)
     labels = [_cluster(similarity, k, algorithm, seed).labels for k in ks]
-    values = [float(silhouette_score(distance, found, metric="precomputed")) if len(set(found)) > 1 else math.nan for found in labels]
+    values = [
+        float(silhouette_score(distance, found, metric="precomputed")) if len(set(found)) > 1 else math.nan
+        for found in labels
+    ]
     if np.isnan(values).all():
-        raise ValueError(f"{algorithm} leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as a number")
-    return KCurve("silhouette", algorithm, tuple(ks), tuple(values), (0.0,) * len(ks), ks[_least(-np.nan_to_num(values, nan=-math.inf))])
+        raise ValueError(
+            f"{algorithm} leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as a "
+            "number"
+        )
+    return KCurve(
+        "silhouette",
+        algorithm,
+        tuple(ks),
+        tuple(values),
+        (0.0,) * len(ks),
+        ks[_least(-np.nan_to_num(values, nan=-math.inf))],
+    )
 
 
 def _gap_curve(similarity: np.ndarray, algorithm: str, largest: int, draws: int, seed: int) -> KCurve:
     ks = range(1, largest + 1)
     generator = np.random.default_rng(seed)
     matrices = [similarity, *(_borderless(similarity, generator) for _ in range(draws))]
-    logs = np.log([[max(_cluster(matrix, k, algorithm, seed).objective, FLOOR) for k in ks] for matrix in matrices])
-    gaps = logs[1:] - logs[0]  # before averaging, so that gaps are exactly 0 where the references equal the matrix
+    logs = np.log(
+        [[max(_cluster(matrix, k, algorithm, seed).objective, FLOOR) for k in ks] for matrix in matrices]
+    )
+    gaps = (
+        logs[1:] - logs[0]
+    )  # before averaging, so that gaps are exactly 0 where the references equal the matrix
     values, errors = gaps.mean(axis=0), gaps.std(axis=0) * math.sqrt(1 + 1 / draws)
     peak = int(values.argmax())
     best = next(k for k in ks if values[k - 1] >= values[peak] - errors[peak] - TIE)
@@ -359,8 +432,12 @@ def _gap_curve(similarity: np.ndarray, algorithm: str, largest: int, draws: int,
 
 
 def _borderless(similarity: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random matrix with the same similarities at each distance in depth, whichever sub-blocks they belonged to."""
-    upper = sum(np.diag(generator.permutation(similarity.diagonal(lag)), lag) for lag in range(1, len(similarity)))
+    """A random matrix with the same similarities at each distance in depth, whichever sub-blocks they
+    belonged to.
+    """
+    upper = sum(
+        np.diag(generator.permutation(similarity.diagonal(lag)), lag) for lag in range(1, len(similarity))
+    )
     return upper + upper.T + np.eye(len(similarity))
 
 
@@ -372,13 +449,16 @@ CRITERIA: dict[str, Callable[[np.ndarray, str, int, int, int], KCurve]] = {
 
 
 def segment_middles(layers: int, k: int) -> tuple[int, ...]:
-    """Middle sub-block of each of k equal depth segments: where the paper's k-means ends, or nearly, when the metric tells depth only.
+    """Middle sub-block of each of k equal depth segments: where the paper's k-means ends, or nearly, when the
+    metric tells depth only.
 
-    **Returns:** k ascending 0-based indices, 1 ≤ k ≤ ``layers``; segment j of [0, layers) is [j·layers/k, (j+1)·layers/k), and of two middles
-    the earlier one is taken, as the paper's rule does.
+    **Returns:** k ascending 0-based indices, 1 ≤ k ≤ ``layers``; segment j of [0, layers) is [j·layers/k,
+    (j+1)·layers/k), and of two middles the earlier one is taken, as the paper's rule does.
     """
     if not 1 <= k <= layers:
-        raise ValueError(f"k is {k}; {layers} sub-blocks have 1 to {layers} segments, so give k between these")
+        raise ValueError(
+            f"k is {k}; {layers} sub-blocks have 1 to {layers} segments, so give k between these"
+        )
     return tuple(((2 * j + 1) * layers - 1) // (2 * k) for j in range(k))
 
 
@@ -390,7 +470,10 @@ def random_points(layers: int, k: int, draws: int, *, seed: int = 0) -> list[tup
     **Raises:** ``ValueError`` if there are fewer than ``draws`` different sets.
     """
     if (sets := math.comb(layers, k)) < draws:
-        raise ValueError(f"only {sets} different sets of {k} among {layers} sub-blocks; {draws} random arms were asked for; give fewer or another k")
+        raise ValueError(
+            f"only {sets} different sets of {k} among {layers} sub-blocks; {draws} random arms were asked "
+            "for; give fewer or another k"
+        )
     generator = np.random.default_rng(seed)
     found: list[tuple[int, ...]] = []
     while len(found) < draws:

@@ -22,8 +22,8 @@ HERE = f"{zlib.crc32(platform.node().encode()):08x}"
 def draft_beside(path: Path) -> Path:
     """Where to write what shall take the place of a file or folder.
 
-    The name holds machine and process number: two processes that write the same don't mix. Drafts that killed processes of this machine have
-    left are removed.
+    The name holds machine and process number: two processes that write the same don't mix. Drafts that killed
+    processes of this machine have left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f"{path.name}.{HERE}-"
@@ -36,8 +36,8 @@ def draft_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write in place of ``path``; it takes the name when all went well and is on the disk, so that no reader sees half a file,
-    not even after the power fails.
+    """A draft to write in place of ``path``; it takes the name when all went well and is on the disk, so that
+    no reader sees half a file, not even after the power fails.
     """
     draft = draft_beside(path)
     try:
@@ -66,13 +66,16 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Write JSON with one line per top-level entry, which reads and diffs well."""
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items())
+    lines = ",\n".join(
+        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()
+    )
     with replacing(path) as draft:
         draft.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def sealed(content: dict) -> dict:
-    """The content with the SHA-256 of its JSON as a last entry, whatever the order and spacing in which the JSON is written.
+    """The content with the SHA-256 of its JSON as a last entry, whatever the order and spacing in which the
+    JSON is written.
 
     **Arguments:** ``content`` what JSON can hold, without an entry ``sha256``.
     """

@@ -195,5 +195,7 @@ class StudyPaths:
 
 
 def file_name(network: str) -> str:
-    """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as ``my_methods:mine`` a colon)."""
+    """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as
+    ``my_methods:mine`` a colon).
+    """
     return network.replace("/", "_").replace(":", ".")

@@ -1,4 +1,6 @@
-"""One training in several processes: who this one is, how many threads it takes, and what all have together. One that is alone is all there is."""
+"""One training in several processes: who this one is, how many threads it takes, and what all have together.
+One that is alone is all there is.
+"""
 
 import contextlib
 from collections.abc import Iterator

@@ -12,12 +12,14 @@ from .settings import SettingsError
 from .taps import LayerTap
 
 BATCH = 64
-# Features of all sub-blocks together that are kept in memory (50 000 images of ResNet-110: 403 MB); above it they go to a file.
+# Features of all sub-blocks together that are kept in memory (50 000 images of ResNet-110: 403 MB); above it
+# they go to a file.
 MEMORY_BYTES = 1 << 30
 
 
 def profile_layers(teacher: nn.Module, images: Images, points: Sequence[str]) -> dict[str, Tensor]:
-    """Features of every sub-block on un-augmented images in their stored order, all from one forward pass per image.
+    """Features of every sub-block on un-augmented images in their stored order, all from one forward pass per
+    image.
 
     More than ``MEMORY_BYTES`` of them are memory-mapped from a file without a name, which goes when they go.
 
@@ -44,7 +46,9 @@ def profile_layers(teacher: nn.Module, images: Images, points: Sequence[str]) ->
 
 def _pooled(name: str, maps: Tensor) -> Tensor:
     if maps.ndim != 4:
-        raise SettingsError(f"sub-block {name} gives shape {tuple(maps.shape)}; only maps [N, C, H, W] can be profiled")
+        raise SettingsError(
+            f"sub-block {name} gives shape {tuple(maps.shape)}; only maps [N, C, H, W] can be profiled"
+        )
     return maps.float().mean((2, 3))
 
 
@@ -57,5 +61,7 @@ def _room(first: dict[str, Tensor], images: int) -> dict[str, Tensor]:
     for name, part in first.items():
         # The mapping keeps the file alive when it has lost its name.
         with tempfile.NamedTemporaryFile(dir=work_root()) as file:
-            mapped[name] = torch.from_file(file.name, shared=True, size=images * part.shape[1]).view(images, part.shape[1])
+            mapped[name] = torch.from_file(file.name, shared=True, size=images * part.shape[1]).view(
+                images, part.shape[1]
+            )
     return mapped

@@ -31,7 +31,9 @@ class Progress:
         # Of processes that train together the first one speaks for all.
         silent = os.environ.get("RANK", "0") != "0"
         self._file = Path(file) if file and not silent else None
-        self._bar = None if file or silent else tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+        self._bar = (
+            None if file or silent else tqdm(total=total, initial=done, desc=label, unit=unit, leave=False)
+        )
         self._write()
 
     def advance(self, figures: str = "") -> None:
@@ -43,7 +45,9 @@ class Progress:
         self._write(figures)
 
     def within(self, share: float) -> None:
-        """So much of the present unit is done, 0 to 1; told at most every two seconds, so it costs nothing to call often."""
+        """So much of the present unit is done, 0 to 1; told at most every two seconds, so it costs nothing to
+        call often.
+        """
         if time.monotonic() - self._told < SECONDS_BETWEEN:
             return
         if self._bar is not None:
@@ -54,7 +58,13 @@ class Progress:
         self._told = time.monotonic()
         if self._file is None:
             return
-        state = {"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures}
+        state = {
+            "label": self.label,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "figures": figures,
+        }
         with replacing(self._file) as draft:
             draft.write_text(json.dumps(state))
 

@@ -3,9 +3,10 @@
 Q = S + √(I · E), of features [N, C] and class labels [N]:
 
 - separation S: mean |cosine| within classes minus mean |cosine| between classes;
-- information I: (1 − mean over classes of the smallest |cosine| within) × spectral entropy of the classes / ln 5;
-- efficiency E: 2 · (mean over classes of the smallest distance to another class) / (mean length) · (N/π)^(1/D), with D the
-  number of directions that the features span.
+- information I: (1 − mean over classes of the smallest |cosine| within) × spectral entropy of the classes /
+  ln 5;
+- efficiency E: 2 · (mean over classes of the smallest distance to another class) / (mean length) ·
+  (N/π)^(1/D), with D the number of directions that the features span.
 
 The authors take whole maps; here, as everywhere in the profile, a map is averaged over space.
 """
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Share of a class's variance whose principal directions count for the entropy, and the entropy's unit (both from the authors' code).
+# Share of a class's variance whose principal directions count for the entropy, and the entropy's unit (both
+# from the authors' code).
 ENERGY = 0.95
 ENTROPY_UNIT = math.log(5)
 # All pairs of images are compared: 5 000² × 8 bytes = 200 MB.
@@ -40,7 +42,8 @@ def layer_quality(features: Tensor, labels: Tensor) -> Quality:
 
     **Arguments:** ``features`` [N, C]; ``labels`` int [N].
 
-    **Raises:** ``ValueError`` if there are not two classes with at least two images each, or no image has any activation.
+    **Raises:** ``ValueError`` if there are not two classes with at least two images each, or no image has any
+    activation.
     """
     # Evenly spaced, since images may be stored class by class.
     count = min(len(features), MAX_IMAGES)
@@ -49,7 +52,10 @@ def layer_quality(features: Tensor, labels: Tensor) -> Quality:
     classes = [members for c in labels.unique() if len(members := (labels == c).nonzero()[:, 0]) > 1]
     lengths = x.norm(dim=1)
     if len(classes) < 2 or not lengths.max() > 0:
-        raise ValueError("layer quality needs features that are not all zero, and two classes with at least two images each")
+        raise ValueError(
+            "layer quality needs features that are not all zero, and two classes with at least two images "
+            "each"
+        )
     # A silent image has no direction; it is like nothing.
     unit = x / lengths.clamp_min(torch.finfo(x.dtype).tiny)[:, None]
     cosines, distances = (unit @ unit.T).abs(), torch.cdist(x, x)
@@ -58,7 +64,9 @@ def layer_quality(features: Tensor, labels: Tensor) -> Quality:
     separation = float(torch.stack([w.mean() for w in within]).mean() - cosines[~alike].mean())
     # Below 0 is rounding.
     spread = 1 - min(1.0, float(torch.stack([w.min() for w in within]).mean()))
-    information = spread * sum(_spectral_entropy(x[members]) for members in classes) / len(classes) / ENTROPY_UNIT
+    information = (
+        spread * sum(_spectral_entropy(x[members]) for members in classes) / len(classes) / ENTROPY_UNIT
+    )
     gaps = distances.masked_fill(alike, torch.inf)
     gap = float(torch.stack([gaps[members].min() for members in classes]).mean())
     efficiency = 2 * gap / float(lengths.mean()) * (len(x) / math.pi) ** (1 / len(_variances(x)))

@@ -1,4 +1,6 @@
-"""One JSON file per run: settings, metrics, history and provenance. A run that exists is loaded, not repeated."""
+"""One JSON file per run: settings, metrics, history and provenance. A run that exists is loaded, not
+repeated.
+"""
 
 import json
 import platform
@@ -18,7 +20,8 @@ from .files import sealed, unsealed, write_json
 from .paths import ROOT, StudyPaths
 from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 
-# Beyond so many characters the hint points are counted in a record's name, not listed: file names have a limit.
+# Beyond so many characters the hint points are counted in a record's name, not listed: file names have a
+# limit.
 MAX_POINTS_TEXT = 80
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "numpy")
 
@@ -33,12 +36,13 @@ class Record:
     - ``kind``: ``teacher`` or ``student``.
     - ``settings``: resolved settings, as plain values.
     - ``status``: ``ok``, or ``failed`` when the loss stopped being finite.
-    - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test epoch),
-      ``parameters``; accuracies are missing for a failed run, which has ``failed_in_step`` (from 1).
+    - ``metrics``: ``accuracy`` (test, last epoch, %; the headline), ``optimistic_accuracy`` (best test
+      epoch), ``parameters``; accuracies are missing for a failed run, which has ``failed_in_step`` (from 1).
     - ``history``: column → one value per epoch; ``accuracy`` is null where it was not measured.
-    - ``provenance``: seconds and CPU seconds (of this process; students that train side by side share both), images per second (each through all
-      students of the training) and share of the time spent waiting for them, processes, device, driver, versions, git commit, checksums of the
-      data and of the teacher's weights, threads, peak memory of the process. Older records lack some of it.
+    - ``provenance``: seconds and CPU seconds (of this process; students that train side by side share both),
+      images per second (each through all students of the training) and share of the time spent waiting for
+      them, processes, device, driver, versions, git commit, checksums of the data and of the teacher's
+      weights, threads, peak memory of the process. Older records lack some of it.
     """
 
     name: str
@@ -58,7 +62,15 @@ def record_name(settings: TeacherSettings | StudentSettings) -> str:
     else:
         points = "+".join(settings.teacher_points) or "no-hints"
         points = points if len(points) <= MAX_POINTS_TEXT else f"{len(settings.teacher_points)}-points"
-        parts = [settings.student, "from", settings.teacher.network, settings.method, points, f"seed{settings.seed}", digest]
+        parts = [
+            settings.student,
+            "from",
+            settings.teacher.network,
+            settings.method,
+            points,
+            f"seed{settings.seed}",
+            digest,
+        ]
     return "_".join(parts).replace("/", "-").replace(":", ".")
 
 
@@ -73,7 +85,10 @@ def load(profile: str, settings: TeacherSettings | StudentSettings) -> Record | 
     record = read(path)
     others = differing(record.settings, resolved(settings))
     if others:
-        raise SettingsError(f"{path} was made with other settings ({', '.join(others)}) than its name says; delete it to run again")
+        raise SettingsError(
+            f"{path} was made with other settings ({', '.join(others)}) than its name says; delete it to run "
+            "again"
+        )
     return record
 
 
@@ -99,7 +114,9 @@ def read(path: Path) -> Record:
         if wrong:
             raise TypeError(f"{wrong[0]} is of the wrong kind")
     except (ValueError, TypeError, RecursionError) as error:
-        raise SettingsError(f"{path} is not a record ({' '.join(str(error).split())}); delete it to run again") from None
+        raise SettingsError(
+            f"{path} is not a record ({' '.join(str(error).split())}); delete it to run again"
+        ) from None
     return record
 
 
@@ -113,7 +130,9 @@ def _git() -> dict:
     """Commit of the checkout and whether tracked files differ from it; empty outside git."""
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         # Results are rewritten while the study runs, so only the code decides whether the tree is dirty.
@@ -127,7 +146,10 @@ def _processor() -> str:
     """Name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 @cache
@@ -141,7 +163,8 @@ def _gpu_driver() -> str | None:
 
 
 def provenance(device: torch.device, data_checksum: str) -> dict:
-    """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the process has had, in MiB.
+    """Conditions of a run: device, versions, git commit, data checksum, threads, and the most memory the
+    process has had, in MiB.
 
     On a GPU also the most of its memory, and the versions of driver and CUDA.
     """
@@ -164,7 +187,8 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Command line: ``verify FOLDER [PROFILE]`` draws a folder of results again from its records and compares.
+    """Command line: ``verify FOLDER [PROFILE]`` draws a folder of results again from its records and
+    compares.
 
     **Returns:** the exit status, as ``study.verify`` says.
     """
@@ -172,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m pursuhint_lib.records verify results/PROFILE", file=sys.stderr)
         return 2
     # A process of its own, since drawing is of a higher layer, which this one must not import.
-    return subprocess.call([sys.executable, "-m", "pursuhint_lib.study.verify", *arguments[1:]])
+    return subprocess.call([sys.executable, "-m", "pursuhint_lib.study.publish.verify", *arguments[1:]])
 
 
 if __name__ == "__main__":

@@ -12,28 +12,34 @@ from torch import Tensor, nn
 
 from .settings import SettingsError
 
-# Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units; a number may
-# follow: GhostBottleneckV3, MetaBlock2d, Block35.
-_BLOCK = re.compile(r"(Block|Basic|Bottle2?neck|Residual|MBConv|DepthwiseSeparableConv|Layer|Fire|Cell|Inception[A-E]?)(V?\d+d?)?$")
-# What a class that only holds other modules is derived from: torchvision's _DenseBlock is a stage of dense layers.
+# Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units; a
+# number may follow: GhostBottleneckV3, MetaBlock2d, Block35.
+_BLOCK = re.compile(
+    r"(Block|Basic|Bottle2?neck|Residual|MBConv|DepthwiseSeparableConv|Layer|Fire|Cell|Inception[A-E]?)(V?\d+d?)?$"
+)
+# What a class that only holds other modules is derived from: torchvision's _DenseBlock is a stage of dense
+# layers.
 _COLLECTIONS = (nn.ModuleList, nn.ModuleDict)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
-_REMEDY = "choose another network, or state the names of its hint points in an attribute hint_points of its class"
+_REMEDY = (
+    "choose another network, or state the names of its hint points in an attribute hint_points of its class"
+)
 
 
 class LayerTap:
     """Keeps the outputs of named modules while a model runs.
 
-    ``with LayerTap(model, names) as tap: model(x); tap.features`` gives name → output of the last run, as a map.
-    Tokens become maps by the rule of ``as_map``, the network's ``num_prefix_tokens`` saying how many come before those of
-    the patches, if it has any such attribute; a map [B, C, H, W] is handed over as it is. Channels-last maps cannot always
-    be told from others by their shape, so that the module decides: they come from a module with a LayerNorm of its own
-    and no convolution anywhere in it (a Swin block), from what is inside such a module, and from a bare Linear or
-    LayerNorm. Everything else is taken for [B, C, H, W], unless its shape [B, H, H, C] tells otherwise, as maps are square.
+    ``with LayerTap(model, names) as tap: model(x); tap.features`` gives name → output of the last run, as a
+    map. Tokens become maps by the rule of ``as_map``, the network's ``num_prefix_tokens`` saying how many
+    come before those of the patches, if it has any such attribute; a map [B, C, H, W] is handed over as it
+    is. Channels-last maps cannot always be told from others by their shape, so that the module decides: they
+    come from a module with a LayerNorm of its own and no convolution anywhere in it (a Swin block), from what
+    is inside such a module, and from a bare Linear or LayerNorm. Everything else is taken for [B, C, H, W],
+    unless its shape [B, H, H, C] tells otherwise, as maps are square.
 
-    **Raises:** ``SettingsError`` for an unknown name, or an output that is no map; ``RuntimeError`` when a module is
-    called twice in one run, is not called, or does not return one tensor.
+    **Raises:** ``SettingsError`` for an unknown name, or an output that is no map; ``RuntimeError`` when a
+    module is called twice in one run, is not called, or does not return one tensor.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]):
@@ -41,8 +47,13 @@ class LayerTap:
         known = dict(model.named_modules())
         for name in self.names:
             if not name or name not in known:
-                near = " or ".join(map(repr, difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0)))
-                raise SettingsError(f"unknown sub-block {name!r} (did you mean {near}?); every name in model.named_modules() can be given")
+                near = " or ".join(
+                    map(repr, difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0))
+                )
+                raise SettingsError(
+                    f"unknown sub-block {name!r} (did you mean {near}?); every name in model.named_modules() "
+                    "can be given"
+                )
         self._modules = {name: known[name] for name in self.names}
         self._read = {name: _reader(model, known, name) for name in self.names}
         self._found: dict[str, Tensor] = {}
@@ -53,7 +64,9 @@ class LayerTap:
         """Name → map [B, C, H, W] of the run since the tap was opened or last read; reading empties it."""
         missing = [name for name in self.names if name not in self._found]
         if missing:
-            raise RuntimeError(f"sub-block {missing[0]} was not called in the forward pass; choose one that is")
+            raise RuntimeError(
+                f"sub-block {missing[0]} was not called in the forward pass; choose one that is"
+            )
         found, self._found = self._found, {}
         return found
 
@@ -71,9 +84,15 @@ class LayerTap:
     def _keep(self, name: str):
         def hook(_module, _inputs, output):
             if name in self._found:
-                raise RuntimeError(f"sub-block {name} is called more than once in a forward pass; it has no single output to use")
+                raise RuntimeError(
+                    f"sub-block {name} is called more than once in a forward pass; it has no single output "
+                    "to use"
+                )
             if not isinstance(output, Tensor):
-                raise RuntimeError(f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another sub-block")
+                raise RuntimeError(
+                    f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another "
+                    "sub-block"
+                )
             try:
                 self._found[name] = self._read[name](output)
             except SettingsError as error:
@@ -83,7 +102,8 @@ class LayerTap:
 
 
 def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) -> Tensor:
-    """What a sub-block gives, as a map [B, C, H, W] that shares its memory; the batch comes first in all of them.
+    """What a sub-block gives, as a map [B, C, H, W] that shares its memory; the batch comes first in all of
+    them.
 
     - [B, C, H, W] stays; with ``channels_last`` it is [B, H, W, C] and the channels come forward.
     - Tokens [B, T, D], T a square: [B, D, √T, √T], row by row.
@@ -98,7 +118,10 @@ def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) ->
     if features.ndim == 2:
         return features[:, :, None, None]
     if features.ndim != 3:
-        raise SettingsError(f"shape {tuple(features.shape)} is neither a map [B, C, H, W] nor tokens [B, T, D] nor [B, D]; choose another sub-block")
+        raise SettingsError(
+            f"shape {tuple(features.shape)} is neither a map [B, C, H, W] nor tokens [B, T, D] nor [B, D]; "
+            "choose another sub-block"
+        )
     tokens = features.shape[1]
     first = prefix if _is_square(tokens - prefix) else 0
     side = math.isqrt(tokens - first)
@@ -109,31 +132,38 @@ def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) ->
 def candidate_points(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
     """Sub-blocks that can give hints, in forward order.
 
-    A network may state them itself, as an attribute or property ``hint_points`` with module names; any module that is
-    called once in a forward pass and gives one tensor that ``as_map`` takes will do. In the others they are searched for:
-    the outermost modules with weights whose class is named like a block (``ResidualBlock``, ``Bottleneck``,
-    ``InvertedResidual``, ``MBConv``, ``EncoderBlock``, ``_DenseLayer`` and the like) and is not a mere collection of
-    modules. Where no class is named so, every convolution with the normalisation that follows it, up to and including
-    the activation; one that sees its whole input at once is a fully connected layer, and none of them.
+    A network may state them itself, as an attribute or property ``hint_points`` with module names; any module
+    that is called once in a forward pass and gives one tensor that ``as_map`` takes will do. In the others
+    they are searched for: the outermost modules with weights whose class is named like a block
+    (``ResidualBlock``, ``Bottleneck``, ``InvertedResidual``, ``MBConv``, ``EncoderBlock``, ``_DenseLayer``
+    and the like) and is not a mere collection of modules. Where no class is named so, every convolution with
+    the normalisation that follows it, up to and including the activation; one that sees its whole input at
+    once is a fully connected layer, and none of them.
 
-    The hint point of a dense layer is that layer's own output, i.e. its new features (growth rate many channels): what
-    it joins them with are the outputs of the layers before it, which are hint points themselves.
+    The hint point of a dense layer is that layer's own output, i.e. its new features (growth rate many
+    channels): what it joins them with are the outputs of the layers before it, which are hint points
+    themselves.
 
     **Arguments:** ``example_input`` [1, C, H, W], any values.
 
     **Returns:** module names.
 
-    **Raises:** ``SettingsError`` when the network does not take the input, when a stated point cannot be used, when no
-    sub-block is found, or when those found have maps that grow again, being parallel branches and no chain.
+    **Raises:** ``SettingsError`` when the network does not take the input, when a stated point cannot be
+    used, when no sub-block is found, or when those found have maps that grow again, being parallel branches
+    and no chain.
     """
     return tuple(name for name, _ in _sub_blocks(model, example_input))
 
 
 def stage_ends(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
-    """Last of the candidate points in each stage; a stage is a run of them whose maps have the same spatial size."""
+    """Last of the candidate points in each stage; a stage is a run of them whose maps have the same spatial
+    size.
+    """
     blocks = _sub_blocks(model, example_input)
     followers = [*blocks[1:], ("", torch.Size())]
-    return tuple(name for (name, shape), (_, after) in zip(blocks, followers, strict=True) if shape[2:] != after[2:])
+    return tuple(
+        name for (name, shape), (_, after) in zip(blocks, followers, strict=True) if shape[2:] != after[2:]
+    )
 
 
 def point_shapes(model: nn.Module, example_input: Tensor, names: Iterable[str]) -> list[torch.Size]:
@@ -145,7 +175,9 @@ def point_shapes(model: nn.Module, example_input: Tensor, names: Iterable[str]) 
 
 
 def _dry_run(model: nn.Module, example_input: Tensor) -> None:
-    """One forward pass that leaves no trace: no gradient, no change of BatchNorm statistics or of the mode."""
+    """One forward pass that leaves no trace: no gradient, no change of BatchNorm statistics or of
+    the mode.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -170,13 +202,21 @@ def _sub_blocks(model: nn.Module, example_input: Tensor) -> list[tuple[str, torc
     candidates = [name for name in named if name in maps] if named else _unit_ends(calls, known, maps)
     outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     if not outermost:
-        reason = f"{named[0]} and the like give no single map" if named else "it has neither blocks nor convolutions"
+        reason = (
+            f"{named[0]} and the like give no single map"
+            if named
+            else "it has neither blocks nor convolutions"
+        )
         raise SettingsError(f"no sub-blocks found in {type(model).__name__}: {reason}; {_REMEDY}")
     return _chain(model, [(name, maps[name]) for name in outermost])
 
 
-def _calls(model: nn.Module, example_input: Tensor, known: dict[str, nn.Module]) -> list[tuple[str, torch.Size]]:
-    """(module name, shape of its map) of all calls within a forward pass; the shape is empty where the output is no map."""
+def _calls(
+    model: nn.Module, example_input: Tensor, known: dict[str, nn.Module]
+) -> list[tuple[str, torch.Size]]:
+    """(module name, shape of its map) of all calls within a forward pass; the shape is empty where the output
+    is no map.
+    """
     calls: list[tuple[str, torch.Size]] = []
 
     def record(name: str):
@@ -188,13 +228,18 @@ def _calls(model: nn.Module, example_input: Tensor, known: dict[str, nn.Module])
 
         return hook
 
-    handles = [module.register_forward_hook(record(name)) for name, module in known.items() if module is not model]
+    handles = [
+        module.register_forward_hook(record(name)) for name, module in known.items() if module is not model
+    ]
     try:
         _dry_run(model, example_input)
     except Exception as error:
         # A network for one image size says so in its own way, by an assertion or by layers that do not fit.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingsError(f"{type(model).__name__} cannot be run on images of shape {tuple(example_input.shape[1:])}: {reason}") from error
+        raise SettingsError(
+            f"{type(model).__name__} cannot be run on images of shape {tuple(example_input.shape[1:])}: "
+            f"{reason}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -205,7 +250,10 @@ def _stated(model: nn.Module, maps: dict[str, torch.Size]) -> list[tuple[str, to
     """The network's own hint points, put in forward order."""
     for name in model.hint_points:
         if name not in maps:
-            raise SettingsError(f"hint point {name!r} of {type(model).__name__} must be a module that is called once and gives one map")
+            raise SettingsError(
+                f"hint point {name!r} of {type(model).__name__} must be a module that is called once and "
+                "gives one map"
+            )
     return [(name, shape) for name, shape in maps.items() if name in model.hint_points]
 
 
@@ -218,8 +266,12 @@ def _chain(model: nn.Module, blocks: list[tuple[str, torch.Size]]) -> list[tuple
     return blocks
 
 
-def _unit_ends(calls: list[tuple[str, torch.Size]], known: dict[str, nn.Module], maps: dict[str, torch.Size]) -> list[str]:
-    """Last module of each conv-norm-activation unit in a plain stack; only one with a map of its own can be it."""
+def _unit_ends(
+    calls: list[tuple[str, torch.Size]], known: dict[str, nn.Module], maps: dict[str, torch.Size]
+) -> list[str]:
+    """Last module of each conv-norm-activation unit in a plain stack; only one with a map of its own can be
+    it.
+    """
     ends: list[str] = []
     inside = False
     for name, _ in calls:
@@ -259,18 +311,24 @@ def _reader(model: nn.Module, known: dict[str, nn.Module], name: str) -> Callabl
 
 
 def _is_channels_last(known: dict[str, nn.Module], name: str) -> bool:
-    """Whether a module gives channels-last maps if it gives any with four dimensions; the rule is stated at ``LayerTap``."""
+    """Whether a module gives channels-last maps if it gives any with four dimensions; the rule is stated at
+    ``LayerTap``.
+    """
     parts = name.split(".")
     around = [known[".".join(parts[:count])] for count in range(1, len(parts) + 1)]
     module = around[-1]
     while isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
-    return isinstance(module, nn.Linear) or _is_layer_norm(module) or any(map(_works_on_last, (*around, module)))
+    return (
+        isinstance(module, nn.Linear) or _is_layer_norm(module) or any(map(_works_on_last, (*around, module)))
+    )
 
 
 def _works_on_last(module: nn.Module) -> bool:
     """Normalises its last dimension and never convolves, which would need the channels in front."""
-    return any(map(_is_layer_norm, module.children())) and not any(isinstance(part, nn.Conv2d) for part in module.modules())
+    return any(map(_is_layer_norm, module.children())) and not any(
+        isinstance(part, nn.Conv2d) for part in module.modules()
+    )
 
 
 def _is_layer_norm(module: nn.Module) -> bool:

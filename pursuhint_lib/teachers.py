@@ -1,7 +1,8 @@
-"""Teachers by name: what they are, where their weights come from, and whether the weights are what they claim to be.
+"""Teachers by name: what they are, where their weights come from, and whether the weights are what they claim
+to be.
 
-``TEACHERS`` holds the public CIFAR-100 teachers; ``torchvision/<network>/IMAGENET1K_V1`` names any of torchvision's
-ImageNet ones. A teacher trained here gets its entry as a JSON file beside its weights.
+``TEACHERS`` holds the public CIFAR-100 teachers; ``torchvision/<network>/IMAGENET1K_V1`` names any of
+torchvision's ImageNet ones. A teacher trained here gets its entry as a JSON file beside its weights.
 """
 
 import fcntl
@@ -47,7 +48,8 @@ class Teacher:
     - ``dataset``, ``classes``: what it was trained on, and the number of classes.
     - ``accuracy``: test top-1 in %.
     - ``mean``, ``std``: per channel, what its images were normalised with.
-    - ``sha256``: of the checkpoint file, in hex digits; only the first ones, or none, where no more is published.
+    - ``sha256``: of the checkpoint file, in hex digits; only the first ones, or none, where no more is
+      published.
     - ``addresses``: where the file is, tried in order; none for a teacher trained here.
     - ``member``: path inside a tar archive, where the addresses lead to one.
     """
@@ -74,14 +76,17 @@ def _cifar100(network: str, accuracy: float, sha256: str = "") -> Teacher:
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
         sha256=sha256,
-        addresses=("https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar",),
+        addresses=(
+            "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar",
+        ),
         member=f"cifar_teachers/{network}_vanilla/ckpt_epoch_240.pth",
     )
 
 
-# The teachers of RepDistiller (Tian et al., arXiv 1910.10699), whose results table gives the accuracies. Its own server
-# has them over plain http only; mdistiller publishes the same files. Neither gives checksums: that of resnet32x4 is in
-# two repetitions of the study, one of which took the file from either place. For the others see ``fetch``.
+# The teachers of RepDistiller (Tian et al., arXiv 1910.10699), whose results table gives the accuracies. Its
+# own server has them over plain http only; mdistiller publishes the same files. Neither gives checksums: that
+# of resnet32x4 is in two repetitions of the study, one of which took the file from either place. For the
+# others see ``fetch``.
 TEACHERS: dict[str, Teacher] = {
     teacher.name: teacher
     for teacher in (
@@ -105,7 +110,11 @@ def teacher_entry(name: str) -> Teacher:
     if not name.startswith(TORCHVISION):
         return TEACHERS[choose("teacher", name, [*TEACHERS, f"{TORCHVISION}<network>/{IMAGENET_WEIGHTS}"])]
     networks = torchvision.models.list_models(module=torchvision.models)
-    published = [network for network in networks if IMAGENET_WEIGHTS in torchvision.models.get_model_weights(network).__members__]
+    published = [
+        network
+        for network in networks
+        if IMAGENET_WEIGHTS in torchvision.models.get_model_weights(network).__members__
+    ]
     choose("teacher", name, [f"{TORCHVISION}{network}/{IMAGENET_WEIGHTS}" for network in published])
     network = name.split("/")[1]
     weights = torchvision.models.get_model_weights(network)[IMAGENET_WEIGHTS]
@@ -125,9 +134,11 @@ def teacher_entry(name: str) -> Teacher:
 
 
 def locate(checkpoint: str) -> tuple[Path, Teacher | None]:
-    """What a profile's ``checkpoints`` name: a public teacher, or a file, relative to the checkout. Nothing is downloaded.
+    """What a profile's ``checkpoints`` name: a public teacher, or a file, relative to the checkout. Nothing
+    is downloaded.
 
-    **Returns:** the checkpoint file, which may not be there yet for a public teacher, and its entry; a file of one's own need not have one.
+    **Returns:** the checkpoint file, which may not be there yet for a public teacher, and its entry; a file
+    of one's own need not have one.
 
     **Raises:** ``SettingsError`` when there is neither.
     """
@@ -135,7 +146,9 @@ def locate(checkpoint: str) -> tuple[Path, Teacher | None]:
     if path.is_file():
         return path, read_entry(path)
     if (path.suffix or "/" in checkpoint) and not checkpoint.startswith(TORCHVISION):
-        raise SettingsError(f"no checkpoint at {path}; give a file that is there, or a public teacher: {', '.join(TEACHERS)}")
+        raise SettingsError(
+            f"no checkpoint at {path}; give a file that is there, or a public teacher: {', '.join(TEACHERS)}"
+        )
     teacher = teacher_entry(checkpoint)
     return teacher_file(teacher.name), teacher
 
@@ -150,11 +163,15 @@ def find(checkpoint: str) -> tuple[Path, Teacher | None]:
         return fetch(entry), entry
     difference = entry and _difference(path, {str(manifest_entry(path)): entry.sha256})
     if difference:
-        raise SettingsError(f"{path} has changed: {difference}; put the weights back that were there, or remove both files")
+        raise SettingsError(
+            f"{path} has changed: {difference}; put the weights back that were there, or remove both files"
+        )
     return path, entry
 
 
-def check_entry(teacher: Teacher, network: str, dataset: str, mean: Sequence[float], std: Sequence[float]) -> None:
+def check_entry(
+    teacher: Teacher, network: str, dataset: str, mean: Sequence[float], std: Sequence[float]
+) -> None:
     """Refuse a teacher that does not fit the study.
 
     **Arguments:** the study's network, data set, and normalisation per channel.
@@ -162,13 +179,20 @@ def check_entry(teacher: Teacher, network: str, dataset: str, mean: Sequence[flo
     **Raises:** ``SettingsError`` saying what is wrong and what would be right.
     """
     if teacher.network != network:
-        raise SettingsError(f"teacher {teacher.name} is a {teacher.network}, not a {network}; give a checkpoint of {network}")
+        raise SettingsError(
+            f"teacher {teacher.name} is a {teacher.network}, not a {network}; give a checkpoint of {network}"
+        )
     if teacher.dataset != dataset:
-        raise SettingsError(f"teacher {teacher.name} learnt {teacher.dataset}, and the study is on {dataset}; give one that learnt {dataset}")
+        raise SettingsError(
+            f"teacher {teacher.name} learnt {teacher.dataset}, and the study is on {dataset}; give one that "
+            f"learnt {dataset}"
+        )
     if (tuple(teacher.mean), tuple(teacher.std)) != (tuple(mean), tuple(std)):
         raise SettingsError(
-            f"teacher {teacher.name} learnt images normalised with mean {list(teacher.mean)} and std {list(teacher.std)}, and {dataset} "
-            f"has mean {list(mean)} and std {list(std)} here; give a teacher that learnt images normalised like that"
+            f"teacher {teacher.name} learnt images normalised with mean {list(teacher.mean)} and std "
+            f"{list(teacher.std)}, and {dataset} "
+            f"has mean {list(mean)} and std {list(std)} here; give a teacher that learnt images normalised "
+            "like that"
         )
 
 
@@ -179,18 +203,22 @@ def check_accuracy(teacher: Teacher, measured: float) -> None:
 
     **Raises:** ``SettingsError`` with both numbers.
     """
-    # Rounded, so that a difference of just the tolerance passes; and asked this way round, so that NaN does not.
+    # Rounded, so that a difference of just the tolerance passes; and asked this way round, so that NaN does
+    # not.
     if not round(abs(measured - teacher.accuracy), 6) <= TOLERANCE:
         raise SettingsError(
-            f"teacher {teacher.name} has an accuracy of {measured:.2f} % here, not {teacher.accuracy:.2f} % ± {TOLERANCE} as its manifest entry "
-            f"says; look whether the images are normalised otherwise, the weights are others, or the classes are in another order"
+            f"teacher {teacher.name} has an accuracy of {measured:.2f} % here, not {teacher.accuracy:.2f} % "
+            f"± {TOLERANCE} as its manifest entry "
+            "says; look whether the images are normalised otherwise, the weights are others, or the classes "
+            "are in another order"
         )
 
 
 def write_entry(weights: Path, entry: Teacher) -> None:
     """Write a manifest entry beside a weights file, with the checksum that the file has now.
 
-    For a public teacher without a full published checksum this pins the file: ``fetch`` refuses any other from then on.
+    For a public teacher without a full published checksum this pins the file: ``fetch`` refuses any other
+    from then on.
     """
     own = replace(entry, sha256=sha256(weights), addresses=(), member="")
     write_json(manifest_entry(weights), asdict(own))
@@ -207,17 +235,22 @@ def read_entry(weights: Path) -> Teacher | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SettingsError(f"{path} is not the JSON of a manifest entry ({error}); restore it, or remove it to use the weights without") from None
+        raise SettingsError(
+            f"{path} is not the JSON of a manifest entry ({error}); restore it, or remove it to use the "
+            "weights without"
+        ) from None
     return build(Teacher, content, str(path))
 
 
 def fetch(teacher: Teacher) -> Path:
-    """The checkpoint file of a public teacher, downloaded when it is not there; an interrupted download goes on where it was.
+    """The checkpoint file of a public teacher, downloaded when it is not there; an interrupted download goes
+    on where it was.
 
-    The file must have the published checksum, as far as one is published. Where that says too little, the first file is
-    taken: ``check_accuracy`` decides about it, and ``write_entry`` pins it.
+    The file must have the published checksum, as far as one is published. Where that says too little, the
+    first file is taken: ``check_accuracy`` decides about it, and ``write_entry`` pins it.
 
-    **Raises:** ``SettingsError`` naming the addresses, what went wrong, and where the file can be put by hand.
+    **Raises:** ``SettingsError`` naming the addresses, what went wrong, and where the file can be put by
+    hand.
     """
     target = teacher_file(teacher.name)
     lock = teachers_lock()
@@ -227,7 +260,10 @@ def fetch(teacher: Teacher) -> Path:
         if not target.is_file():
             _bring(teacher, target)
         elif difference := _difference(target, _checksums(teacher)):
-            raise SettingsError(f"{target} is not the checkpoint of {teacher.name}: {difference}; remove it to download it again")
+            raise SettingsError(
+                f"{target} is not the checkpoint of {teacher.name}: {difference}; remove it to download it "
+                "again"
+            )
     return target
 
 
@@ -240,7 +276,10 @@ def _bring(teacher: Teacher, target: Path) -> None:
         except (OSError, HTTPException, SettingsError) as error:
             reasons.append(f"{address} ({' '.join(str(error).split()) or type(error).__name__})")
     what = f"its {teacher.member}" if teacher.member else "the file"
-    raise SettingsError(f"teacher {teacher.name} cannot be downloaded from {', '.join(reasons)}; put {what} at {target} by hand")
+    raise SettingsError(
+        f"teacher {teacher.name} cannot be downloaded from {', '.join(reasons)}; put {what} at {target} by "
+        "hand"
+    )
 
 
 def _bring_from(address: str, teacher: Teacher, target: Path) -> None:
@@ -266,13 +305,17 @@ def _bring_from(address: str, teacher: Teacher, target: Path) -> None:
 
 
 def _unpack(archive: Path, member: str, draft: Path) -> None:
-    """Copy one file out of a tar archive; nothing else of it is looked at, and no name in it becomes a path."""
+    """Copy one file out of a tar archive; nothing else of it is looked at, and no name in it
+    becomes a path.
+    """
     with tarfile.open(archive, "r|*") as tar:
         for info in tar:
             if info.name.removeprefix("./") != member:
                 continue
             if not info.isreg() or info.size > MAX_BYTES:
-                raise SettingsError(f"{member} in the archive is no plain file of at most {MAX_BYTES >> 20} MiB")
+                raise SettingsError(
+                    f"{member} in the archive is no plain file of at most {MAX_BYTES >> 20} MiB"
+                )
             with draft.open("wb") as file:
                 shutil.copyfileobj(tar.extractfile(info), file, CHUNK_BYTES)
                 file.flush()
@@ -290,11 +333,20 @@ def _checksums(teacher: Teacher) -> dict[str, str]:
 
 def _difference(path: Path, checksums: dict[str, str]) -> str | None:
     found = sha256(path)
-    return next((f"sha256 is {found}, not {digits} as {who} says" for who, digits in checksums.items() if not found.startswith(digits)), None)
+    return next(
+        (
+            f"sha256 is {found}, not {digits} as {who} says"
+            for who, digits in checksums.items()
+            if not found.startswith(digits)
+        ),
+        None,
+    )
 
 
 def _download(address: str, target: Path, label: str) -> None:
-    """Bring all of an address to ``target``. What has come so far is in ``<target>.part``, and what version it is of in ``<target>.etag``."""
+    """Bring all of an address to ``target``. What has come so far is in ``<target>.part``, and what version
+    it is of in ``<target>.etag``.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part, version = (target.with_name(f"{target.name}.{ending}") for ending in ("part", "etag"))
     while True:
@@ -333,7 +385,10 @@ def _receive(answer: HTTPResponse, part: Path, version: Path, label: str) -> Non
     """Write an answer to the file, behind what is there if it is the rest, and over it if it is the whole."""
     done = _size(part) if answer.status == 206 else 0
     if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-        raise ConnectionError(f"the server sent {answer.headers.get('Content-Range')} where the bytes from {done} on were asked for")
+        raise ConnectionError(
+            f"the server sent {answer.headers.get('Content-Range')} where the bytes from {done} on were "
+            "asked for"
+        )
     length = answer.headers.get("Content-Length")
     total = done + int(length) if length else None
     if not done:
@@ -346,7 +401,9 @@ def _receive(answer: HTTPResponse, part: Path, version: Path, label: str) -> Non
             file.write(chunk)
             done += len(chunk)
             if max(done, total or 0) > MAX_BYTES:
-                raise SettingsError(f"the file has more than {MAX_BYTES >> 20} MiB, which no known checkpoint has")
+                raise SettingsError(
+                    f"the file has more than {MAX_BYTES >> 20} MiB, which no known checkpoint has"
+                )
             if total:
                 progress.within(done / total)
         file.flush()

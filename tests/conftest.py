@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pursuhint_lib.settings import extensions
+from pursuhint_lib.settings import user_code as extensions
 
-# Files whose tests take longest. They begin first, so that no process is left alone with one when the others are done.
-LONG = tuple(f"test_{name}.py" for name in ("smoke", "kills", "processes", "compression", "corruption", "sweep", "exchange", "forking"))
+# Files whose tests take longest. They begin first, so that no process is left alone with one when the others
+# are done.
+LONG = tuple(
+    f"test_{name}.py"
+    for name in ("smoke", "kills", "processes", "compression", "corruption", "sweep", "exchange", "forking")
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,6 @@
-"""What may become of a file on a disk, and what comes of reading it then. Not a test file: tests/test_corruption.py uses it."""
+"""What may become of a file on a disk, and what comes of reading it then. Not a test file:
+tests/test_corruption.py uses it.
+"""
 
 import random
 from collections.abc import Callable
@@ -13,9 +15,14 @@ def damages(content: bytes, other: bytes, flips: int) -> dict[str, bytes]:
     """What may become of a file: cut, zeroed, some bits turned over, or that of something else."""
     half, quarter = len(content) // 2, len(content) // 4
     found = {
-        "empty": b"", "half": content[:half], "no end": content[:-10], "no beginning": content[10:], "zeros": bytes(len(content)),
-        "zeros in the middle": content[:quarter] + bytes(half) + content[quarter + half :], "another's": other,
-    }  # fmt: skip
+        "empty": b"",
+        "half": content[:half],
+        "no end": content[:-10],
+        "no beginning": content[10:],
+        "zeros": bytes(len(content)),
+        "zeros in the middle": content[:quarter] + bytes(half) + content[quarter + half :],
+        "another's": other,
+    }
     draws = random.Random(0)
     for number in range(flips):
         turned = bytearray(content)
@@ -30,7 +37,8 @@ def damages(content: bytes, other: bytes, flips: int) -> dict[str, bytes]:
 class Kind:
     """A file, another of its kind, and what reading it gives, for comparison.
 
-    **Arguments:** ``refused``: which damages must be refused, all if not given; the others must be mended. ``named``: what the message names.
+    **Arguments:** ``refused``: which damages must be refused, all if not given; the others must be mended.
+    ``named``: what the message names.
     """
 
     path: Path

@@ -1,7 +1,8 @@
-"""Trainings that are ended again and again: ``killed.py FOLDER`` writes FOLDER/found.json, which tests/test_kills.py looks at.
+"""Trainings that are ended again and again: ``killed.py FOLDER`` writes FOLDER/found.json, which
+tests/test_kills.py looks at.
 
-Not a test file. Every attempt is a fork of this process, which has imported everything: it begins in milliseconds. Forks need a parent without
-threads, hence a process of its own.
+Not a test file. Every attempt is a fork of this process, which has imported everything: it begins in
+milliseconds. Forks need a parent without threads, hence a process of its own.
 """
 
 import contextlib
@@ -40,7 +41,9 @@ class Dropping(torch.nn.Module):
 
     def __init__(self, classes: int, channels: int):
         super().__init__()
-        self.first = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5))
+        self.first = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5)
+        )
         self.last = torch.nn.Linear(8, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -53,9 +56,20 @@ MODELS["dropping"] = Dropping
 def settings(method: str, student: str, point: str) -> DistillSettings:
     """Two students side by side, with and without hints."""
     return DistillSettings(
-        teacher=TEACHER, student=student, method=method, arms=(Arm("none"), Arm("some", ("layer2.0",))), student_points=(point,), ce_weight=1.0,
-        kd_weight=1.0, hint_weight=1.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="killed",
-    )  # fmt: skip
+        teacher=TEACHER,
+        student=student,
+        method=method,
+        arms=(Arm("none"), Arm("some", ("layer2.0",))),
+        student_points=(point,),
+        ce_weight=1.0,
+        kd_weight=1.0,
+        hint_weight=1.0,
+        temperature=4.0,
+        data=DATA,
+        schedule=SCHEDULE,
+        seed=3,
+        profile="killed",
+    )
 
 
 CASES = {
@@ -71,7 +85,12 @@ def outcome(cell: DistillSettings) -> list:
     found = []
     for record in training.distill(cell):
         weights = load_file(PATHS.weights(record.name))
-        found.append([{**asdict(record), "provenance": None}, {name: tensor.tolist() for name, tensor in weights.items()}])
+        found.append(
+            [
+                {**asdict(record), "provenance": None},
+                {name: tensor.tolist() for name, tensor in weights.items()},
+            ]
+        )
     return found
 
 
@@ -82,10 +101,13 @@ def forget() -> None:
             file.unlink()
 
 
-def attempt(cell: DistillSettings, disturb: Callable[[int], None], prepare: Callable[[], None] = lambda: None) -> int:
+def attempt(
+    cell: DistillSettings, disturb: Callable[[int], None], prepare: Callable[[], None] = lambda: None
+) -> int:
     """Train in a fork.
 
-    **Arguments:** ``disturb`` gets the fork's number as soon as it begins to train; ``prepare`` is called in the fork before.
+    **Arguments:** ``disturb`` gets the fork's number as soon as it begins to train; ``prepare`` is called in
+    the fork before.
 
     **Returns:** the exit status, negative for a signal.
     """
@@ -110,7 +132,9 @@ def attempt(cell: DistillSettings, disturb: Callable[[int], None], prepare: Call
 
 
 def at_step(number: int) -> Callable[[], None]:
-    """Makes a process kill itself at its so-manieth step of bringing files to their places: written, on the disk, old one moved, new one moved."""
+    """Makes a process kill itself at its so-manieth step of bringing files to their places: written, on the
+    disk, old one moved, new one moved.
+    """
 
     def prepare() -> None:
         left = [number]
@@ -124,7 +148,11 @@ def at_step(number: int) -> Callable[[], None]:
 
             return called
 
-        files._to_disk, checkpoints._read, Path.replace = dying(files._to_disk), dying(checkpoints._read), dying(Path.replace)
+        files._to_disk, checkpoints._read, Path.replace = (
+            dying(files._to_disk),
+            dying(checkpoints._read),
+            dying(Path.replace),
+        )
 
     return prepare
 
@@ -152,8 +180,12 @@ def after(number: int, seconds: float) -> Callable[[int], None]:
     return disturb
 
 
-def disturbances(duration: float, statuses: list[int]) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
-    """How to end one attempt after the other until there have been enough kills: after a time, or at a step of saving a state."""
+def disturbances(
+    duration: float, statuses: list[int]
+) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """How to end one attempt after the other until there have been enough kills: after a time, or at a step
+    of saving a state.
+    """
     draws = random.Random(0)
     while (kills := statuses.count(-signal.SIGKILL)) < KILLS:
         if kills % 3 == 2:
@@ -167,9 +199,9 @@ def disturbances(duration: float, statuses: list[int]) -> Iterator[tuple[Callabl
 def disturbed(cell: DistillSettings) -> dict:
     """Train a case without disturbance, and then again and again with all of them.
 
-    **Returns:** ``statuses`` of all attempts; ``drafts``, how many half-written files were seen; ``same``, for every training that came to its
-    end, whether it gave the same as the undisturbed one; ``left``, what it left behind; ``steps``,
-    how many were taken after a kill between the records of two students.
+    **Returns:** ``statuses`` of all attempts; ``drafts``, how many half-written files were seen; ``same``,
+    for every training that came to its end, whether it gave the same as the undisturbed one; ``left``, what
+    it left behind; ``steps``, how many were taken after a kill between the records of two students.
     """
     begun = time.monotonic()
     expected = outcome(cell)
@@ -180,14 +212,21 @@ def disturbed(cell: DistillSettings) -> dict:
 
     def compare() -> None:
         same.append(outcome(cell) == expected)
-        left.extend(file.name for file in (*PATHS.checkpoint("").parent.iterdir(), *PATHS.work.rglob("*.tmp"), *PATHS.results.rglob("*.tmp")))
+        left.extend(
+            file.name
+            for file in (
+                *PATHS.checkpoint("").parent.iterdir(),
+                *PATHS.work.rglob("*.tmp"),
+                *PATHS.results.rglob("*.tmp"),
+            )
+        )
         forget()
 
-    step, steps = training.lanes.Lane.step, []
+    step, steps = training.trainees.Trainee.step, []
 
-    def counted(lane, *arguments):
-        steps.append(lane.name)
-        return step(lane, *arguments)
+    def counted(trainee, *arguments):
+        steps.append(trainee.name)
+        return step(trainee, *arguments)
 
     for disturb, prepare in disturbances(duration, statuses):
         statuses.append(attempt(cell, disturb, prepare))
@@ -196,16 +235,16 @@ def disturbed(cell: DistillSettings) -> dict:
             compare()
     compare()
     statuses.append(attempt(cell, lambda _child: None, at_second_record))
-    training.lanes.Lane.step = counted
+    training.trainees.Trainee.step = counted
     compare()
-    training.lanes.Lane.step = step
+    training.trainees.Trainee.step = step
     return {"steps": len(steps), "statuses": statuses, "drafts": drafts, "same": same, "left": left}
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     # A state to go on from is saved between any two batches.
-    training.pauses.CHECKPOINT_SECONDS, training.pauses.SAVING_SHARE = 0.0, float("inf")
+    training.interruptions.CHECKPOINT_SECONDS, training.interruptions.SAVING_SHARE = 0.0, float("inf")
     torch.set_num_threads(1)
     training.train_teacher(TEACHER)
     load_splits(DATA, torch.device("cpu"))

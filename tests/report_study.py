@@ -1,4 +1,6 @@
-"""A small study that is trained and published, and its report read as a tree. Not a test file: test_report.py and test_report_browser.py use it."""
+"""A small study that is trained and published, and its report read as a tree. Not a test file: test_report.py
+and test_report_browser.py use it.
+"""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,12 +13,12 @@ import pytest
 from pursuhint_lib import plots, statistics
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import Pair
-from pursuhint_lib.study.hints import hint_choices, layer_similarity
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import checked, load_profile
-from pursuhint_lib.study.publish import Page
-from pursuhint_lib.study.report import write_report
-from pursuhint_lib.study.runs import results_frame, run_cell
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.grid.cells import results_frame, run_cell
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile
+from pursuhint_lib.study.publish.page import Page
+from pursuhint_lib.study.publish.report import write_report
 
 PATHS = StudyPaths("smoke")
 PAIR = "resnet14-resnet8x0.25"
@@ -27,7 +29,13 @@ ARMS = ("none", "stage-ends", "pursuhint-cka-linear", "segment-middles", "random
 
 def small_profile():
     """The smoke profile with two methods, few arms, and a second teacher to choose in the layer map."""
-    changes = {"methods": ("ce", "kd", "at"), "arms": ARMS, "shortcut_seeds": 0, "sweeps": (), "metrics": ("r2", "cka-linear")}
+    changes = {
+        "methods": ("ce", "kd", "at"),
+        "arms": ARMS,
+        "shortcut_seeds": 0,
+        "sweeps": (),
+        "metrics": ("r2", "cka-linear"),
+    }
     return checked(replace(load_profile("smoke"), **changes, example_pair=Pair("resnet20", "resnet8x0.25")))
 
 
@@ -56,14 +64,24 @@ def publish(profile) -> None:
     frame = results_frame(profile)
     means = statistics.mean_with_interval(frame[frame["method"] == "at"], ["pair", "method", "arm"])
     claims = statistics.judge_claims(frame[frame["method"] == "at"], profile.margin)
-    effects = statistics.effects(statistics.differences(frame[frame["method"] == "at"], "random-"), ["method", "arm"])
+    effects = statistics.effects(
+        statistics.differences(frame[frame["method"] == "at"], "random-"), ["method", "arm"]
+    )
     page = Page(profile, "05_results")
-    page.table(statistics.text_table(means.assign(method="AT"), "arm", "method"), f"accuracy-{PAIR}", "Accuracies.")
+    page.table(
+        statistics.text_table(means.assign(method="AT"), "arm", "method"), f"accuracy-{PAIR}", "Accuracies."
+    )
     page.table(effects, "differences-random", "Differences.")
     page.table(claims.drop(columns="p"), "claims", f"The claims. {NASTY}")
     page.figure(plots.claim_effects(claims, profile.margin), "claims", "The claims.")
     page = Page(profile, "03_distillation", PAIR, "at")
-    page.table(means.assign(tiny=1e-5, missing=["–", *means["arm"][1:]])[["arm", "mean", "low", "n", "tiny", "missing"]], "accuracy", "Means.")
+    page.table(
+        means.assign(tiny=1e-5, missing=["–", *means["arm"][1:]])[
+            ["arm", "mean", "low", "n", "tiny", "missing"]
+        ],
+        "accuracy",
+        "Means.",
+    )
     page = Page(profile, "02_hint_points", "resnet14", "3")
     for name in ("one", "two"):
         figure = matplotlib.figure.Figure(figsize=(9, 3))
@@ -77,12 +95,18 @@ class Element(SimpleNamespace):
     """An element of a page: ``tag``, ``attrs``, ``inside`` (elements), ``text`` (all of it)."""
 
     def find(self, tag: str, **attrs) -> list["Element"]:
-        found = [self] if self.tag == tag and all(value in (self.attrs.get(name) or "") for name, value in attrs.items()) else []
+        found = (
+            [self]
+            if self.tag == tag and all(value in (self.attrs.get(name) or "") for name, value in attrs.items())
+            else []
+        )
         return found + [element for child in self.inside for element in child.find(tag, **attrs)]
 
 
 class Reader(HTMLParser):
-    """A page as a tree. Elements that may be left open, as the cells of a row, end with what holds them or with the next of their kind."""
+    """A page as a tree. Elements that may be left open, as the cells of a row, end with what holds them or
+    with the next of their kind.
+    """
 
     EMPTY, OPEN = {"meta", "link", "img", "br"}, {"td", "th", "li", "p", "option"}
 

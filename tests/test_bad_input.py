@@ -1,4 +1,5 @@
-"""Bad input from every door: the message names the culprit and the remedy, on one line, and nothing is trained.
+"""Bad input from every door: the message names the culprit and the remedy, on one line, and nothing is
+trained.
 
 What test_settings.py, test_study.py and test_command_line.py have in their tables is not repeated here.
 """
@@ -19,9 +20,9 @@ from pursuhint_lib.distillers import distiller
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS
 from pursuhint_lib.settings import Pair, SettingsError, read_profile
 from pursuhint_lib.study import __main__ as command_line
-from pursuhint_lib.study.plan import check_parameters
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.runs import fork
+from pursuhint_lib.study.engine.plan import check_parameters
+from pursuhint_lib.study.grid.cells import fork
+from pursuhint_lib.study.grid.profiles import load_profile
 
 SMOKE = yaml.safe_load((CONFIG / "smoke.yaml").read_text())
 PAIR = SMOKE["pairs"][0]
@@ -44,12 +45,24 @@ COMMANDS = {
     "a folder for a profile": (["config"], ("unknown profile 'config'", "valid: ", "<file>.yaml")),
     "an empty name": ([""], ("unknown profile ''", "valid: ", "quick")),
     "a profile in capitals": (["SMOKE"], ("unknown profile 'SMOKE'", "smoke")),
-    "a missing path": (["config/none.yml"], ("no profile file config/none.yml", "give the path of one, or a name in config/")),
-    "data that is no folder": (["smoke", "--data", "/nowhere"], ("--data /nowhere is no folder", "give the one that holds the data sets")),
+    "a missing path": (
+        ["config/none.yml"],
+        ("no profile file config/none.yml", "give the path of one, or a name in config/"),
+    ),
+    "data that is no folder": (
+        ["smoke", "--data", "/nowhere"],
+        ("--data /nowhere is no folder", "give the one that holds the data sets"),
+    ),
     "no minutes": (["smoke", "--max-minutes", "-3"], ("--max-minutes -3.0", "give a number above 0")),
-    "minutes that are none": (["smoke", "--max-minutes", "nan"], ("--max-minutes nan", "give a number above 0")),
+    "minutes that are none": (
+        ["smoke", "--max-minutes", "nan"],
+        ("--max-minutes nan", "give a number above 0"),
+    ),
     "a slot for nothing": (["slot", "--"], ("slot", "no command", "give the one that needs a GPU")),
-    "a slot without GPUs": (["slot", "--", "true"], ("slot waits for a GPU", "this machine has none", "run the command without it")),
+    "a slot without GPUs": (
+        ["slot", "--", "true"],
+        ("slot waits for a GPU", "this machine has none", "run the command without it"),
+    ),
 }
 
 
@@ -102,7 +115,11 @@ PROFILES = [
     ("student.decay", -1, ("mine.yaml.student", "decay is -1.0", "above 0")),
     ("student.weight_decay", -1e-4, ("mine.yaml.student", "weight_decay is -0.0001", "0 or more")),
     ("student.weight_decay", math.nan, ("mine.yaml.student.weight_decay", "finite number", "nan")),
-    ("student.milestones", [1, 1], ("mine.yaml.student", "milestones", "1 more than once", "leave it there once")),
+    (
+        "student.milestones",
+        [1, 1],
+        ("mine.yaml.student", "milestones", "1 more than once", "leave it there once"),
+    ),
     ("student.milestones", [0.5], ("mine.yaml.student.milestones[0]", "int", "0.5")),
     ("student.sync_batchnorm", "yes", ("mine.yaml.student.sync_batchnorm", "bool", "'yes'")),
     ("weights.ce", -1, ("mine.yaml.weights", "ce is -1.0", "0 or more")),
@@ -120,37 +137,67 @@ PROFILES = [
     ("data.root", "pictures", ("root is given", "digits", "leave it out, or take imagefolder")),
     ("data.classes", 5, ("classes can be given for imagenet", "not for digits")),
     ("data", {"dataset": "imagenet", "classes": 1}, ("classes is 1", "imagenet has 1000", "give 2 to 1000")),
-    ("data", {"dataset": "imagefolder", "root": "none", "image_size": 8}, ("none/train has no class folders", "expected", "<class>/<image>")),
+    (
+        "data",
+        {"dataset": "imagefolder", "root": "none", "image_size": 8},
+        ("none/train has no class folders", "expected", "<class>/<image>"),
+    ),
     ("seeds", [2**70], ("seeds are [1180591620717411303424]", "0 or more, up to 4294967295")),
     ("teacher_seed", -2, ("teachers [-2, 1]", "0 or more")),
-    ("stability", {"teacher_seeds": [0]}, ("teacher_seed and stability.teacher_seeds together", "0 more than once")),
+    (
+        "stability",
+        {"teacher_seeds": [0]},
+        ("teacher_seed and stability.teacher_seeds together", "0 more than once"),
+    ),
     ("stability", {"images": [0]}, ("mine.yaml.stability", "images are [0]", "above 0")),
     ("stability", {"draws": 0}, ("mine.yaml.stability", "draws is 0", "above 0")),
     ("shortcut_seeds", 1, ("shortcut_seeds is 1", "give 2 or more, or 0")),
     ("shortcut_seeds", -2, ("shortcut_seeds is -2", "give 2 or more, or 0")),
-    ("methods", ["ce", "kd"], ("shortcut_seeds is 2", "none of the methods has hints", "give 0, or add such a method")),
+    (
+        "methods",
+        ["ce", "kd"],
+        ("shortcut_seeds is 2", "none of the methods has hints", "give 0, or add such a method"),
+    ),
     ("launch", {"processes": 0}, ("mine.yaml.launch", "processes is 0", "above 0")),
     ("launch", True, ("mine.yaml.launch", "mapping of settings", "True")),
     ("name", "a" * 300, ("'aaa", "cannot be a folder", "at most 100 letters")),
     ("name", 5, ("mine.yaml.name", "str", "5")),
     ("title", "\ud800", ("mine.yaml.title", "half a character", "'\\ud800'", "write the character itself")),
     ("pairs", [PAIR, PAIR], ("pairs names resnet14-resnet8x0.25 more than once",)),
-    ("pairs", [{**PAIR, "student_points": ["layer1.0", "layer1.0", "layer2.0"]}], ("pairs[0]", "student_points names layer1.0 more than once")),
+    (
+        "pairs",
+        [{**PAIR, "student_points": ["layer1.0", "layer1.0", "layer2.0"]}],
+        ("pairs[0]", "student_points names layer1.0 more than once"),
+    ),
     ("pairs", [{**PAIR, "teacher": ""}], ("unknown network ''", "valid: resnet8")),
-    ("pairs", [{**PAIR, "student": "resnet8x0"}], ("unknown network 'resnet8x0'", "did you mean 'resnet8x0.5'")),
-    ("pairs", [{**PAIR, "teacher": "torchvision/resnet999"}], ("unknown torchvision network 'resnet999'", "did you mean")),
+    (
+        "pairs",
+        [{**PAIR, "student": "resnet8x0"}],
+        ("unknown network 'resnet8x0'", "did you mean 'resnet8x0.5'"),
+    ),
+    (
+        "pairs",
+        [{**PAIR, "teacher": "torchvision/resnet999"}],
+        ("unknown torchvision network 'resnet999'", "did you mean"),
+    ),
     ("pairs", {"teacher": "resnet14"}, ("mine.yaml.pairs", "list", "resnet14")),
-    ("example_pair", {"teacher": "resnet14"}, ("mine.yaml.example_pair", "lacks student", "add what is lacking")),
+    (
+        "example_pair",
+        {"teacher": "resnet14"},
+        ("mine.yaml.example_pair", "lacks student", "add what is lacking"),
+    ),
     ("arms", ["random-51"], ("unknown arm 'random-51'", "random-<1 … 50>")),
     ("arms", ["random--1"], ("unknown arm 'random--1'", "random-<1 … 50>")),
     ("arms", ["pursuhint-"], ("arm pursuhint-: metric ''", "valid: r2")),
     ("methods", [""], ("unknown method ''", "valid: ce, kd")),
     ("methods", ["at+nope"], ("part of the method at+nope 'nope'", "valid: ")),
     ("methods", ["at+"], ("part of the method at+ ''", "valid: ")),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("dotted", "value", "words"), PROFILES, ids=[f"{dotted}={value!a:.30}" for dotted, value, _ in PROFILES])
+@pytest.mark.parametrize(
+    ("dotted", "value", "words"), PROFILES, ids=[f"{dotted}={value!a:.30}" for dotted, value, _ in PROFILES]
+)
 def test_a_bad_profile(dotted, value, words, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(changed(dotted, value)))
@@ -167,20 +214,41 @@ for earlier, later in zip("abcdefghijk", "bcdefghijkl", strict=True):
 
 # Text of the file, words of the message.
 FILES = {
-    "a key twice": (f"{WHOLE}\nseeds: [5]\n", ("mine.yaml gives 'seeds' again in line ", "leave one of the two")),
-    "an inner key twice": (WHOLE.replace("dataset: digits", "dataset: digits\n  dataset: cifar10"), ("mine.yaml gives 'dataset' again in line ",)),
+    "a key twice": (
+        f"{WHOLE}\nseeds: [5]\n",
+        ("mine.yaml gives 'seeds' again in line ", "leave one of the two"),
+    ),
+    "an inner key twice": (
+        WHOLE.replace("dataset: digits", "dataset: digits\n  dataset: cifar10"),
+        ("mine.yaml gives 'dataset' again in line ",),
+    ),
     "nested too deeply": ("[" * 3000, ("mine.yaml", "nested too deeply", "write it flat")),
-    "code": ("!!python/object/apply:os.system ['true']\n", ("mine.yaml is not a YAML file", "could not determine a constructor", "line 1")),
+    "code": (
+        "!!python/object/apply:os.system ['true']\n",
+        ("mine.yaml is not a YAML file", "could not determine a constructor", "line 1"),
+    ),
     "a number for a key": ("1: 2\n", ("unknown setting in mine.yaml 1", "valid: name")),
     "nothing for a key": ("~: 2\n", ("unknown setting in mine.yaml None", "valid: name")),
     "a list for a key": ("? [a]\n: 2\n", ("mine.yaml is not a YAML file", "unhashable key", "line 1")),
     "a date for a name": ("name: 2026-01-01\n", ("mine.yaml lacks title", "add what is lacking")),
-    "a list that holds itself": (WHOLE.replace("name: smoke", "name: &a [*a]"), ("mine.yaml.name must be str", "[[...]]")),
-    "two documents": ("name: a\n---\nname: b\n", ("mine.yaml is not a YAML file", "single document", "mend it there")),
-    "an alias of nothing": ("name: *b\n", ("mine.yaml is not a YAML file", "undefined alias", "mend it there")),
-    "a long word": (WHOLE.replace("profile_images: 100", f"profile_images: '{'9' * 9000}'"), ("mine.yaml.profile_images must be int", "...")),
+    "a list that holds itself": (
+        WHOLE.replace("name: smoke", "name: &a [*a]"),
+        ("mine.yaml.name must be str", "[[...]]"),
+    ),
+    "two documents": (
+        "name: a\n---\nname: b\n",
+        ("mine.yaml is not a YAML file", "single document", "mend it there"),
+    ),
+    "an alias of nothing": (
+        "name: *b\n",
+        ("mine.yaml is not a YAML file", "undefined alias", "mend it there"),
+    ),
+    "a long word": (
+        WHOLE.replace("profile_images: 100", f"profile_images: '{'9' * 9000}'"),
+        ("mine.yaml.profile_images must be int", "..."),
+    ),
     "lists that grow and grow": (GROWING, ("mine.yaml must be a mapping of settings", "...")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "words"), FILES.values(), ids=FILES)
@@ -198,33 +266,81 @@ FEATURES = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "a profile that is no text": (lambda: load_profile(5), ("not 5", "a name in config/", "give it as text")),
     "no profile": (lambda: load_profile(None), ("not None", "give it as text")),
-    "a parameter": (lambda: check_parameters(NOTEBOOKS / "02_hint_points.ipynb", {"K": 3}), ("02_hint_points.ipynb 'K'", "valid: profile")),
-    "a notebook's pair": (lambda: load_profile("smoke").pair("resnet14"), ("unknown pair 'resnet14'", "valid: resnet14-resnet8x0.25")),
-    "a notebook's method": (lambda: distiller("AT"), ("unknown method 'AT'", "valid: ce")),
-    "a pair to fork": (lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet9")), ("unknown network 'resnet9'", "did you mean")),
-    "an arm to fork": (
-        lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet8"), arms=("lasts",)), ("unknown arm 'lasts'", "did you mean 'last'"),
+    "a parameter": (
+        lambda: check_parameters(NOTEBOOKS / "02_hint_points.ipynb", {"K": 3}),
+        ("02_hint_points.ipynb 'K'", "valid: profile"),
     ),
-    "no seeds to fork": (lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet8"), seeds=()), ("seeds is empty", "give at least one")),
-    "half a point": (lambda: clustering.choose_hint_points(IDENTITY, 2.5), ("k is 2.5", "give k between 1 and 5")),
-    "a truth for k": (lambda: clustering.choose_hint_points(IDENTITY, True), ("k is True", "give k between 1 and 5")),
-    "too many segments": (lambda: clustering.segment_middles(3, 5), ("k is 5", "3 sub-blocks", "give k between")),
+    "a notebook's pair": (
+        lambda: load_profile("smoke").pair("resnet14"),
+        ("unknown pair 'resnet14'", "valid: resnet14-resnet8x0.25"),
+    ),
+    "a notebook's method": (lambda: distiller("AT"), ("unknown method 'AT'", "valid: ce")),
+    "a pair to fork": (
+        lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet9")),
+        ("unknown network 'resnet9'", "did you mean"),
+    ),
+    "an arm to fork": (
+        lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet8"), arms=("lasts",)),
+        ("unknown arm 'lasts'", "did you mean 'last'"),
+    ),
+    "no seeds to fork": (
+        lambda: fork(load_profile("smoke"), Pair("resnet14", "resnet8"), seeds=()),
+        ("seeds is empty", "give at least one"),
+    ),
+    "half a point": (
+        lambda: clustering.choose_hint_points(IDENTITY, 2.5),
+        ("k is 2.5", "give k between 1 and 5"),
+    ),
+    "a truth for k": (
+        lambda: clustering.choose_hint_points(IDENTITY, True),
+        ("k is True", "give k between 1 and 5"),
+    ),
+    "too many segments": (
+        lambda: clustering.segment_middles(3, 5),
+        ("k is 5", "3 sub-blocks", "give k between"),
+    ),
     "no segments": (lambda: clustering.segment_middles(3, 0), ("k is 0", "give k between")),
-    "more points than layers": (lambda: clustering.random_points(5, 6, 1), ("only 0 different sets of 6 among 5 sub-blocks", "1 random arms")),
-    "a metric": (lambda: similarity.similarity_matrix([FEATURES], "cka"), ("unknown metric 'cka'", "valid: r2")),
-    "a bandwidth": (lambda: similarity.rbf_cka(FEATURES, FEATURES, bandwidth=0.0), ("bandwidth is 0.0", "above 0")),
-    "other images": (lambda: similarity.linear_cka(FEATURES, FEATURES[:4]), ("sub-block 2 of 2", "(4, 2)", "expected [8, channels]")),
-    "a single image": (lambda: similarity.linear_cka(FEATURES[:1], FEATURES[:1]), ("sub-block 1 of 2", "leave that sub-block out")),
-    "a margin": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), 0), ("margin is 0", "above 0")),
-    "a margin that is none": (lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), math.nan), ("margin is nan", "above 0")),
-    "infinite accuracy": (lambda: statistics.paired_effect([1.0, math.inf]), ("infinity", "leave that run out")),
+    "more points than layers": (
+        lambda: clustering.random_points(5, 6, 1),
+        ("only 0 different sets of 6 among 5 sub-blocks", "1 random arms"),
+    ),
+    "a metric": (
+        lambda: similarity.similarity_matrix([FEATURES], "cka"),
+        ("unknown metric 'cka'", "valid: r2"),
+    ),
+    "a bandwidth": (
+        lambda: similarity.rbf_cka(FEATURES, FEATURES, bandwidth=0.0),
+        ("bandwidth is 0.0", "above 0"),
+    ),
+    "other images": (
+        lambda: similarity.linear_cka(FEATURES, FEATURES[:4]),
+        ("sub-block 2 of 2", "(4, 2)", "expected [8, channels]"),
+    ),
+    "a single image": (
+        lambda: similarity.linear_cka(FEATURES[:1], FEATURES[:1]),
+        ("sub-block 1 of 2", "leave that sub-block out"),
+    ),
+    "a margin": (
+        lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), 0),
+        ("margin is 0", "above 0"),
+    ),
+    "a margin that is none": (
+        lambda: statistics.equivalence_p(statistics.paired_effect([1, 2, 3]), math.nan),
+        ("margin is nan", "above 0"),
+    ),
+    "infinite accuracy": (
+        lambda: statistics.paired_effect([1.0, math.inf]),
+        ("infinity", "leave that run out"),
+    ),
     "infinite accuracy among pooled ones": (
-        lambda: statistics.pooled_effect(pd.DataFrame({"pair": "p", "seed": [0, 1], "difference": [1.0, math.inf]})),
+        lambda: statistics.pooled_effect(
+            pd.DataFrame({"pair": "p", "seed": [0, 1], "difference": [1.0, math.inf]})
+        ),
         ("infinity", "leave that run out"),
     ),
     "no probability": (lambda: statistics.holm([0.5, 2.0]), ("[2.0]", "between 0 and 1")),
     "a missing probability": (lambda: statistics.holm([0.5, math.nan]), ("[nan]", "between 0 and 1")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("call", "words"), CALLS.values(), ids=CALLS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmark import loaded
 
-from pursuhint_lib.training import FrozenTeacher, build_learner, seeded_model
+from pursuhint_lib.training import FrozenTeacher, build_objective, seeded_model
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,17 @@ def benchmark():
 
 
 def case(benchmark, **changes):
-    return benchmark.Case(**{"teacher": "resnet14", "student": "resnet8x0.25", "method": "at", "arms": 2, "batch": 8, "precision": "fp32", **changes})
+    return benchmark.Case(
+        **{
+            "teacher": "resnet14",
+            "student": "resnet8x0.25",
+            "method": "at",
+            "arms": 2,
+            "batch": 8,
+            "precision": "fp32",
+            **changes,
+        }
+    )
 
 
 def test_arms_have_hint_points_of_their_own_and_methods_on_logits_do_without(benchmark):
@@ -38,17 +48,37 @@ def test_the_usual_way_takes_the_same_step_as_ours(benchmark, method):
     textbook.batches = iter([batch])
     textbook.step()
     teacher = FrozenTeacher(seeded_model("resnet14", benchmark.DATA, 0), run.teacher_points)
-    learner = build_learner(run, teacher.model, images.labels).train()
-    optimizer = torch.optim.SGD(learner.parameters(), run.schedule.learning_rate, momentum=0.9, weight_decay=run.schedule.weight_decay)
-    learner(*batch, teacher(batch[0]))["total"].backward()
+    objective = build_objective(run, teacher.model, images.labels).train()
+    optimizer = torch.optim.SGD(
+        objective.parameters(),
+        run.schedule.learning_rate,
+        momentum=0.9,
+        weight_decay=run.schedule.weight_decay,
+    )
+    objective(*batch, teacher(batch[0]))["total"].backward()
     optimizer.step()
-    for (name, ours), theirs in zip(learner.network.state_dict().items(), textbook.student.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(
+        objective.network.state_dict().items(), textbook.student.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_comparison_is_printed_and_written(benchmark, tmp_path, capsys):
     file = tmp_path / "result.json"
-    arguments = ["--pair", "resnet14,resnet8x0.25", "--arms", "2", "--batch", "8", "--seconds", "1", "--precision", "fp32", "--json", str(file)]
+    arguments = [
+        "--pair",
+        "resnet14,resnet8x0.25",
+        "--arms",
+        "2",
+        "--batch",
+        "8",
+        "--seconds",
+        "1",
+        "--precision",
+        "fp32",
+        "--json",
+        str(file),
+    ]
     assert benchmark.main(arguments) == 0
     result = json.loads(file.read_text())
     assert (result["pair"], result["arms"], result["method"]) == (["resnet14", "resnet8x0.25"], 2, "at")
@@ -63,20 +93,29 @@ def test_the_comparison_is_printed_and_written(benchmark, tmp_path, capsys):
 
 def test_operations_are_counted_for_every_student_and_a_share_of_the_teacher(benchmark):
     images, _ = benchmark.load_images()
-    one, two = (benchmark.arithmetic(benchmark.Sweep(case(benchmark, arms=arms), images), 1.0)["flops"] for arms in (1, 2))
-    # A 3×3 convolution of 16 channels on 32×32 has 2 · 9 · 16 · 16 · 1024 operations; resnet14 has 4 of them in its first stage alone.
+    one, two = (
+        benchmark.arithmetic(benchmark.Sweep(case(benchmark, arms=arms), images), 1.0)["flops"]
+        for arms in (1, 2)
+    )
+    # A 3×3 convolution of 16 channels on 32×32 has 2 · 9 · 16 · 16 · 1024 operations; resnet14 has 4 of them
+    # in its first stage alone.
     teacher = 2 * (one - two)
     assert 4 * 2 * 9 * 16 * 16 * 1024 < teacher < 12 * 2 * 9 * 16 * 16 * 1024 + 2 * 9 * 3 * 16 * 1024
 
 
-@pytest.mark.parametrize("arguments", [["--pair", "resnet20"], ["--arms", "0"], ["--pair", "resnet20,resnet9"], ["--precision", "fp8"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--pair", "resnet20"], ["--arms", "0"], ["--pair", "resnet20,resnet9"], ["--precision", "fp8"]],
+)
 def test_wrong_settings_are_refused_in_one_line(benchmark, arguments, capsys):
     assert benchmark.main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_curves_are_drawn_with_the_line_through_the_arms(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "CURVES", {name: (values[:2], at) for name, (values, at) in benchmark.CURVES.items()})
+    monkeypatch.setattr(
+        benchmark, "CURVES", {name: (values[:2], at) for name, (values, at) in benchmark.CURVES.items()}
+    )
     monkeypatch.setattr(benchmark, "IMAGES_TO_PROFILE", 8)
     folder = tmp_path / "curves"
     benchmark.measure_curves(case(benchmark), 0.1, folder)

@@ -1,4 +1,6 @@
-"""The benchmark at a tiny size: what it times are the right values, and it counts the comparisons of the naive way rightly."""
+"""The benchmark at a tiny size: what it times are the right values, and it counts the comparisons of the
+naive way rightly.
+"""
 
 import itertools
 import json
@@ -28,17 +30,24 @@ def benchmark():
 def sizes(benchmark, monkeypatch):
     """Tiny sizes, measured in this process, for a fresh one takes seconds to start."""
     monkeypatch.setattr(benchmark, "in_own_process", lambda function, *arguments: function(*arguments))
-    return benchmark.Sizes(STAGES, STAGES, STAGES, images=IMAGES, streamed_images=IMAGES, streamed_rbf_images=20, seeds=3)
+    return benchmark.Sizes(
+        STAGES, STAGES, STAGES, images=IMAGES, streamed_images=IMAGES, streamed_rbf_images=20, seeds=3
+    )
 
 
 def literal_k_means(layers, k, distance, most=80):
-    """The capsule's k-means (numbers.md 4.4), which asks for a distance whenever it needs one: sorted centres and whether it settled."""
+    """The capsule's k-means (numbers.md 4.4), which asks for a distance whenever it needs one: sorted centres
+    and whether it settled.
+    """
     centres = [j * (layers - 1) // (k - 1) for j in range(k)]
     for _ in range(most):
         members = [[] for _ in range(k)]
         for layer in range(layers):
             members[int(np.argmin([distance(layer, centre) for centre in centres]))].append(layer)
-        moved = [min(own, key=lambda i, own=own: abs(i - int(np.mean(own)))) if own else old for own, old in zip(members, centres, strict=True)]
+        moved = [
+            min(own, key=lambda i, own=own: abs(i - int(np.mean(own)))) if own else old
+            for own, old in zip(members, centres, strict=True)
+        ]
         if moved == centres:
             return sorted(centres), True
         centres = moved
@@ -93,27 +102,64 @@ def test_pairs_mix_the_stages(benchmark):
 def test_features_on_disk_are_those_of_one_stream(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "ROWS", 25)
     benchmark.write_features(tmp_path, STAGES, IMAGES)
-    layers = [torch.from_file(str(tmp_path / str(i)), size=IMAGES * width).view(IMAGES, width) for i, width in enumerate((4, 4, 4, 6, 6))]
-    # The maps are the same in every chunk: neighbours resemble each other over all rows and not over shuffled ones.
+    layers = [
+        torch.from_file(str(tmp_path / str(i)), size=IMAGES * width).view(IMAGES, width)
+        for i, width in enumerate((4, 4, 4, 6, 6))
+    ]
+    # The maps are the same in every chunk: neighbours resemble each other over all rows and not over shuffled
+    # ones.
     assert linear_cka(layers[0], layers[1]) > linear_cka(layers[0], layers[1].flip(0)) + 0.2
 
 
 def test_whole_measurement_gives_a_row_with_a_verdict_per_target(benchmark, sizes):
     rows, sentences, figures = benchmark.measure(sizes, stream=sys.platform == "linux")
     assert [row.limit for row in rows if row.limit is not None and row.unit == "s"] == [4, 25, 60]
-    assert [row.limit for row in rows if row.unit == "×"] == [200, 200, None, 3000, 3000, None, 3000, 3000, None]
-    assert all(row.value >= 0 and (row.verdict in ("met", "MISSED")) == (row.limit is not None) for row in rows)
-    assert [sentence.split()[2] for sentence in sentences] == ["k-means", "k-means", "naive", "naive", "published"]
-    assert all(figures[name][0]["largest_difference"] < 1e-9 for name in ("naive R²", "naive linear CKA", "published linear CKA"))
+    assert [row.limit for row in rows if row.unit == "×"] == [
+        200,
+        200,
+        None,
+        3000,
+        3000,
+        None,
+        3000,
+        3000,
+        None,
+    ]
+    assert all(
+        row.value >= 0 and (row.verdict in ("met", "MISSED")) == (row.limit is not None) for row in rows
+    )
+    assert [sentence.split()[2] for sentence in sentences] == [
+        "k-means",
+        "k-means",
+        "naive",
+        "naive",
+        "published",
+    ]
+    assert all(
+        figures[name][0]["largest_difference"] < 1e-9
+        for name in ("naive R²", "naive linear CKA", "published linear CKA")
+    )
     usual = figures["naive R²"][0]
     assert usual["evaluations"] == 5 * 3 * usual["rounds"]
     json.dumps(figures)
 
 
-@pytest.mark.parametrize(("rounds", "seeds", "label"), [([4, 80, 6, 80], [2, 1], "seed 1, which cycles"), ([4, 6, 6], [1], "if it cycled")])
-def test_ratios_are_for_the_median_seed_and_for_the_first_that_cycles(benchmark, sizes, monkeypatch, rounds, seeds, label):
+@pytest.mark.parametrize(
+    ("rounds", "seeds", "label"),
+    [([4, 80, 6, 80], [2, 1], "seed 1, which cycles"), ([4, 6, 6], [1], "if it cycled")],
+)
+def test_ratios_are_for_the_median_seed_and_for_the_first_that_cycles(
+    benchmark, sizes, monkeypatch, rounds, seeds, label
+):
     def compare_ways(rival, stages, images, seed):
-        return {"seed": seed, "rounds": rounds[seed], "evaluations": 5 * 3 * rounds[seed], "layers": 5, "naive_median": 0.5, "here_seconds": 0.1}
+        return {
+            "seed": seed,
+            "rounds": rounds[seed],
+            "evaluations": 5 * 3 * rounds[seed],
+            "layers": 5,
+            "naive_median": 0.5,
+            "here_seconds": 0.1,
+        }
 
     monkeypatch.setattr(benchmark, "compare_ways", compare_ways)
     rows, found = benchmark.ratio_rows(benchmark.RIVALS[0], sizes, rounds)
@@ -135,7 +181,24 @@ def test_own_work_does_not_count_as_that_of_other_programs(benchmark, monkeypatc
 
 
 def test_report_names_the_conditions_and_every_row(benchmark, capsys):
-    rows = [benchmark.Row("some case", 3.2, "s", 4, "so many images"), benchmark.Row("a ratio", 150, "×", 200)]
+    rows = [
+        benchmark.Row("some case", 3.2, "s", 4, "so many images"),
+        benchmark.Row("a ratio", 150, "×", 200),
+    ]
     benchmark.print_report(rows, ["A sentence."], {**benchmark.conditions(), "foreign_cores": 0.25})
     printed = capsys.readouterr().out
-    assert all(part in printed for part in ("cores", "0.25", "numpy", "some case", "3.20 s", "< 4 s", "met", "≥ 200 ×", "MISSED", "A sentence."))
+    assert all(
+        part in printed
+        for part in (
+            "cores",
+            "0.25",
+            "numpy",
+            "some case",
+            "3.20 s",
+            "< 4 s",
+            "met",
+            "≥ 200 ×",
+            "MISSED",
+            "A sentence.",
+        )
+    )

@@ -3,11 +3,13 @@
 from pursuhint_lib.distillers import DISTILLERS
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import ROOT
-from pursuhint_lib.study.catalogue import catalogue, methods_table, networks_table
+from pursuhint_lib.study.publish.catalogue import catalogue, methods_table, networks_table
 
 
 def test_the_committed_page_is_up_to_date():
-    assert (ROOT / "docs" / "catalogue.md").read_text() == catalogue(), "run python -m pursuhint_lib.study.catalogue > docs/catalogue.md"
+    assert (ROOT / "docs" / "catalogue.md").read_text() == catalogue(), (
+        "run python -m pursuhint_lib.study.publish.catalogue > docs/catalogue.md"
+    )
 
 
 def test_every_entry_has_a_row_with_its_source():
@@ -19,4 +21,6 @@ def test_every_entry_has_a_row_with_its_source():
     trained = methods.set_index("method")["trains parts"]
     assert trained["`fitnet`"] == "yes"
     assert trained["`at`"] == trained["`kd`"] == ""
-    assert networks.set_index("network").loc["`wrn_40_2`", ["parameters", "sub-blocks", "stages"]].tolist() == [2_255_156, 18, 3]
+    assert networks.set_index("network").loc[
+        "`wrn_40_2`", ["parameters", "sub-blocks", "stages"]
+    ].tolist() == [2_255_156, 18, 3]

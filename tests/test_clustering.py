@@ -11,7 +11,14 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from pursuhint_lib import clustering
-from pursuhint_lib.clustering import ALGORITHMS, choose_hint_points, k_curve, kmeans_rounds, random_points, segment_middles
+from pursuhint_lib.clustering import (
+    ALGORITHMS,
+    choose_hint_points,
+    k_curve,
+    kmeans_rounds,
+    random_points,
+    segment_middles,
+)
 
 KMEANS = ("kmeans-index", "kmeans-settled")
 NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
@@ -38,18 +45,28 @@ def test_hint_points_describe_one_consistent_clustering(algorithm, kind):
         assert len(found.labels) == layers
         assert set(found.labels) == set(range(k))
         assert [found.labels[centre] for centre in found.indices] == list(range(k))
-        assert found.objective == pytest.approx(sum(1 - matrix[layer, found.indices[label]] for layer, label in enumerate(found.labels)))
+        assert found.objective == pytest.approx(
+            sum(1 - matrix[layer, found.indices[label]] for layer, label in enumerate(found.labels))
+        )
         assert found.iterations == 1 or algorithm in KMEANS
         if algorithm in NEAREST:
-            assert all(matrix[layer, found.indices[label]] == matrix[layer, list(found.indices)].max() for layer, label in enumerate(found.labels))
+            assert all(
+                matrix[layer, found.indices[label]] == matrix[layer, list(found.indices)].max()
+                for layer, label in enumerate(found.labels)
+            )
         if algorithm not in KMEANS:
             for centre, members in zip(found.indices, clusters_of(found), strict=True):
-                assert matrix[centre, members].sum() == pytest.approx(max(matrix[member, members].sum() for member in members), abs=1e-12)
+                assert matrix[centre, members].sum() == pytest.approx(
+                    max(matrix[member, members].sum() for member in members), abs=1e-12
+                )
 
 
 def clusters_of(found):
     """Members of each cluster."""
-    return [[layer for layer, label in enumerate(found.labels) if label == wanted] for wanted in range(len(found.indices))]
+    return [
+        [layer for layer, label in enumerate(found.labels) if label == wanted]
+        for wanted in range(len(found.indices))
+    ]
 
 
 def test_every_algorithm_is_in_one_family():
@@ -115,7 +132,9 @@ def test_tiny_noise_changes_nothing(monkeypatch, algorithm, max_sets):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_result_is_the_same_every_time(algorithm):
     matrix = random_similarity(np.random.default_rng(4), 25)
-    assert choose_hint_points(matrix, 5, algorithm, seed=3) == choose_hint_points(matrix.copy(), 5, algorithm, seed=3)
+    assert choose_hint_points(matrix, 5, algorithm, seed=3) == choose_hint_points(
+        matrix.copy(), 5, algorithm, seed=3
+    )
 
 
 @pytest.mark.parametrize("max_sets", [clustering.MAX_SETS, 0], ids=["enumeration", "programme"])
@@ -154,7 +173,9 @@ def test_integer_programme_keeps_all_centres_where_layers_are_exactly_alike(monk
 
 
 def test_integer_programme_leaves_no_gap_where_layers_have_no_order(monkeypatch):
-    """Here the best whole solution is worse than the best with fractions, so that the solver has to branch."""
+    """Here the best whole solution is worse than the best with fractions, so that the solver has
+    to branch.
+    """
     matrix = random_similarity(np.random.default_rng(0), 22)
     tried = choose_hint_points(matrix, 5, "kmedoids")
     monkeypatch.setattr(clustering, "MAX_SETS", 0)
@@ -163,7 +184,9 @@ def test_integer_programme_leaves_no_gap_where_layers_have_no_order(monkeypatch)
 
 def test_sets_are_tried_up_to_max_sets_and_the_programme_is_solved_beyond(monkeypatch):
     matrix, solve, solved = planted((3, 3)), clustering.milp, []
-    monkeypatch.setattr(clustering, "milp", lambda *args, **kwargs: solved.append(args) or solve(*args, **kwargs))
+    monkeypatch.setattr(
+        clustering, "milp", lambda *args, **kwargs: solved.append(args) or solve(*args, **kwargs)
+    )
     for most, programmes in [(math.comb(6, 2), 0), (math.comb(6, 2) - 1, 1)]:
         monkeypatch.setattr(clustering, "MAX_SETS", most)
         assert choose_hint_points(matrix, 2, "kmedoids").indices == (1, 4)
@@ -176,7 +199,10 @@ def test_kmedoids_of_a_large_teacher_is_at_least_as_tight_as_any_other_choice(k)
     assert math.comb(54, k) > clustering.MAX_SETS
     matrix = random_similarity(np.random.default_rng(9), 54, "banded")
     found = choose_hint_points(matrix, k, "kmedoids")
-    assert all(found.objective <= choose_hint_points(matrix, k, algorithm).objective + 1e-9 for algorithm in ALGORITHMS)
+    assert all(
+        found.objective <= choose_hint_points(matrix, k, algorithm).objective + 1e-9
+        for algorithm in ALGORITHMS
+    )
     for position, candidate in itertools.product(range(k), range(54)):
         swapped = [*found.indices[:position], candidate, *found.indices[position + 1 :]]
         assert (1 - matrix[:, swapped]).min(axis=1).sum() >= found.objective - 1e-9
@@ -185,7 +211,11 @@ def test_kmedoids_of_a_large_teacher_is_at_least_as_tight_as_any_other_choice(k)
 def test_solver_that_gives_up_is_an_error_with_its_message(monkeypatch):
     solve = clustering.milp
     monkeypatch.setattr(clustering, "MAX_SETS", 0)
-    monkeypatch.setattr(clustering, "milp", lambda *args, **kwargs: solve(*args, **(kwargs | {"options": {"time_limit": 0.0}})))
+    monkeypatch.setattr(
+        clustering,
+        "milp",
+        lambda *args, **kwargs: solve(*args, **(kwargs | {"options": {"time_limit": 0.0}})),
+    )
     with pytest.raises(RuntimeError, match="no exact k-medoids: Time limit reached"):
         choose_hint_points(random_similarity(np.random.default_rng(0), 20), 4, "kmedoids")
 
@@ -196,7 +226,13 @@ def test_segments_are_the_best_of_all_splits_and_medoids(kind, k):
     for seed in range(4):
         matrix = random_similarity(np.random.default_rng(seed), 8, kind)
         best = min(
-            (round(sum(1 - matrix[layer, centres[part]] for part, run in enumerate(runs) for layer in run), 9), centres, runs)
+            (
+                round(
+                    sum(1 - matrix[layer, centres[part]] for part, run in enumerate(runs) for layer in run), 9
+                ),
+                centres,
+                runs,
+            )
             for borders in itertools.combinations(range(1, 8), k - 1)
             for runs in [[range(first, end) for first, end in itertools.pairwise((0, *borders, 8))]]
             for centres in itertools.product(*runs)
@@ -250,8 +286,14 @@ def test_spectral_follows_its_seed():
 
 
 def test_spectral_with_too_few_clusters_is_refused(monkeypatch):
-    monkeypatch.setattr(clustering.SpectralClustering, "fit_predict", lambda self, matrix: np.arange(len(matrix)) % 2)
-    with pytest.raises(ValueError, match="spectral clustering does not find 3 clusters, as sub-blocks are exactly alike; take a smaller k"):
+    monkeypatch.setattr(
+        clustering.SpectralClustering, "fit_predict", lambda self, matrix: np.arange(len(matrix)) % 2
+    )
+    with pytest.raises(
+        ValueError,
+        match="spectral clustering does not find 3 clusters, as sub-blocks are exactly alike; take a smaller "
+        "k",
+    ):
         choose_hint_points(planted((3, 3)), 3, "spectral")
 
 
@@ -275,13 +317,21 @@ def test_matrix_that_is_not_finite_is_refused_by_sub_block_number(value):
         choose_hint_points(matrix, 2)
 
 
-@pytest.mark.parametrize("function", [choose_hint_points, kmeans_rounds, lambda matrix, _: k_curve(matrix, "gap")], ids=["choose", "rounds", "curve"])
+@pytest.mark.parametrize(
+    "function",
+    [choose_hint_points, kmeans_rounds, lambda matrix, _: k_curve(matrix, "gap")],
+    ids=["choose", "rounds", "curve"],
+)
 def test_matrix_that_is_no_similarity_matrix_is_refused(function):
     skewed, distances = planted((3, 3)), 1 - planted((3, 3))
     skewed[4, 1] += 1e-7
-    with pytest.raises(ValueError, match="not symmetric in sub-blocks 2 and 5; average it with its transpose"):
+    with pytest.raises(
+        ValueError, match="not symmetric in sub-blocks 2 and 5; average it with its transpose"
+    ):
         function(skewed, 2)
-    with pytest.raises(ValueError, match="sub-block 1 is 0 like itself, not 1; give similarities scaled to 1, not distances"):
+    with pytest.raises(
+        ValueError, match="sub-block 1 is 0 like itself, not 1; give similarities scaled to 1, not distances"
+    ):
         function(distances, 2)
 
 
@@ -294,12 +344,18 @@ def test_rounding_errors_in_a_similarity_matrix_are_accepted():
 
 @pytest.mark.parametrize("algorithm", KMEANS)
 def test_two_centres_on_one_sub_block_are_refused(algorithm):
-    with pytest.raises(ValueError, match=f"{algorithm} puts two centres on sub-block 4, as others are exactly like it; take a smaller k or kmedoids"):
+    with pytest.raises(
+        ValueError,
+        match=f"{algorithm} puts two centres on sub-block 4, as others are exactly like it; take a smaller k "
+        "or kmedoids",
+    ):
         choose_hint_points(np.ones((8, 8)), 3, algorithm)
 
 
 def test_unknown_algorithm_is_a_key_error():
-    with pytest.raises(KeyError, match="unknown algorithm 'oracle'; valid: kmeans-index, kmeans-settled, kmedoids"):
+    with pytest.raises(
+        KeyError, match="unknown algorithm 'oracle'; valid: kmeans-index, kmeans-settled, kmedoids"
+    ):
         choose_hint_points(np.eye(4), 2, "oracle")
     with pytest.raises(KeyError, match="unknown algorithm 'oracle'"):
         k_curve(np.eye(4), "gap", "oracle")
@@ -312,7 +368,14 @@ def test_unknown_criterion_is_a_key_error():
 
 @pytest.mark.parametrize(
     ("layers", "k", "expected"),
-    [(27, 3, (4, 13, 22)), (9, 3, (1, 4, 7)), (9, 1, (4,)), (15, 5, (1, 4, 7, 10, 13)), (4, 4, (0, 1, 2, 3)), (1, 1, (0,))],
+    [
+        (27, 3, (4, 13, 22)),
+        (9, 3, (1, 4, 7)),
+        (9, 1, (4,)),
+        (15, 5, (1, 4, 7, 10, 13)),
+        (4, 4, (0, 1, 2, 3)),
+        (1, 1, (0,)),
+    ],
 )
 def test_segment_middles_of_odd_segments(layers, k, expected):
     assert segment_middles(layers, k) == expected
@@ -323,7 +386,9 @@ def test_segment_middles_are_within_half_a_sub_block_of_the_true_middles():
         for k in range(1, layers + 1):
             points = segment_middles(layers, k)
             assert len(set(points)) == k
-            assert all(abs(point + 0.5 - (j + 0.5) * layers / k) <= 0.5 + 1e-9 for j, point in enumerate(points))
+            assert all(
+                abs(point + 0.5 - (j + 0.5) * layers / k) <= 0.5 + 1e-9 for j, point in enumerate(points)
+            )
 
 
 @pytest.mark.parametrize(("layers", "k"), [(27, 3), (9, 3), (12, 1), (18, 3), (54, 3)])
@@ -336,7 +401,10 @@ def test_segment_middles_are_what_kmeans_index_gives_when_similarity_only_falls_
 def test_random_points_are_different_ascending_sets():
     drawn = random_points(10, 3, 40, seed=2)
     assert len(set(drawn)) == 40
-    assert all(len(set(points)) == 3 and list(points) == sorted(points) and points[0] >= 0 and points[-1] < 10 for points in drawn)
+    assert all(
+        len(set(points)) == 3 and list(points) == sorted(points) and points[0] >= 0 and points[-1] < 10
+        for points in drawn
+    )
 
 
 def test_first_random_points_do_not_depend_on_how_many_are_drawn():
@@ -355,6 +423,8 @@ def test_random_points_can_take_every_set_and_no_more():
 
 
 def test_random_points_are_uniform_over_sub_blocks():
-    counts = np.bincount([point for seed in range(400) for point in random_points(8, 2, 1, seed=seed)[0]], minlength=8)
+    counts = np.bincount(
+        [point for seed in range(400) for point in random_points(8, 2, 1, seed=seed)[0]], minlength=8
+    )
     assert counts.min() > 60
     assert counts.max() < 140

@@ -1,7 +1,9 @@
-"""The smoke study on clusters: a scheduler made of two shell scripts, and a real SLURM of one node on loopback.
+"""The smoke study on clusters: a scheduler made of two shell scripts, and a real SLURM of one node on
+loopback.
 
-Each study loses one job half-way, as a preempted or cancelled one is lost. Skipped where Snakemake's executor plugins or SLURM are not installed:
-pip install snakemake-executor-plugin-cluster-generic snakemake-executor-plugin-slurm, apt-get install slurm-wlm munge.
+Each study loses one job half-way, as a preempted or cancelled one is lost. Skipped where Snakemake's executor
+plugins or SLURM are not installed: pip install snakemake-executor-plugin-cluster-generic
+snakemake-executor-plugin-slurm, apt-get install slurm-wlm munge.
 """
 
 import os
@@ -23,7 +25,8 @@ from pursuhint_lib.paths import ROOT
 pytestmark = pytest.mark.slow
 LOST = "03_distillation-resnet14-resnet8x0.25-at"
 DAEMONS = Path(__file__).with_name("slurm_on_loopback.sh")
-# A job's number is its process group. Its state stands in a file, which is whole when it is there; without one it is running.
+# A job's number is its process group. Its state stands in a file, which is whole when it is there; without
+# one it is running.
 SUBMIT = """#!/bin/sh
 exec 3>&1 >/dev/null 2>&1 </dev/null
 setsid {folder}/job "$1" "$2" 3>&- &
@@ -75,7 +78,9 @@ class Cluster(ABC):
 
     def start(self) -> subprocess.Popen:
         command = [str(ROOT / "run_all.sh"), "smoke", "--", "--jobs", "2", *self.options()]
-        return subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def run(self) -> tuple[int, str]:
         with self.start() as study:
@@ -86,11 +91,15 @@ class Cluster(ABC):
         """The job of a step that has begun to train."""
         if not (self.folder / "work" / "smoke" / "progress" / f"{step}.json").is_file():
             return None
-        return next((job for job, rule, state in self.jobs() if rule == rule_name(step) and state == "RUNNING"), None)
+        return next(
+            (job for job, rule, state in self.jobs() if rule == rule_name(step) and state == "RUNNING"), None
+        )
 
 
 class Generic(Cluster):
-    """Snakemake's generic cluster executor, with scripts that start a job in the background, tell its state, and kill it."""
+    """Snakemake's generic cluster executor, with scripts that start a job in the background, tell its state,
+    and kill it.
+    """
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -104,7 +113,11 @@ class Generic(Cluster):
     def options(self) -> list[str]:
         commands = [f"--cluster-generic-{name}-cmd" for name in ("submit", "status", "cancel")]
         scripts = [f"{self.spool}/submit {{rule}}", f"{self.spool}/status", f"{self.spool}/cancel"]
-        return ["--executor", "cluster-generic", *(word for pair in zip(commands, scripts, strict=True) for word in pair)]
+        return [
+            "--executor",
+            "cluster-generic",
+            *(word for pair in zip(commands, scripts, strict=True) for word in pair),
+        ]
 
     def jobs(self) -> list[tuple[str, str, str]]:
         starts = self.spool / "starts"
@@ -113,7 +126,11 @@ class Generic(Cluster):
 
     def _state(self, job: str) -> str:
         file = self.spool / f"{job}.state"
-        return {"success": "COMPLETED", "failed": "FAILED"}[file.read_text().strip()] if file.is_file() else "RUNNING"
+        return (
+            {"success": "COMPLETED", "failed": "FAILED"}[file.read_text().strip()]
+            if file.is_file()
+            else "RUNNING"
+        )
 
     def cancel(self, job: str) -> None:
         subprocess.run([self.spool / "cancel", job], check=True)
@@ -126,7 +143,9 @@ class Generic(Cluster):
 
 
 class Slurm(Cluster):
-    """Snakemake's SLURM executor with the study's profile for it, on a SLURM of one node with two CPUs and two GPUs on paper."""
+    """Snakemake's SLURM executor with the study's profile for it, on a SLURM of one node with two CPUs and
+    two GPUs on paper.
+    """
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -134,8 +153,14 @@ class Slurm(Cluster):
         self.home = Path(tempfile.mkdtemp(prefix="slurm-"))
         told = subprocess.run([DAEMONS, "up", self.home / "run"], capture_output=True, text=True, timeout=120)
         assert told.returncode == 0, told.stderr
-        shell = subprocess.run(["bash", "-c", f"{told.stdout}\nenv -0"], capture_output=True, text=True, check=True)
-        self.exported = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line.startswith(("SLURM_CONF=", "PATH=")))
+        shell = subprocess.run(
+            ["bash", "-c", f"{told.stdout}\nenv -0"], capture_output=True, text=True, check=True
+        )
+        self.exported = dict(
+            line.split("=", 1)
+            for line in shell.stdout.split("\0")
+            if line.startswith(("SLURM_CONF=", "PATH="))
+        )
 
     def close(self) -> None:
         subprocess.run([DAEMONS, "down", self.home / "run"], check=True, timeout=120)
@@ -151,21 +176,30 @@ class Slurm(Cluster):
 
     def jobs(self) -> list[tuple[str, str, str]]:
         lines = self._ask("squeue", "--states=all", "--noheader", "--format=%i|%k|%T").splitlines()
-        return [(job, rule.removeprefix("rule_"), state) for job, rule, state in (line.split("|") for line in lines)]
+        return [
+            (job, rule.removeprefix("rule_"), state)
+            for job, rule, state in (line.split("|") for line in lines)
+        ]
 
     def gpus(self) -> dict[str, str]:
         """Rule → the GPUs that its jobs have asked for."""
-        lines = self._ask("squeue", "--states=all", "--noheader", "--Format=Comment:100,tres-per-job:20").splitlines()
+        lines = self._ask(
+            "squeue", "--states=all", "--noheader", "--Format=Comment:100,tres-per-job:20"
+        ).splitlines()
         return {rule.removeprefix("rule_"): gpus for rule, gpus in (line.split() for line in lines)}
 
     def cancel(self, job: str) -> None:
         self._ask("scancel", job)
 
     def output(self, job: str) -> str:
-        return next((self.folder / "work" / "smoke" / ".snakemake" / "slurm_logs").rglob(f"{job}.log")).read_text()
+        return next(
+            (self.folder / "work" / "smoke" / ".snakemake" / "slurm_logs").rglob(f"{job}.log")
+        ).read_text()
 
     def _ask(self, *command: str) -> str:
-        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, check=True, timeout=60
+        ).stdout
 
 
 def missing(kind: type[Cluster]) -> str | None:
@@ -191,7 +225,9 @@ def cluster(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(cluster):
-    """A study that has lost a job half-way: exit status, output, the lost job, and the records that there were by then."""
+    """A study that has lost a job half-way: exit status, output, the lost job, and the records that there
+    were by then.
+    """
     with cluster.start() as study:
         try:
             deadline = time.monotonic() + 400

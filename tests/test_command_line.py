@@ -23,11 +23,11 @@ from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import CONFIG, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import __main__ as command_line
-from pursuhint_lib.study import engine
-from pursuhint_lib.study.estimate import Estimate
-from pursuhint_lib.study.finish import quiet
-from pursuhint_lib.study.plan import make_plan, write_plan
-from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.engine import execution as engine
+from pursuhint_lib.study.engine.estimate import Estimate
+from pursuhint_lib.study.engine.plan import make_plan, write_plan
+from pursuhint_lib.study.engine.take_over import quiet
+from pursuhint_lib.study.grid.profiles import load_profile
 
 # Threads of the numerical libraries make Python 3.12 and later warn of fork; they are idle here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -80,7 +80,13 @@ def test_plan_lists_every_step_with_time_and_disk(capsys):
 def test_check_looks_and_trains_nothing(capsys):
     assert command_line.main(["smoke", "--check"]) == 0
     out = capsys.readouterr().out
-    for line in ("profile: smoke", "device: ", "data: digits: ships with scikit-learn", "teacher resnet14: 6 sub-blocks; will be trained", "disk: "):
+    for line in (
+        "profile: smoke",
+        "device: ",
+        "data: digits: ships with scikit-learn",
+        "teacher resnet14: 6 sub-blocks; will be trained",
+        "disk: ",
+    ):
         assert line in out
     assert "smoke can run." in out
 
@@ -89,7 +95,10 @@ def test_check_looks_and_trains_nothing(capsys):
     ("make", "message"),
     [
         (lambda root: (root / "pets" / "train").mkdir(parents=True), "train has no class folders"),
-        (lambda root: (root / "pets" / "train" / "cat").mkdir(parents=True), "train has class folders but no images"),
+        (
+            lambda root: (root / "pets" / "train" / "cat").mkdir(parents=True),
+            "train has class folders but no images",
+        ),
     ],
     ids=["no classes", "no images"],
 )
@@ -116,7 +125,12 @@ def test_force_without_images_sets_nothing_aside(tmp_path, capsys):
 
 def test_what_is_set_aside_is_all_of_the_results_and_all_that_was_trained():
     paths = StudyPaths("smoke")
-    there = [paths.records / "r.json", paths.results / "alone" / "records" / "a.json", paths.kept_weights("t"), paths.notebooks / "n.ipynb"]
+    there = [
+        paths.records / "r.json",
+        paths.results / "alone" / "records" / "a.json",
+        paths.kept_weights("t"),
+        paths.notebooks / "n.ipynb",
+    ]
     worked = [paths.weights("w"), paths.checkpoint("c"), paths.stamp("s", "key")]
     for file in (*there, *worked):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -142,14 +156,25 @@ def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
 
     plan = write_plan(profile, steps, 1, 0)
-    monkeypatch.setattr(engine, "subprocess", SimpleNamespace(Popen=ends_after_one_step, STDOUT=subprocess.STDOUT))
-    assert engine.execute("smoke", "a-run", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0), 1, 0, []) == 1
+    monkeypatch.setattr(
+        engine, "subprocess", SimpleNamespace(Popen=ends_after_one_step, STDOUT=subprocess.STDOUT)
+    )
+    assert (
+        engine.execute(
+            "smoke", "a-run", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0), 1, 0, []
+        )
+        == 1
+    )
     assert engine.failed_steps("smoke", steps) == [(steps[3].name, "ValueError: of today")]
 
 
 def last_line(code: str) -> str:
     """What Python says last of what ends it."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip().splitlines()[-1]
+    return (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        .stderr.strip()
+        .splitlines()[-1]
+    )
 
 
 KILLED_KERNEL = """
@@ -163,11 +188,16 @@ nbclient.NotebookClient(notebook, kernel_name="python3").execute()
     "said",
     [
         lambda: last_line(KILLED_KERNEL),
-        lambda: last_line("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); bytearray(1 << 40)"),
+        lambda: last_line(
+            "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); bytearray(1 << 40)"
+        ),
         lambda: last_line("import numpy; numpy.zeros(1 << 50)"),
         lambda: last_line("import torch; torch.empty(1 << 50)"),
         # As torch says it; there may be no GPU here to ask.
-        lambda: "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+        lambda: (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
+            "capacity of 79.10 GiB"
+        ),
     ],
 )
 def test_a_step_that_ran_out_of_memory_says_so_and_what_to_do(said):
@@ -200,7 +230,9 @@ def test_a_damaged_table_or_measurement_of_memory_is_no_traceback(capsys):
 
 
 def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):
-    file = profile_file(tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}])
+    file = profile_file(
+        tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}]
+    )
     assert command_line.main([file, "--check"]) == 0
     assert "! data: cifar10 is not in" in capsys.readouterr().out
 
@@ -261,7 +293,10 @@ def test_a_second_run_waits_until_the_first_is_over(owner, capsys):
     threading.Timer(0.3, over.release).start()
     with engine.owned("smoke"):
         assert time.monotonic() - begun > 0.25
-    assert capsys.readouterr().out == f"profile smoke is being run by process {first.pid}; waiting for it to end\n"
+    assert (
+        capsys.readouterr().out
+        == f"profile smoke is being run by process {first.pid}; waiting for it to end\n"
+    )
 
 
 def test_one_that_has_ended_is_not_waited_for(capsys):
@@ -279,18 +314,27 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_first_alone(owner, tmp_path):
     def second():
         # Tests that were started in the background ignore it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with (tmp_path / "said").open("w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with (
+            (tmp_path / "said").open("w") as said,
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             status = command_line.main(["smoke"])
         sys.exit(status)
 
     waiting, deadline = copy_that(second), time.monotonic() + 20
-    while "waiting for it to end" not in ((tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""):
+    while "waiting for it to end" not in (
+        (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(waiting.pid, signal.SIGINT)
     waiting.join(timeout=10)
     assert waiting.exitcode == 130
-    assert (tmp_path / "said").read_text().splitlines()[1:] == ["", "Stopped; the same command goes on from here."]
+    assert (tmp_path / "said").read_text().splitlines()[1:] == [
+        "",
+        "Stopped; the same command goes on from here.",
+    ]
     assert json.loads(StudyPaths("smoke").run_lock.read_text())["pid"] == first.pid
 
 
@@ -319,7 +363,9 @@ def test_a_run_that_is_killed_lets_go(owner, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\0\0"], ids=["empty", "cut", "list", "lacking", "binary"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", '{"pid": 1}', "\0\0"], ids=["empty", "cut", "list", "lacking", "binary"]
+)
 def test_a_damaged_note_of_the_owner_is_no_hindrance(content):
     lock = StudyPaths("smoke").run_lock
     lock.parent.mkdir(parents=True)
@@ -342,7 +388,10 @@ def test_an_owner_on_another_machine_is_named_with_it(capsys):
 
 def test_what_a_killed_run_left_behind_is_ended():
     # The number of the killed run's process may be another's by now: here it is this test's own.
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, engine.MARK: "the-killed-run"})
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={**os.environ, engine.MARK: "the-killed-run"},
+    )
     lock = StudyPaths("smoke").run_lock
     write_json(lock, {"pid": os.getpid(), "host": platform.node(), "run": "the-killed-run"})
     with engine.owned("smoke"):
@@ -354,23 +403,42 @@ def test_a_slot_shows_one_gpu_only_and_no_two_jobs_the_same():
     holding = slot_command("import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()")
     with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline().strip() == "0"
-        second = subprocess.run(slot_command("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"), capture_output=True, text=True, check=True)
+        second = subprocess.run(
+            slot_command("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert second.stdout.strip() == "1"
         first.communicate("\n")
 
 
 def slot_command(code: str) -> list[str]:
-    run = f"from pursuhint_lib.study.engine import run_in_slot; raise SystemExit(run_in_slot([{sys.executable!r}, '-c', {code!r}], gpus=2))"
+    run = (
+        "from pursuhint_lib.study.engine.execution import run_in_slot; raise "
+        f"SystemExit(run_in_slot([{sys.executable!r}, '-c', {code!r}], gpus=2))"
+    )
     return [sys.executable, "-c", run]
 
 
 def test_executed_notebooks_lose_what_changes_from_run_to_run():
     stream = {"output_type": "stream", "name": "stdout", "text": ["kept"]}
     noise = {"output_type": "stream", "name": "stderr", "text": ["12%|#"]}
-    cell = {"cell_type": "code", "id": "f3a9", "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]}, "outputs": [stream, noise],
-            "execution_count": 3, "source": []}  # fmt: skip
+    cell = {
+        "cell_type": "code",
+        "id": "f3a9",
+        "metadata": {"papermill": {"duration": 1.5}, "tags": ["parameters"]},
+        "outputs": [stream, noise],
+        "execution_count": 3,
+        "source": [],
+    }
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel, "papermill": {"start_time": "now"}}, "nbformat": 4, "nbformat_minor": 5}
+    notebook = {
+        "cells": [cell],
+        "metadata": {"kernelspec": kernel, "papermill": {"start_time": "now"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     cleaned = quiet(notebook)
     assert cleaned["cells"][0]["outputs"] == [stream]
     assert cleaned["cells"][0]["metadata"] == {"tags": ["parameters"]}
@@ -386,7 +454,8 @@ def test_steps_with_arms_share_the_cores_that_are_left(cores, threads):
     given = {step["name"]: step["threads"] for step in planned}
     # Two methods of the profile have arms.
     assert {name: count for name, count in given.items() if name.startswith("03")} == {
-        f"03_distillation-resnet14-resnet8x0.25-{method}": threads if method in ("at", "fitnet") else 1 for method in profile.methods
+        f"03_distillation-resnet14-resnet8x0.25-{method}": threads if method in ("at", "fitnet") else 1
+        for method in profile.methods
     }
     assert given["01_teacher_and_layers-resnet14"] == cores
     # What has its runs on record only draws, many steps at once, and leaves the cores to the others.

@@ -1,4 +1,6 @@
-"""Which networks leave the study, what is kept of them, what happens where weights are gone, and the command that exports one student."""
+"""Which networks leave the study, what is kept of them, what happens where weights are gone, and the command
+that exports one student.
+"""
 
 import json
 import shutil
@@ -16,12 +18,20 @@ from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.models import build_model, load_checkpoint, save_weights
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study import compression
-from pursuhint_lib.study import export as command
-from pursuhint_lib.study.compression import chosen_networks, cost_frame, export_runs, form_frame, latency_frame, measurements, stored_measurement
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.runs import results_frame, run_cell
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments import exports as compression
+from pursuhint_lib.study.experiments.exports import (
+    chosen_networks,
+    cost_frame,
+    export_runs,
+    form_frame,
+    latency_frame,
+    measurements,
+    stored_measurement,
+)
+from pursuhint_lib.study.grid.cells import results_frame, run_cell
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish import export as command
 from pursuhint_lib.training import evaluate
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
@@ -42,8 +52,12 @@ def profile(study_folder, monkeypatch):
     # What the clock says is tested elsewhere.
     monkeypatch.setattr(measure, "REPEATS", 3)
     smoke = load_profile("smoke")
-    found = replace(smoke, methods=("ce", "kd", "at", "simkd"), arms=("none", "stage-ends", "random-1"), seeds=(0, 1, 2))
-    monkeypatch.setattr(command, "load_profile", lambda name: found if name == "smoke" else load_profile(name))
+    found = replace(
+        smoke, methods=("ce", "kd", "at", "simkd"), arms=("none", "stage-ends", "random-1"), seeds=(0, 1, 2)
+    )
+    monkeypatch.setattr(
+        command, "load_profile", lambda name: found if name == "smoke" else load_profile(name)
+    )
     if not StudyPaths("smoke").records.is_dir():
         for method in found.methods:
             run_cell(found, found.pairs[0], method)
@@ -74,7 +88,11 @@ def accuracies(profile) -> dict[tuple[str, str], dict[int, float]]:
 def test_the_best_student_and_the_median_seed_are_chosen(profile):
     teacher, alone, best = chosen_networks(profile, results_frame(profile))
     known = accuracies(profile)
-    assert (teacher.row["role"], teacher.row["network"], teacher.run) == ("teacher", "resnet14", profile.teacher_settings("resnet14"))
+    assert (teacher.row["role"], teacher.row["network"], teacher.run) == (
+        "teacher",
+        "resnet14",
+        profile.teacher_settings("resnet14"),
+    )
     distilled = {key: np.mean(list(runs.values())) for key, runs in known.items() if key[1] != "alone"}
     assert distilled[best.row["method"], best.row["arm"]] == max(distilled.values())
     for chosen in (alone, best):
@@ -90,7 +108,11 @@ def test_the_best_student_and_the_median_seed_are_chosen(profile):
 def test_of_two_seeds_the_worse_one_is_taken(profile):
     frame = results_frame(profile)
     known = accuracies(profile)["ce", "alone"]
-    (alone,) = [one for one in chosen_networks(profile, frame[frame["seed"] < 2]) if one.row["role"] == "student alone"]
+    (alone,) = [
+        one
+        for one in chosen_networks(profile, frame[frame["seed"] < 2])
+        if one.row["role"] == "student alone"
+    ]
     assert known[alone.run.seed] == min(known[0], known[1])
 
 
@@ -112,8 +134,12 @@ def test_measurements_are_those_of_the_weights_and_are_kept(profile, monkeypatch
         load_checkpoint(model, StudyPaths("smoke").weights(chosen.name))
         with torch.no_grad():
             logits = torch.cat([model.eval()(images) for images, _ in test.ordered_batches()])
-        assert measured.accuracy == pytest.approx(100 * float((logits.argmax(1) == test.labels).double().mean()))
-        assert measured.accuracy == pytest.approx(records.load("smoke", chosen.run).metrics["accuracy"], abs=1e-3)
+        assert measured.accuracy == pytest.approx(
+            100 * float((logits.argmax(1) == test.labels).double().mean())
+        )
+        assert measured.accuracy == pytest.approx(
+            records.load("smoke", chosen.run).metrics["accuracy"], abs=1e-3
+        )
         content = unsealed(json.loads(StudyPaths("smoke").measurement(chosen.name).read_text()))
         assert {"onnx", "onnxruntime", "torch"} <= content["provenance"]["versions"].keys()
         assert content["provenance"]["latency_threads"] == 1
@@ -132,7 +158,10 @@ def test_stored_measurements_need_no_weights_and_count_as_records(own, monkeypat
     pd.testing.assert_frame_equal(cost_frame(measurements(own)), before)
     missing = sorted(StudyPaths("smoke").exports.iterdir())[0]
     missing.unlink()
-    with pytest.raises(SettingsError, match=f"{missing.name} is missing, and nothing may be trained or measured in its place here"):
+    with pytest.raises(
+        SettingsError,
+        match=f"{missing.name} is missing, and nothing may be trained or measured in its place here",
+    ):
         measurements(own)
 
 
@@ -158,7 +187,9 @@ def test_a_run_that_was_made_anew_is_measured_anew(own):
     measurements(own)
     chosen = chosen_networks(own, results_frame(own))[1]
     record = records.load("smoke", chosen.run)
-    records.save("smoke", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1}))
+    records.save(
+        "smoke", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1})
+    )
     assert stored_measurement(own, chosen) is None
     records.save("smoke", record)
     assert stored_measurement(own, chosen) is not None
@@ -171,7 +202,11 @@ def test_a_run_that_was_made_anew_is_measured_anew(own):
 def unwritten(monkeypatch):
     """Leave out the files of exports; what would have been exported, and how good it is."""
     subjects = []
-    monkeypatch.setattr(compression, "export", lambda subject, test, folder: subjects.append((subject, evaluate(subject.network, test)["accuracy"])))
+    monkeypatch.setattr(
+        compression,
+        "export",
+        lambda subject, test, folder: subjects.append((subject, evaluate(subject.network, test)["accuracy"])),
+    )
     return subjects
 
 
@@ -183,7 +218,10 @@ def put_others(profile, chosen) -> None:
     for seed in range(100):
         torch.manual_seed(seed)
         torch.nn.init.normal_(network.fc.weight)
-        if abs(evaluate(network, test)["accuracy"] - records.load("smoke", chosen.run).metrics["accuracy"]) > 4:
+        if (
+            abs(evaluate(network, test)["accuracy"] - records.load("smoke", chosen.run).metrics["accuracy"])
+            > 4
+        ):
             break
     save_weights(network, path)
 
@@ -217,7 +255,9 @@ def test_weights_of_another_training_are_noticed_and_replaced(own, tmp_path, unw
     assert weights.read_bytes() == before
 
 
-def test_a_training_that_does_not_repeat_itself_is_told_of_and_leaves_the_record(own, tmp_path, unwritten, monkeypatch, capsys):
+def test_a_training_that_does_not_repeat_itself_is_told_of_and_leaves_the_record(
+    own, tmp_path, unwritten, monkeypatch, capsys
+):
     chosen, paths = of_method(own, "at"), StudyPaths("smoke")
     record = paths.records / f"{chosen.name}.json"
     written, accuracy = record.read_bytes(), records.read(record).metrics["accuracy"]
@@ -261,16 +301,22 @@ def test_tables_hold_what_was_measured(profile):
     # Convolutions and the classifier of resnet14 and resnet8x0.25, counted by their shapes.
     for row in costs[costs["role"] != "best student"].itertuples():
         state = build_model(row.network, 10, 1).state_dict()
-        assert row.parameters == sum(tensor.numel() for name, tensor in state.items() if name.endswith(("weight", "bias")))
+        assert row.parameters == sum(
+            tensor.numel() for name, tensor in state.items() if name.endswith(("weight", "bias"))
+        )
     _, alone = found[1]
     row = costs.iloc[1]
     assert row["bytes"] == alone.forms["safetensors"].bytes
     assert row["exported"] == min(form.accuracy for form in alone.forms.values())
     assert row["difference"] == max(form.difference for form in alone.forms.values())
-    assert row["onnx_ms"] == next(one.median for one in alone.latency if one.runtime == "ONNX Runtime" and one.batch == 1)
+    assert row["onnx_ms"] == next(
+        one.median for one in alone.latency if one.runtime == "ONNX Runtime" and one.batch == 1
+    )
     known = accuracies(profile)["ce", "alone"]
     assert row["accuracy"] == pytest.approx(np.mean(list(known.values())))
-    assert latency["per_second"].tolist() == [round(1000 * one.images / one.ms) for one in latency.itertuples()]
+    assert latency["per_second"].tolist() == [
+        round(1000 * one.images / one.ms) for one in latency.itertuples()
+    ]
 
 
 # ---- the plan
@@ -299,7 +345,9 @@ def test_networks_are_counted_before_they_are_chosen(profile):
 
 def test_the_step_is_left_out_where_nothing_can_be_compared(profile):
     assert step(replace(profile, methods=("ce",))) is None
-    assert "08_export" not in {step.notebook for step in make_plan(load_profile("imagenet-sample"), "imagenet-sample")}
+    assert "08_export" not in {
+        step.notebook for step in make_plan(load_profile("imagenet-sample"), "imagenet-sample")
+    }
 
 
 # ---- the command
@@ -319,10 +367,14 @@ def test_the_command_exports_the_best_student_where_it_is_told(profile, tmp_path
 @pytest.mark.parametrize(
     ("options", "method", "arm"),
     [
-        (("at", None, None), "at", None), ((None, "random-1", None), "at", "random-1"), (("at", "alone", None), "ce", "alone"),
-        (("ce", None, None), "ce", "alone"), (("simkd", None, 2), "simkd", "none"), (("at", "none", 1), "at", "none"),
+        (("at", None, None), "at", None),
+        ((None, "random-1", None), "at", "random-1"),
+        (("at", "alone", None), "ce", "alone"),
+        (("ce", None, None), "ce", "alone"),
+        (("simkd", None, 2), "simkd", "none"),
+        (("at", "none", 1), "at", "none"),
     ],
-)  # fmt: skip
+)
 def test_the_command_takes_the_best_of_what_is_named(profile, options, method, arm):
     chosen = command.choose_student(profile, None, *options)
     assert chosen.row["method"] == method
@@ -334,13 +386,15 @@ def test_the_command_takes_the_best_of_what_is_named(profile, options, method, a
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["smok"], ("unknown profile 'smok'", "'smoke'")), (["smoke", "--pair", "a-b"], ("unknown pair 'a-b'", "resnet14-resnet8x0.25")),
+        (["smok"], ("unknown profile 'smok'", "'smoke'")),
+        (["smoke", "--pair", "a-b"], ("unknown pair 'a-b'", "resnet14-resnet8x0.25")),
         (["smoke", "--method", "fitnet"], ("unknown method 'fitnet'", "ce, kd, at, simkd")),
         (["smoke", "--arm", "last"], ("unknown arm 'last'", "alone, none, stage-ends, random-1")),
         (["smoke", "--method", "kd", "--arm", "random-1"], ("unknown arm 'random-1'", "valid: none")),
-        (["smoke", "--seed", "3"], ("unknown seed '3'", "0, 1, 2")), (["cifar100"], ("cifar100 has no trained student", "./run_all.sh cifar100")),
+        (["smoke", "--seed", "3"], ("unknown seed '3'", "0, 1, 2")),
+        (["cifar100"], ("cifar100 has no trained student", "./run_all.sh cifar100")),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_exported_ends_with_2_and_one_line(profile, arguments, told, capsys):
     assert command.main(arguments) == 2
     captured = capsys.readouterr()
@@ -351,7 +405,9 @@ def test_what_cannot_be_exported_ends_with_2_and_one_line(profile, arguments, to
         assert text in captured.err
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(profile, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(
+    profile, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(compression, "load_splits", lambda *_: pytest.fail("began"))
     file = tmp_path / "file"
     file.write_text("")
@@ -361,6 +417,10 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(profil
 
 def test_students_that_all_failed_are_told_of(profile, monkeypatch):
     frame = results_frame(profile)
-    monkeypatch.setattr(command, "results_frame", lambda _: frame.assign(accuracy=float("nan"), status="failed"))
-    with pytest.raises(SettingsError, match="every student of resnet14-resnet8x0.25 that is asked for has failed"):
+    monkeypatch.setattr(
+        command, "results_frame", lambda _: frame.assign(accuracy=float("nan"), status="failed")
+    )
+    with pytest.raises(
+        SettingsError, match="every student of resnet14-resnet8x0.25 that is asked for has failed"
+    ):
         command.choose_student(profile, None, None, None, None)

@@ -1,6 +1,8 @@
-"""A file that the study reads is damaged: it says so in one line that names the file, or makes the same again; it never goes on with something else.
+"""A file that the study reads is damaged: it says so in one line that names the file, or makes the same
+again; it never goes on with something else.
 
-Where nobody can know what was meant, as in a profile or a JPEG, what is read has another name: settings or data checksum of a record differ.
+Where nobody can know what was meant, as in a profile or a JPEG, what is read has another name: settings or
+data checksum of a record differ.
 """
 
 import json
@@ -21,13 +23,22 @@ from pursuhint_lib.data.decoding import test_pixels as centre_pixels
 from pursuhint_lib.data.decoding import train_pixels
 from pursuhint_lib.files import sealed, sha256, unsealed
 from pursuhint_lib.models import build_model, load_checkpoint
-from pursuhint_lib.paths import CONFIG, NOTEBOOKS, StudyPaths, array_cache, data_root, manifest_entry, teacher_file
+from pursuhint_lib.paths import (
+    CONFIG,
+    NOTEBOOKS,
+    StudyPaths,
+    array_cache,
+    data_root,
+    manifest_entry,
+    teacher_file,
+)
 from pursuhint_lib.settings import Data, Schedule, SettingsError, TeacherSettings
-from pursuhint_lib.study import engine, plan
 from pursuhint_lib.study.__main__ import main
-from pursuhint_lib.study.hints import hint_choices, layer_similarity
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.stability import stability_frame
+from pursuhint_lib.study.engine import execution as engine
+from pursuhint_lib.study.engine import plan
+from pursuhint_lib.study.experiments.stability import stability_frame
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
+from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.teachers import Teacher, find
 
 CPU = torch.device("cpu")
@@ -82,7 +93,11 @@ def similarity() -> Kind:
 
     def read() -> list:
         report = layer_similarity(profile(), TEACHER)
-        return [report.sub_blocks, report.images, {metric: matrix.tolist() for metric, matrix in report.layer_map.similarity.items()}]
+        return [
+            report.sub_blocks,
+            report.images,
+            {metric: matrix.tolist() for metric, matrix in report.layer_map.similarity.items()},
+        ]
 
     content = path.read_bytes()
     path.unlink()
@@ -94,13 +109,17 @@ def similarity() -> Kind:
 
 def hint_points() -> Kind:
     path, other = (PATHS.hint_points(TEACHER, k) for k in (3, 2))
-    return Kind(path, other.read_bytes(), lambda: (repr(hint_choices(profile(), TEACHER, 3)), path.read_bytes()))
+    return Kind(
+        path, other.read_bytes(), lambda: (repr(hint_choices(profile(), TEACHER, 3)), path.read_bytes())
+    )
 
 
 def stability() -> Kind:
     path = PATHS.stability(TEACHER, 3)
     content = unsealed(json.loads(path.read_text(encoding="utf-8")))
-    other = json.dumps(sealed({**content, "settings": {**content["settings"], "k": 2}, "changes": content["changes"][:3]}))
+    other = json.dumps(
+        sealed({**content, "settings": {**content["settings"], "k": 2}, "changes": content["changes"][:3]})
+    )
     return Kind(path, other.encode(), lambda: stability_frame(profile(), TEACHER, 3).to_json(), flips=50)
 
 
@@ -150,12 +169,19 @@ def write_tree(root: Path, seed: int, ending: str) -> None:
         for name in ("a", "b"):
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(2):
-                Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / split / name / f"{number}.{ending}")
+                Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                    root / split / name / f"{number}.{ending}"
+                )
 
 
 def pixels(settings: Data) -> list:
     splits = load_splits(settings, CPU)
-    return [splits.checksum, splits.train.images.tolist(), splits.train.labels.tolist(), splits.test.images.tolist()]
+    return [
+        splits.checksum,
+        splits.train.images.tolist(),
+        splits.train.labels.tolist(),
+        splits.test.images.tolist(),
+    ]
 
 
 def an_image(ending: str = "png") -> Kind:
@@ -171,7 +197,8 @@ def an_image(ending: str = "png") -> Kind:
 
 
 CUT_OR_ZEROED = {"empty", "half", "no end", "no beginning", "zeros", "zeros in the middle"}
-# Kind → damages that are refused whatever bits they touch, and what comes of one file in the place of another.
+# Kind → damages that are refused whatever bits they touch, and what comes of one file in the place of
+# another.
 KINDS = {
     a_record: (CUT_OR_ZEROED, "refused"),
     similarity: (CUT_OR_ZEROED, "same"),
@@ -198,7 +225,17 @@ def test_a_public_teacher_with_a_known_checksum_is_refused_when_a_bit_is_wrong(m
     path = teacher_file(TEACHER)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": build_model(TEACHER, 10, 1).state_dict()}, path)
-    entry = Teacher(TEACHER, TEACHER, "digits", 10, 50.0, (0.3070,), (0.3764,), sha256(path), ("https://example.org/x.pth",))
+    entry = Teacher(
+        TEACHER,
+        TEACHER,
+        "digits",
+        10,
+        50.0,
+        (0.3070,),
+        (0.3764,),
+        sha256(path),
+        ("https://example.org/x.pth",),
+    )
     monkeypatch.setattr(teachers, "teacher_entry", lambda name: entry)
     assert {*outcomes(Kind(path, b"another", lambda: str(find(TEACHER)))).values()} == {"refused"}
 
@@ -210,7 +247,9 @@ def test_weights_that_were_cut_anywhere_are_refused(zipped, tmp_path):
     content = path.read_bytes()
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(SettingsError, match=r"mine.pth (cannot be read as a checkpoint: .|is damaged)") as refused:
+        with pytest.raises(
+            SettingsError, match=r"mine.pth (cannot be read as a checkpoint: .|is damaged)"
+        ) as refused:
             load_checkpoint(network, path)
         assert "\n" not in str(refused.value)
 
@@ -219,10 +258,14 @@ def test_weights_that_torch_would_not_read_at_all_are_refused(tmp_path):
     path, network = tmp_path / "mine.pth", torch.nn.Linear(3, 2)
     torch.save(network.state_dict(), path)
     content = bytearray(path.read_bytes())
-    # A tensor that is marked as a folder: in the list at the end, 8 bytes before its name, behind that of the archive.
+    # A tensor that is marked as a folder: in the list at the end, 8 bytes before its name, behind that of the
+    # archive.
     content[content.rindex(b"mine/data/0") - 8] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"mine.pth cannot be read as a checkpoint: mine/data/0 in it is not what was saved"):
+    with pytest.raises(
+        SettingsError,
+        match=r"mine.pth cannot be read as a checkpoint: mine/data/0 in it is not what was saved",
+    ):
         load_checkpoint(network, path)
 
 
@@ -233,7 +276,10 @@ def test_a_damaged_jpeg_is_refused_or_gives_another_data_checksum():
     kind = an_image("jpg")
     assert outcomes(replace(kind, read=lambda: kind.read()[0]))["zeros"] == "refused"
     # As it is read while training, too.
-    for read in (lambda: centre_pixels(kind.path, 8).tolist(), lambda: train_pixels(kind.path, 8, np.random.default_rng(0)).tolist()):
+    for read in (
+        lambda: centre_pixels(kind.path, 8).tolist(),
+        lambda: train_pixels(kind.path, 8, np.random.default_rng(0)).tolist(),
+    ):
         assert outcomes(replace(kind, read=read))["half"] == "refused"
 
 
@@ -241,7 +287,9 @@ def test_a_damaged_profile_is_refused_or_gives_runs_of_another_name(tmp_path):
     path = tmp_path / "mine.yaml"
     shutil.copy(CONFIG / "smoke.yaml", path)
     # A wrong value is named itself, not the file.
-    kind = Kind(path, (CONFIG / "quick.yaml").read_bytes(), lambda: load_profile(str(path)), flips=150, named=("",))
+    kind = Kind(
+        path, (CONFIG / "quick.yaml").read_bytes(), lambda: load_profile(str(path)), flips=150, named=("",)
+    )
     found = outcomes(kind)
     assert {found[name] for name in ("empty", "zeros", "zeros in the middle")} == {"refused"}
 
@@ -249,7 +297,9 @@ def test_a_damaged_profile_is_refused_or_gives_runs_of_another_name(tmp_path):
 # ---- what the work folder holds is made again
 
 
-TINY = TeacherSettings("resnet8", Data("digits", train_images=60, test_images=50), Schedule(3, 30, 0.05), profile="tiny")
+TINY = TeacherSettings(
+    "resnet8", Data("digits", train_images=60, test_images=50), Schedule(3, 30, 0.05), profile="tiny"
+)
 
 
 def interrupted(settings: TeacherSettings, monkeypatch) -> Path:
@@ -262,8 +312,8 @@ def interrupted(settings: TeacherSettings, monkeypatch) -> Path:
         saved.append(save(*arguments))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+        patch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
         patch.setattr(training.fitting, "save_state", dying)
         with pytest.raises(KeyboardInterrupt):
             training.train_teacher(settings)
@@ -288,7 +338,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_beginning(
     found = outcomes(Kind(path, other, read, flips=3))
     assert {*found.values()} == {"same"}
     assert capsys.readouterr().out.count("is not used: ") == len(found)
-    # The lane of every teacher has the same name; the file says which training it is of.
+    # The trainee of every teacher has the same name; the file says which training it is of.
     path.write_bytes(other)
     stored[training.checkpoints.previous(path)] = other
     training.checkpoints.previous(path).write_bytes(other)
@@ -322,7 +372,11 @@ def test_a_damaged_stamp_sets_off_its_step_anew():
 def test_a_damaged_plan_is_written_anew():
     made = plan.make_plan(profile(), "smoke")
     plan.write_plan(profile(), made, 2, 0)
-    assert {*outcomes(Kind(PATHS.plan, b"{}", lambda: plan.write_plan(profile(), made, 2, 0).read_bytes())).values()} == {"same"}
+    assert {
+        *outcomes(
+            Kind(PATHS.plan, b"{}", lambda: plan.write_plan(profile(), made, 2, 0).read_bytes())
+        ).values()
+    } == {"same"}
 
 
 def test_a_damaged_progress_file_is_passed_over():

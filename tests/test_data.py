@@ -25,7 +25,9 @@ def numbered(count: int, side: int = 6, **entry) -> Images:
     return Images(pixels, torch.arange(count), replace(DATASETS["cifar100"], **{**shape, **entry}), CPU)
 
 
-def epoch_of(images: Images, batch_size: int, seed: int, epoch: int, **ranks) -> tuple[torch.Tensor, torch.Tensor]:
+def epoch_of(
+    images: Images, batch_size: int, seed: int, epoch: int, **ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(images.train_batches(batch_size, seed, epoch, **ranks))
     for batch in batches:
         assert torch.equal(images.labels[batch.indices], batch.labels)
@@ -62,7 +64,10 @@ def test_digits_mean_and_deviation_are_those_of_the_training_images():
 
 
 def test_an_unknown_data_set_is_named_with_the_valid_ones():
-    with pytest.raises(SettingsError, match=r"unknown data set 'digit' \(did you mean 'digits'\?\); valid: digits, fashion-mnist"):
+    with pytest.raises(
+        SettingsError,
+        match=r"unknown data set 'digit' \(did you mean 'digits'\?\); valid: digits, fashion-mnist",
+    ):
         load("digit")
 
 
@@ -88,7 +93,9 @@ def test_another_seed_or_epoch_gives_another_order_and_other_augmentation(seed, 
 
 def test_the_batch_size_changes_neither_order_nor_augmentation():
     images = numbered(40)
-    for whole, parted in zip(epoch_of(images, 40, seed=0, epoch=1), epoch_of(images, 7, seed=0, epoch=1), strict=True):
+    for whole, parted in zip(
+        epoch_of(images, 40, seed=0, epoch=1), epoch_of(images, 7, seed=0, epoch=1), strict=True
+    ):
         assert torch.equal(whole, parted)
 
 
@@ -216,7 +223,9 @@ def test_a_subset_is_taken_from_the_images_in_stored_order_and_is_the_same_every
         assert torch.equal(subset.images, getattr(again, name).images)
         position = -1
         for pixels, label in zip(subset.images, subset.labels, strict=True):
-            matches = ((everything.images == pixels).flatten(1).all(1) & (everything.labels == label)).nonzero()[:, 0]
+            matches = (
+                (everything.images == pixels).flatten(1).all(1) & (everything.labels == label)
+            ).nonzero()[:, 0]
             position = next(int(match) for match in matches if match > position)
     assert part.checksum == again.checksum != whole.checksum
 
@@ -251,5 +260,7 @@ def test_any_size_from_the_number_of_classes_on_can_be_taken(count):
 
 @pytest.mark.parametrize("count", [991, 999])
 def test_a_size_so_close_to_all_that_classes_would_be_missing_from_the_rest_is_refused(count):
-    with pytest.raises(DataError, match=f"a subset of {count} cannot keep their shares; give 10 to 990, or none for all"):
+    with pytest.raises(
+        DataError, match=f"a subset of {count} cannot keep their shares; give 10 to 990, or none for all"
+    ):
         load(train_images=count)

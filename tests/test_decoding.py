@@ -1,4 +1,6 @@
-"""Images are decoded, cropped and resized as torchvision does it, whatever kind of file they are; damaged files are named."""
+"""Images are decoded, cropped and resized as torchvision does it, whatever kind of file they are; damaged
+files are named.
+"""
 
 import io
 import warnings
@@ -17,7 +19,9 @@ from pursuhint_lib.data import DataError, decoding
 from pursuhint_lib.paths import ROOT
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet_sample" / "images.zip"
-needs_sample = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"{SAMPLE} (a few images of ImageNet) is not there")
+needs_sample = pytest.mark.skipif(
+    not SAMPLE.is_file(), reason=f"{SAMPLE} (a few images of ImageNet) is not there"
+)
 DRAWS = 4000
 # The evaluation preset of torchvision's pretrained networks, up to the point where it leaves uint8.
 PRESET = transforms.Compose([transforms.Resize(256, antialias=True), transforms.CenterCrop(224)])
@@ -26,7 +30,9 @@ PRESET = transforms.Compose([transforms.Resize(256, antialias=True), transforms.
 def picture(width=500, height=375, seed=0):
     """Smooth colours with some grain."""
     draws = np.random.default_rng(seed)
-    coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = draws.integers(-12, 13, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
 
@@ -54,7 +60,9 @@ def torchvision_training(path, side, draws):
 
 
 def check_near(ours, theirs):
-    """Torch keeps the weights of a resize in 16 bits and Pillow in 32: some values are a level apart, in either direction."""
+    """Torch keeps the weights of a resize in 16 bits and Pillow in 32: some values are a level apart, in
+    either direction.
+    """
     difference = ours.astype(int) - theirs
     assert abs(difference).max() <= 2
     assert abs(difference).mean() < 0.4
@@ -71,10 +79,18 @@ def test_crops_have_the_distribution_of_torchvisions(size):
     ours = np.array([decoding.crop_box(width, height, draws) for _ in range(DRAWS)])
     torch.manual_seed(2)
     blank = torch.empty(3, height, width)
-    theirs = [transforms.RandomResizedCrop.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)]
+    theirs = [
+        transforms.RandomResizedCrop.get_params(blank, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)
+    ]
     theirs = np.array([(left, top, w, h) for top, left, h, w in theirs])
-    for what in (lambda c: c[:, 2] * c[:, 3], lambda c: c[:, 2] / c[:, 3], lambda c: 2 * c[:, 0] + c[:, 2], lambda c: 2 * c[:, 1] + c[:, 3],
-                 lambda c: c[:, 0], lambda c: c[:, 1]):  # fmt: skip
+    for what in (
+        lambda c: c[:, 2] * c[:, 3],
+        lambda c: c[:, 2] / c[:, 3],
+        lambda c: 2 * c[:, 0] + c[:, 2],
+        lambda c: 2 * c[:, 1] + c[:, 3],
+        lambda c: c[:, 0],
+        lambda c: c[:, 1],
+    ):
         assert ks_2samp(what(ours), what(theirs)).pvalue > 0.001
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 2:] >= 1).all()
@@ -87,7 +103,9 @@ def test_where_no_crop_fits_it_is_the_central_one(size):
     """No crop with an allowed area and ratio fits into such shapes."""
     width, height = size
     torch.manual_seed(0)
-    top, left, h, w = transforms.RandomResizedCrop.get_params(torch.empty(3, height, width), (0.9, 1.0), (3 / 4, 4 / 3))
+    top, left, h, w = transforms.RandomResizedCrop.get_params(
+        torch.empty(3, height, width), (0.9, 1.0), (3 / 4, 4 / 3)
+    )
     assert decoding.crop_box(width, height, np.random.default_rng(0)) == (left, top, w, h)
 
 
@@ -100,13 +118,19 @@ def test_crops_are_whole_numbers_of_python():
 
 def test_training_pixels_are_torchvisions_resized_crop(file):
     for seed in range(30):
-        check_near(decoding.train_pixels(file, 96, np.random.default_rng(seed)), torchvision_training(file, 96, np.random.default_rng(seed)))
+        check_near(
+            decoding.train_pixels(file, 96, np.random.default_rng(seed)),
+            torchvision_training(file, 96, np.random.default_rng(seed)),
+        )
 
 
 @needs_sample
 def test_training_pixels_of_real_images_are_torchvisions(sample):
     for seed, path in enumerate(sample):
-        check_near(decoding.train_pixels(path, 224, np.random.default_rng(seed)), torchvision_training(path, 224, np.random.default_rng(seed)))
+        check_near(
+            decoding.train_pixels(path, 224, np.random.default_rng(seed)),
+            torchvision_training(path, 224, np.random.default_rng(seed)),
+        )
 
 
 def test_pixels_are_the_same_without_torchvisions_operator(file, monkeypatch):
@@ -118,7 +142,9 @@ def test_pixels_are_the_same_without_torchvisions_operator(file, monkeypatch):
 
 
 def test_pixels_depend_on_the_draws_alone(file):
-    first, again, other = (decoding.train_pixels(file, 64, np.random.default_rng(seed)) for seed in ((5, 1), (5, 1), (5, 2)))
+    first, again, other = (
+        decoding.train_pixels(file, 64, np.random.default_rng(seed)) for seed in ((5, 1), (5, 1), (5, 2))
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -138,7 +164,9 @@ def test_half_of_the_images_are_mirrored(tmp_path):
 # ---- evaluation
 
 
-@pytest.mark.parametrize("size", [(500, 375), (333, 500), (256, 256), (100, 80), (641, 479), (1200, 257), (40, 600)])
+@pytest.mark.parametrize(
+    "size", [(500, 375), (333, 500), (256, 256), (100, 80), (641, 479), (1200, 257), (40, 600)]
+)
 def test_evaluation_pixels_are_exactly_torchvisions(tmp_path, size):
     path = tmp_path / "picture.JPEG"
     picture(*size).filter(ImageFilter.SHARPEN).save(path)
@@ -176,10 +204,17 @@ def test_any_kind_of_image_becomes_rgb(tmp_path, kind):
     """Files have the ending .JPEG, as ImageNet's have, whatever they are."""
     mode, form = KINDS[kind]
     path = tmp_path / "odd.JPEG"
-    picture(120, 90).convert(mode).save(path, form, **({"progressive": True} if "progressive" in kind else {}))
+    picture(120, 90).convert(mode).save(
+        path, form, **({"progressive": True} if "progressive" in kind else {})
+    )
     for seed in range(4):
         ours = decoding.train_pixels(path, 48, np.random.default_rng(seed))
-        assert (ours.dtype, ours.shape, ours.flags.c_contiguous, ours.flags.writeable) == (np.uint8, (48, 48, 3), True, True)
+        assert (ours.dtype, ours.shape, ours.flags.c_contiguous, ours.flags.writeable) == (
+            np.uint8,
+            (48, 48, 3),
+            True,
+            True,
+        )
         check_near(ours, torchvision_training(path, 48, np.random.default_rng(seed)))
     ours = decoding.test_pixels(path, 224)
     assert (ours.dtype, ours.shape, ours.flags.writeable) == (np.uint8, (224, 224, 3), True)
@@ -190,7 +225,10 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path):
     grey = picture(120, 90).convert("L")
     grey.save(tmp_path / "eight.png")
     Image.fromarray(np.asarray(grey).astype(np.uint16) << 8).save(tmp_path / "sixteen.png")
-    for pixels in (lambda path: decoding.test_pixels(path, 64), lambda path: decoding.train_pixels(path, 64, np.random.default_rng(0))):
+    for pixels in (
+        lambda path: decoding.test_pixels(path, 64),
+        lambda path: decoding.train_pixels(path, 64, np.random.default_rng(0)),
+    ):
         np.testing.assert_array_equal(pixels(tmp_path / "sixteen.png"), pixels(tmp_path / "eight.png"))
 
 
@@ -199,7 +237,10 @@ def test_odd_metadata_do_not_warn(tmp_path, monkeypatch):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x09\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\xff\x7f"
     picture(120, 90).save(tmp_path / "exif.JPEG", exif=exif)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
-    for path, what in ((tmp_path / "palette.png", "Palette images with Transparency"), (tmp_path / "exif.JPEG", "Truncated File Read")):
+    for path, what in (
+        (tmp_path / "palette.png", "Palette images with Transparency"),
+        (tmp_path / "exif.JPEG", "Truncated File Read"),
+    ):
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             pil_loader(path)
@@ -253,7 +294,10 @@ def test_a_missing_file_a_folder_and_an_image_beyond_pillows_limit_are_refused(t
 
 
 def check_refused(path):
-    for use in (lambda: decoding.train_pixels(path, 32, np.random.default_rng(0)), lambda: decoding.test_pixels(path, 32)):
+    for use in (
+        lambda: decoding.train_pixels(path, 32, np.random.default_rng(0)),
+        lambda: decoding.test_pixels(path, 32),
+    ):
         with pytest.raises(DataError) as error:
             use()
         assert str(path) in str(error.value)

@@ -1,4 +1,6 @@
-"""What the setting ``deterministic`` promises: the same bits whatever the number of cores; and what holds without it."""
+"""What the setting ``deterministic`` promises: the same bits whatever the number of cores; and what holds
+without it.
+"""
 
 from dataclasses import replace
 

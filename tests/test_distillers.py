@@ -14,7 +14,11 @@ from pursuhint_lib.settings import SettingsError
 
 WITH_HINTS = [name for name, entry in DISTILLERS.items() if entry.hints]
 WITHOUT_HINTS = [name for name, entry in DISTILLERS.items() if not entry.build]
-ON_LOGITS = [name for name, entry in DISTILLERS.items() if entry.build and not entry.hints and not entry.reuses_classifier]
+ON_LOGITS = [
+    name
+    for name, entry in DISTILLERS.items()
+    if entry.build and not entry.hints and not entry.reuses_classifier
+]
 BETWEEN_IMAGES = ["cc", "rkd", "pkt", "crd-batch"]
 # Of the training images, which memories hold: the batches of these tests are the first of them.
 LABELS = torch.arange(12) % 3
@@ -26,7 +30,13 @@ RELATIONS = {
     "quarter": [((3, 2, 2), (5, 8, 8)), ((6, 1, 1), (4, 4, 4))],
     "four-times": [((3, 8, 8), (5, 2, 2)), ((6, 4, 4), (4, 1, 1))],
     "uneven": [((3, 7, 7), (5, 4, 4)), ((6, 3, 3), (4, 7, 7))],
-    "all-kinds": [((3, 8, 8), (5, 8, 8)), ((4, 4, 4), (5, 8, 8)), ((3, 8, 8), (6, 4, 4)), ((4, 2, 2), (3, 8, 8)), ((3, 8, 8), (4, 2, 2))],
+    "all-kinds": [
+        ((3, 8, 8), (5, 8, 8)),
+        ((4, 4, 4), (5, 8, 8)),
+        ((3, 8, 8), (6, 4, 4)),
+        ((4, 2, 2), (3, 8, 8)),
+        ((3, 8, 8), (4, 2, 2)),
+    ],
 }
 
 
@@ -36,7 +46,9 @@ def make_maps(relation, side, batch=4, seed=0):
 
 
 def make_signals(relation, batch=4, epoch=0):
-    """Maps that need no gradient, and the labels and places of their images. The last epoch of 8 is beyond every first stage."""
+    """Maps that need no gradient, and the labels and places of their images. The last epoch of 8 is beyond
+    every first stage.
+    """
     maps = make_maps(relation, 0, batch), make_maps(relation, 1, batch)
     return Signals(*maps, labels=LABELS[:batch], indices=torch.arange(batch), epoch=epoch, epochs=8)
 
@@ -63,13 +75,16 @@ def test_method_gives_a_finite_loss_and_gradients_for_student_and_own_parts(name
     assert loss.shape == ()
     assert loss.isfinite()
     loss.backward()
-    # One value per image, or per channel, normalises to 1 whatever the student does, so AT, NST and FT are blind at a 1×1 map.
+    # One value per image, or per channel, normalises to 1 whatever the student does, so AT, NST and FT are
+    # blind at a 1×1 map.
     blind = [name in ("at", "nst", "ft") and 1 in (s[1], t[1]) for s, t in RELATIONS[relation]]
     for student, unseen in zip(students, blind, strict=True):
         assert student.grad.isfinite().all()
         assert unseen or student.grad.norm() > 0
     # FT's paraphraser is frozen by then.
-    frozen = [part for part, _ in module.named_parameters() if part.startswith(("paraphrasers", "rebuilders"))]
+    frozen = [
+        part for part, _ in module.named_parameters() if part.startswith(("paraphrasers", "rebuilders"))
+    ]
     for part, own in module.named_parameters():
         assert (own.grad is None) == (part in frozen)
         assert part in frozen or own.grad.isfinite().all()
@@ -135,14 +150,24 @@ def test_fitnet_equals_the_summed_errors_of_its_regressors(relation):
     for regress, student, teacher in zip(module.regressors, students, teachers, strict=True):
         predicted = regress(student)
         side = min(predicted.shape[2], teacher.shape[2])
-        expected += (F.adaptive_avg_pool2d(predicted, side) - F.adaptive_avg_pool2d(teacher, side)).square().mean().item()
+        expected += (
+            (F.adaptive_avg_pool2d(predicted, side) - F.adaptive_avg_pool2d(teacher, side))
+            .square()
+            .mean()
+            .item()
+        )
     assert module(Signals(students, teachers)).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("relation", "kind", "kernel"), [("equal", nn.Conv2d, 1), ("double", nn.Conv2d, 3), ("half", nn.ConvTranspose2d, 4)])
+@pytest.mark.parametrize(
+    ("relation", "kind", "kernel"),
+    [("equal", nn.Conv2d, 1), ("double", nn.Conv2d, 3), ("half", nn.ConvTranspose2d, 4)],
+)
 def test_fitnet_regressor_reaches_the_teachers_shape_in_the_published_way(relation, kind, kernel):
     module = build("fitnet", relation)
-    for regress, student, teacher in zip(module.regressors, make_maps(relation, 0), make_maps(relation, 1), strict=True):
+    for regress, student, teacher in zip(
+        module.regressors, make_maps(relation, 0), make_maps(relation, 1), strict=True
+    ):
         assert regress(student).shape == teacher.shape
         assert type(regress[0]) is kind
         assert regress[0].kernel_size == (kernel, kernel)
@@ -170,7 +195,9 @@ def test_vid_mean_networks_are_three_pointwise_convolutions_without_bias():
         convolutions = [part for part in network if isinstance(part, nn.Conv2d)]
         assert [type(part) for part in network] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.Conv2d]
         assert all(part.bias is None and part.kernel_size == (1, 1) for part in convolutions)
-        assert [(part.in_channels, part.out_channels) for part in convolutions] == [(student[0], teacher[0])] + 2 * [(teacher[0], teacher[0])]
+        assert [(part.in_channels, part.out_channels) for part in convolutions] == [
+            (student[0], teacher[0])
+        ] + 2 * [(teacher[0], teacher[0])]
 
 
 def test_vid_trains_means_and_variances():
@@ -225,7 +252,12 @@ def test_student_alone_does_without_the_teacher_and_kd_does_not():
 def logits(batch=6, classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (3 * torch.randn(batch, classes, generator=generator) for _ in range(2))
-    return Signals(student_logits=student.requires_grad_(), teacher_logits=teacher, labels=torch.arange(batch) % classes, temperature=4.0)
+    return Signals(
+        student_logits=student.requires_grad_(),
+        teacher_logits=teacher,
+        labels=torch.arange(batch) % classes,
+        temperature=4.0,
+    )
 
 
 @pytest.mark.parametrize("name", ON_LOGITS)
@@ -249,19 +281,35 @@ def test_methods_on_logits_take_the_place_of_kd_and_need_no_hint_points(name):
 
 
 def test_a_sum_is_the_weighted_sum_of_its_parts():
-    signals = Signals(make_maps("half", 0), make_maps("half", 1), **{k: v for k, v in vars(logits(batch=4)).items() if "maps" not in k})
+    signals = Signals(
+        make_maps("half", 0),
+        make_maps("half", 1),
+        **{k: v for k, v in vars(logits(batch=4)).items() if "maps" not in k},
+    )
     entry = distiller("at+wsl")
-    assert (entry.title, entry.weight, entry.hints, entry.kd, entry.parts) == ("AT + WSL", 1.0, True, False, {"at": 1000.0, "wsl": 2.25})
+    assert (entry.title, entry.weight, entry.hints, entry.kd, entry.parts) == (
+        "AT + WSL",
+        1.0,
+        True,
+        False,
+        {"at": 1000.0, "wsl": 2.25},
+    )
     parts = [DISTILLERS[name].build(task("half"))(signals).item() for name in ("at", "wsl")]
-    assert entry.build(task("half"))(signals).item() == pytest.approx(1000 * parts[0] + 2.25 * parts[1], rel=1e-5)
-    assert distiller("at+wsl", (2.0, 3.0)).build(task("half"))(signals).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
+    assert entry.build(task("half"))(signals).item() == pytest.approx(
+        1000 * parts[0] + 2.25 * parts[1], rel=1e-5
+    )
+    assert distiller("at+wsl", (2.0, 3.0)).build(task("half"))(signals).item() == pytest.approx(
+        2 * parts[0] + 3 * parts[1], rel=1e-5
+    )
     with_kd = distiller("at+kd")
     assert with_kd.kd is False
     expected = 1000 * parts[0] + kd(signals.student_logits, signals.teacher_logits, 4.0).item()
     assert with_kd.build(task("half"))(signals).item() == pytest.approx(expected, rel=1e-5)
     assert distiller("wsl+dkd").hints is False
     assert distiller("fitnet+sp").kd is True
-    assert len(list(distiller("fitnet+sp").build(task("half")).parameters())) == len(list(DISTILLERS["fitnet"].build(task("half")).parameters()))
+    assert len(list(distiller("fitnet+sp").build(task("half")).parameters())) == len(
+        list(DISTILLERS["fitnet"].build(task("half")).parameters())
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,8 +330,12 @@ def test_semckd_weighs_every_teacher_point_for_every_student_point():
     module = build("semckd", "all-kinds")
     students, teachers = make_maps("all-kinds", 0, batch=5), make_maps("all-kinds", 1, batch=5)
     expected = 0.0
-    queries = [F.normalize(net(module._described(s)), dim=1) for net, s in zip(module.queries, students, strict=True)]
-    keys = [F.normalize(net(module._described(t)), dim=1) for net, t in zip(module.keys, teachers, strict=True)]
+    queries = [
+        F.normalize(net(module._described(s)), dim=1) for net, s in zip(module.queries, students, strict=True)
+    ]
+    keys = [
+        F.normalize(net(module._described(t)), dim=1) for net, t in zip(module.keys, teachers, strict=True)
+    ]
     for i, student in enumerate(students):
         for j, teacher in enumerate(teachers):
             side = min(student.shape[2], teacher.shape[2])

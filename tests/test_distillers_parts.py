@@ -1,4 +1,6 @@
-"""Methods with parts of their own, against loops over their definitions: AB, FT, FSP, ReviewKD, CRD with memories, SimKD."""
+"""Methods with parts of their own, against loops over their definitions: AB, FT, FSP, ReviewKD, CRD with
+memories, SimKD.
+"""
 
 import math
 from dataclasses import replace
@@ -9,7 +11,15 @@ import torch.nn.functional as F
 from test_distillers import LABELS, build, make_signals
 from torch import nn
 
-from pursuhint_lib.distillers import DISTILLERS, ReusedClassifier, Signals, Task, in_first_stage, linear_classifier, warmth
+from pursuhint_lib.distillers import (
+    DISTILLERS,
+    ReusedClassifier,
+    Signals,
+    Task,
+    in_first_stage,
+    linear_classifier,
+    warmth,
+)
 from pursuhint_lib.models import build_model
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.taps import candidate_points
@@ -19,7 +29,13 @@ RELATIONS = ["equal", "half", "double", "quarter", "uneven"]
 
 def test_stages_and_growing_weights_follow_the_public_schedules():
     assert [in_first_stage(epoch, 240) for epoch in (0, 29, 30, 239)] == [True, True, False, False]
-    assert [sum(in_first_stage(e, epochs) for e in range(epochs)) for epochs in (1, 2, 8, 12, 20)] == [1, 1, 1, 2, 3]
+    assert [sum(in_first_stage(e, epochs) for e in range(epochs)) for epochs in (1, 2, 8, 12, 20)] == [
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]
     assert [warmth(epoch, 240) for epoch in (0, 9, 19, 20, 239)] == pytest.approx([0.05, 0.5, 1, 1, 1])
     assert warmth(0, 1) == 1
 
@@ -52,11 +68,15 @@ def test_factor_transfer_rebuilds_first_and_then_teaches():
     first, later = make_signals("half", epoch=0), make_signals("half", epoch=7)
     rebuilt = sum(
         (rebuild(paraphrase(t)) - t).square().mean()
-        for paraphrase, rebuild, t in zip(module.paraphrasers, module.rebuilders, first.teacher_maps, strict=True)
+        for paraphrase, rebuild, t in zip(
+            module.paraphrasers, module.rebuilders, first.teacher_maps, strict=True
+        )
     )
     assert module(first).item() == pytest.approx(rebuilt.item() / 200, rel=1e-5)
     total = 0.0
-    for paraphrase, translate, (s, t) in zip(module.paraphrasers, module.translators, later.points, strict=True):
+    for paraphrase, translate, (s, t) in zip(
+        module.paraphrasers, module.translators, later.points, strict=True
+    ):
         said, factor = translate(s), paraphrase(t)
         assert (said.shape[1], factor.shape[1]) == (t.shape[1] // 2, t.shape[1] // 2)
         side = min(said.shape[2], factor.shape[2])
@@ -77,7 +97,9 @@ def test_flow_adapts_channels_only_where_they_differ(relation):
         x, y = F.adaptive_avg_pool2d(x, side), F.adaptive_avg_pool2d(y, side)
         flows.append(torch.einsum("bchw,bdhw->bcd", x, y) / side**2)
     assert module(signals).item() == pytest.approx((flows[0] - flows[1]).square().mean().item(), rel=1e-4)
-    same = DISTILLERS["fsp"].build(Task([torch.Size((3, 4, 4)), torch.Size((4, 2, 2))], [torch.Size((3, 8, 8)), torch.Size((5, 2, 2))]))
+    same = DISTILLERS["fsp"].build(
+        Task([torch.Size((3, 4, 4)), torch.Size((4, 2, 2))], [torch.Size((3, 8, 8)), torch.Size((5, 2, 2))])
+    )
     assert [type(adapt) for adapt in same.adapters] == [nn.Identity, nn.Conv2d]
 
 
@@ -93,12 +115,19 @@ def test_review_blends_every_level_with_all_deeper_ones(relation):
             below = below[:, :, rows][:, :, :, columns]
             shares = module.attention[i](torch.cat([own, below], 1))
             own = own * shares[:, 0][:, None] + below * shares[:, 1][:, None]
-        rows, columns = (torch.arange(n) * s // n for n, s in ((teacher.shape[2], height), (teacher.shape[3], width)))
+        rows, columns = (
+            torch.arange(n) * s // n for n, s in ((teacher.shape[2], height), (teacher.shape[3], width))
+        )
         below = own[:, :, rows][:, :, :, columns]
         said = module.outward[i](below)
         sizes = [said.shape[2], *[n for n in (4, 2, 1) if n < said.shape[2]]]
-        errors = [F.mse_loss(F.adaptive_avg_pool2d(said, n), F.adaptive_avg_pool2d(teacher, n)).item() for n in sizes]
-        total += sum(error / 2**level for level, error in enumerate(errors)) / sum(0.5**level for level in range(len(errors)))
+        errors = [
+            F.mse_loss(F.adaptive_avg_pool2d(said, n), F.adaptive_avg_pool2d(teacher, n)).item()
+            for n in sizes
+        ]
+        total += sum(error / 2**level for level, error in enumerate(errors)) / sum(
+            0.5**level for level in range(len(errors))
+        )
     assert module(signals).item() == pytest.approx(total, rel=1e-4)
 
 
@@ -107,7 +136,13 @@ def crd(negatives=None, labels=LABELS, seed=0):
     cls = DISTILLERS["crd"].build
     previous, cls.NEGATIVES = cls.NEGATIVES, negatives or cls.NEGATIVES
     try:
-        return cls(Task([torch.Size((3, 4, 4)), torch.Size((6, 2, 2))], [torch.Size((5, 4, 4)), torch.Size((4, 2, 2))], labels))
+        return cls(
+            Task(
+                [torch.Size((3, 4, 4)), torch.Size((6, 2, 2))],
+                [torch.Size((5, 4, 4)), torch.Size((4, 2, 2))],
+                labels,
+            )
+        )
     finally:
         cls.NEGATIVES = previous
 
@@ -118,11 +153,17 @@ def naive_crd(module, signals, memories, constants):
     chosen, counted = module._draw(signals)
     total = 0.0
     for point, (s, t) in enumerate(signals.points):
-        v = [F.normalize(net(maps.mean((2, 3))), dim=1) for net, maps in ((module.students[point], s), (module.teachers[point], t))]
+        v = [
+            F.normalize(net(maps.mean((2, 3))), dim=1)
+            for net, maps in ((module.students[point], s), (module.teachers[point], t))
+        ]
         for side, query in enumerate(v):
             memory = memories[1 - side][point]
             lists = [[int(i), *chosen[row].tolist()] for i, row in zip(signals.indices, counted, strict=True)]
-            scores = [[math.exp(float(memory[i] @ q) / 0.07) for i in rows] for rows, q in zip(lists, query, strict=True)]
+            scores = [
+                [math.exp(float(memory[i] @ q) / 0.07) for i in rows]
+                for rows, q in zip(lists, query, strict=True)
+            ]
             if (point, side) not in constants:
                 flat = [score for row in scores for score in row]
                 constants[point, side] = sum(flat) / len(flat) * len(memory)
@@ -144,10 +185,17 @@ def test_contrast_with_memories_equals_the_published_steps(negatives):
     memories, constants = [theirs.student_memory.clone(), theirs.teacher_memory.clone()], {}
     for epoch in (0, 0, 1):
         signals = make_signals("equal", epoch=epoch)
-        assert ours(signals).item() == pytest.approx(naive_crd(theirs, signals, memories, constants), rel=1e-4)
+        assert ours(signals).item() == pytest.approx(
+            naive_crd(theirs, signals, memories, constants), rel=1e-4
+        )
     torch.testing.assert_close(ours.student_memory, memories[0])
     torch.testing.assert_close(ours.teacher_memory, memories[1])
-    torch.testing.assert_close(ours.constants, torch.tensor([[constants[p, side] for side in (0, 1)] for p in (0, 1)]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        ours.constants,
+        torch.tensor([[constants[p, side] for side in (0, 1)] for p in (0, 1)]),
+        rtol=1e-4,
+        atol=0,
+    )
 
 
 def test_negatives_are_of_other_classes_as_many_as_wanted_and_all_equally_likely():
@@ -202,7 +250,10 @@ def test_a_classifier_on_the_mean_of_the_last_sub_block_is_found(name):
 def test_a_classifier_on_anything_else_is_refused_with_the_reason(name):
     image = torch.zeros(1, 3, 32, 32)
     model = build_model(name, 10)
-    with pytest.raises(SettingsError, match=rf"classifier of {name}, which must then be linear in the mean of the last sub-block"):
+    with pytest.raises(
+        SettingsError,
+        match=rf"classifier of {name}, which must then be linear in the mean of the last sub-block",
+    ):
         linear_classifier(model, name, candidate_points(model, image)[-1], image)
 
 

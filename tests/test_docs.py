@@ -1,4 +1,6 @@
-"""The pages say what the code does: links, commands, quoted messages, places, variables and figures are looked up."""
+"""The pages say what the code does: links, commands, quoted messages, places, variables and figures are
+looked up.
+"""
 
 import ast
 import importlib.util
@@ -17,9 +19,9 @@ from pursuhint_lib.data import DATASETS
 from pursuhint_lib.paths import ROOT
 from pursuhint_lib.similarity import METRICS
 from pursuhint_lib.study.__main__ import _parser
-from pursuhint_lib.study.arms import ARMS, check_arm
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.runs import methods_of
+from pursuhint_lib.study.grid.arms import ARMS, check_arm
+from pursuhint_lib.study.grid.cells import methods_of
+from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.teachers import TOLERANCE
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +40,11 @@ def page(name: str) -> str:
 def rows(text: str, header: str) -> list[list[str]]:
     """Cells of the rows of all tables whose header begins so."""
     tables = re.findall(rf"^\| {re.escape(header)}.*\n\|[-| :]+\n((?:\|.*\n)+)", text, flags=re.M)
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for table in tables for line in table.splitlines()]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for table in tables
+        for line in table.splitlines()
+    ]
 
 
 def anchors(file: Path) -> set[str]:
@@ -58,7 +64,9 @@ def test_every_link_leads_somewhere(file):
 
 def commands(text: str) -> list[str]:
     """Lines of the shell blocks, and what stands between backticks and begins like a command."""
-    blocks = chain.from_iterable(block.splitlines() for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S))
+    blocks = chain.from_iterable(
+        block.splitlines() for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)
+    )
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     return [line for line in blocks if line.strip()] + [span for span in spans if span.startswith(BEGINS)]
 
@@ -105,9 +113,14 @@ def test_every_command_can_be_given(file):
         if program == "./run_all.sh":
             own = words[: words.index("--")] if "--" in words else words
             # A profile of the reader's own is as good as any.
-            options = _parser().parse_args(["quick" if word.endswith(".yaml") else PLACEHOLDERS.get(word, word) for word in own])
+            options = _parser().parse_args(
+                ["quick" if word.endswith(".yaml") else PLACEHOLDERS.get(word, word) for word in own]
+            )
             assert (ROOT / "config" / f"{options.profile}.yaml").exists(), line
-            assert "--profile" not in words or (ROOT / words[words.index("--profile") + 1] / "config.yaml").exists()
+            assert (
+                "--profile" not in words
+                or (ROOT / words[words.index("--profile") + 1] / "config.yaml").exists()
+            )
         elif program == "./run_tests.sh":
             assert set(words) <= {"--all"}, line
         elif program == ".venv/bin/python":
@@ -118,7 +131,14 @@ def test_every_command_can_be_given(file):
             check_many_hosts(words)
         elif program == "conda":
             environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-            assert words[:4] + words[-2:] == ["env", "create", "-f", "environment.yml", "activate", environment["name"]]
+            assert words[:4] + words[-2:] == [
+                "env",
+                "create",
+                "-f",
+                "environment.yml",
+                "activate",
+                environment["name"],
+            ]
         else:
             # Not in the environment; that it keeps names and tags of cells was tried by hand.
             assert program == "jupytext", line
@@ -130,14 +150,20 @@ def templates() -> list[str]:
     for file in LIBRARY:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+                found.append(
+                    "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return found + (ROOT / "workflow" / "environment.sh").read_text().splitlines()
 
 
 def test_every_quoted_message_is_one_that_the_code_has():
-    quoted = [message for cells in rows(page("troubleshooting"), "message") for message in re.findall(r"`([^`]+)`", cells[0])]
+    quoted = [
+        message
+        for cells in rows(page("troubleshooting"), "message")
+        for message in re.findall(r"`([^`]+)`", cells[0])
+    ]
     assert len(quoted) > 40
     known = templates()
     for message in quoted:
@@ -165,8 +191,17 @@ def test_every_deviation_names_its_reason_and_a_place_that_is_there():
 def test_environment_variables_are_those_of_the_code():
     sources = [*LIBRARY, *(ROOT / "workflow").glob("*"), ROOT / "run_all.sh", ROOT / "run_tests.sh"]
     # What ends in _ is the beginning of a name that a message completes.
-    used = {name for file in sources if file.is_file() for name in re.findall(r"PURSUHINT_[A-Z_]*[A-Z]\b", file.read_text())}
-    assert {name for cells in rows(page("reproducing"), "environment variable") for name in re.findall(r"`(\w+)`", cells[0])} == used
+    used = {
+        name
+        for file in sources
+        if file.is_file()
+        for name in re.findall(r"PURSUHINT_[A-Z_]*[A-Z]\b", file.read_text())
+    }
+    assert {
+        name
+        for cells in rows(page("reproducing"), "environment variable")
+        for name in re.findall(r"`(\w+)`", cells[0])
+    } == used
 
 
 def test_arms_and_metrics_are_those_of_the_code():
@@ -181,7 +216,9 @@ def test_arms_and_metrics_are_those_of_the_code():
 
 def test_facts_of_imagenet_are_those_of_the_code():
     text = page("reproducing")
-    assert " and ".join(f"{count:,}".replace(",", " ") for count in DATASETS["imagenet"].counts) in text.replace("\n", " ")
+    assert " and ".join(
+        f"{count:,}".replace(",", " ") for count in DATASETS["imagenet"].counts
+    ) in text.replace("\n", " ")
     assert f"± {TOLERANCE} points" in text
     assert "MASTER_PORT:-29500" in (ROOT / "workflow" / "many_hosts.sh").read_text()
 
@@ -198,7 +235,14 @@ def spread(figures: dict, digits: int) -> str:
 def test_figures_of_a_sweep_are_those_of_its_record(pair):
     found = measured(f"distillation-{pair}")
     ways = (spread(found[way]["images_per_second"], 0) for way in ("textbook", "ours"))
-    row = " | ".join([" → ".join(found["pair"]), *ways, spread(found["ratio"], 2), f"{100 * found['ours']['share_of_peak']:.0f} %"])
+    row = " | ".join(
+        [
+            " → ".join(found["pair"]),
+            *ways,
+            spread(found["ratio"], 2),
+            f"{100 * found['ours']['share_of_peak']:.0f} %",
+        ]
+    )
     assert f"| {row} |" in page("speed")
     assert (found["arms"], found["batch"], found["alternations"], found["method"]) == (8, 64, 5, "at")
     assert f"torch {found['versions']['torch']}" in page("speed")
@@ -207,9 +251,18 @@ def test_figures_of_a_sweep_are_those_of_its_record(pair):
 def test_figures_of_single_steps_are_those_of_their_records():
     arms, layers = measured("distillation-arms"), measured("profile-step")
     said = " ".join(page("speed").split())
-    deviation = f"at most {100 * arms['largest_deviation']:.1f} % off for {arms['values'][0]} to {arms['values'][-1]} arms"
-    assert f"{' → '.join(arms['pair'])} takes {arms['teacher_seconds']:.3f} s + A · {arms['student_seconds']:.3f} s ({deviation})" in said
-    assert f"{layers['network']} on 10 000 images: {layers['seconds']:.1f} s, {layers['peak_memory_gb']:.2f} GB" in said
+    deviation = (
+        f"at most {100 * arms['largest_deviation']:.1f} % off for {arms['values'][0]} to "
+        f"{arms['values'][-1]} arms"
+    )
+    assert (
+        f"{' → '.join(arms['pair'])} takes {arms['teacher_seconds']:.3f} s + A · "
+        f"{arms['student_seconds']:.3f} s ({deviation})" in said
+    )
+    assert (
+        f"{layers['network']} on 10 000 images: {layers['seconds']:.1f} s, {layers['peak_memory_gb']:.2f} GB"
+        in said
+    )
     assert layers["images"] == 10_000
 
 

@@ -26,7 +26,9 @@ class Colour:
 
     def __init__(self, root, train, download):
         self.downloads.append(download)
-        self.data = np.random.default_rng(int(train)).integers(0, 256, (6 if train else 4, 32, 32, 3), dtype=np.uint8)
+        self.data = np.random.default_rng(int(train)).integers(
+            0, 256, (6 if train else 4, 32, 32, 3), dtype=np.uint8
+        )
         self.targets = [number % 3 for number in range(len(self.data))]
 
 
@@ -34,7 +36,13 @@ class Grey:
     """Tensors [N, H, W], as Fashion-MNIST has them."""
 
     def __init__(self, root, train, download):
-        self.data = torch.randint(0, 256, (6 if train else 4, 28, 28), generator=torch.Generator().manual_seed(int(train)), dtype=torch.uint8)
+        self.data = torch.randint(
+            0,
+            256,
+            (6 if train else 4, 28, 28),
+            generator=torch.Generator().manual_seed(int(train)),
+            dtype=torch.uint8,
+        )
         self.targets = torch.arange(len(self.data)) % 3
 
 
@@ -81,7 +89,10 @@ def raising(error: Exception) -> type:
     return type("Failing", (), {"__init__": fail})
 
 
-@pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("Error downloading\nx.gz"), TimeoutError("timed out")])
+@pytest.mark.parametrize(
+    "error",
+    [URLError("no route to host"), RuntimeError("Error downloading\nx.gz"), TimeoutError("timed out")],
+)
 def test_a_failed_download_is_one_line_that_names_the_folder(reader, error):
     reader("cifar10", "cifar-10-batches-py", raising(error))
     with pytest.raises(DataError) as caught:
@@ -103,11 +114,20 @@ def test_damaged_files_of_cifar_are_named_and_not_downloaded():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\x00\x08\x03\x00\x00\x00\x05\x00\x00\x00\x1c\x00\x00\x00\x1c" + bytes(100)], ids=["empty", "short"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00\x00\x08\x03\x00\x00\x00\x05\x00\x00\x00\x1c\x00\x00\x00\x1c" + bytes(100)],
+    ids=["empty", "short"],
+)
 def test_damaged_files_of_fashion_mnist_are_named(content):
     raw = data_root() / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (raw / name).write_bytes(content)
     with pytest.raises(DataError, match=f"fashion-mnist is damaged in {data_root() / 'FashionMNIST'}"):
         load("fashion-mnist")
@@ -117,7 +137,12 @@ def test_where_a_data_set_is_can_be_asked_without_reading_it():
     assert DATASETS["digits"].locate(Data("digits")) == "ships with scikit-learn"
     with pytest.raises(DataError) as caught:
         DATASETS["cifar10"].locate(Data("cifar10"))
-    for word in (f"cifar10 is not in {data_root()}", "cifar10/train/<class>/*.png", "cifar-10-batches-py", "PURSUHINT_DATA"):
+    for word in (
+        f"cifar10 is not in {data_root()}",
+        "cifar10/train/<class>/*.png",
+        "cifar-10-batches-py",
+        "PURSUHINT_DATA",
+    ):
         assert word in str(caught.value)
     (data_root() / "cifar-10-batches-py").mkdir(parents=True)
     assert str(data_root() / "cifar-10-batches-py") in DATASETS["cifar10"].locate(Data("cifar10"))

@@ -13,7 +13,9 @@ CONDA = {"torch": "pytorch", "snakemake": "snakemake-minimal"}
 
 def pyproject() -> dict[str, tuple[str, str]]:
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return {m[1]: (m[2], m[3]) for m in (re.fullmatch(r"([a-z0-9-]+)(>=|==)(.+)", entry) for entry in entries)}
+    return {
+        m[1]: (m[2], m[3]) for m in (re.fullmatch(r"([a-z0-9-]+)(>=|==)(.+)", entry) for entry in entries)
+    }
 
 
 def locked() -> dict[str, set[str]]:
@@ -32,7 +34,9 @@ def numbers(version: str) -> list[int]:
 def test_conda_environment_names_the_same_packages_and_versions():
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = {e for e in entries if isinstance(e, str)} - {"pip", "python>=3.11"}
-    assert conda == {f"{CONDA.get(name, name)}{relation}{version}" for name, (relation, version) in pyproject().items()}
+    assert conda == {
+        f"{CONDA.get(name, name)}{relation}{version}" for name, (relation, version) in pyproject().items()
+    }
 
 
 def test_the_lock_has_every_package_in_a_version_that_fits():

@@ -1,4 +1,6 @@
-"""The deepest hint point exchanged: shares against a factorial design, what is trained for them, the step, and notebook 10."""
+"""The deepest hint point exchanged: shares against a factorial design, what is trained for them, the step,
+and notebook 10.
+"""
 
 import json
 import os
@@ -14,15 +16,25 @@ import yaml
 from pursuhint_lib import statistics
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Exchange, Pair, SettingsError
-from pursuhint_lib.study import estimate
-from pursuhint_lib.study.exchange import INTERACTION, SHARES, exchange_frame, exchange_runs, exchanges
-from pursuhint_lib.study.hints import layer_similarity
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import checked, load_profile, network_points
-from pursuhint_lib.study.runs import run_cell
+from pursuhint_lib.study.engine import estimate
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments.deepest_layer import (
+    INTERACTION,
+    SHARES,
+    exchange_frame,
+    exchange_runs,
+    exchanges,
+)
+from pursuhint_lib.study.grid.cells import run_cell
+from pursuhint_lib.study.grid.hint_layers import layer_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 from pursuhint_lib.training import train_teacher
 
-CHANGES = {"arms": ("none", "stage-ends", "pursuhint-r2"), "metrics": ("r2",), "methods": ("ce", "kd", "at", "fitnet")}
+CHANGES = {
+    "arms": ("none", "stage-ends", "pursuhint-r2"),
+    "metrics": ("r2",),
+    "methods": ("ce", "kd", "at", "fitnet"),
+}
 
 
 @pytest.fixture
@@ -43,8 +55,15 @@ def test_shares_and_interaction_are_the_effects_of_a_factorial_design(weighted):
     rows, truth = [], {}
     for seed, (deep, others, both) in enumerate(generator.normal(size=(3, 3))):
         truth[seed] = {SHARES[0]: 2 * deep, SHARES[1]: 2 * others, INTERACTION: 4 * both}
-        for arm, x, y in (("stage-ends", 1, 1), ("deepened-r2", 1, -1), ("shallowed-r2", -1, 1), ("pursuhint-r2", -1, -1)):
-            found = {"pair": "p", "method": "at", "seed": seed, "arm": arm} | ({"weight": 10.0} if weighted else {})
+        for arm, x, y in (
+            ("stage-ends", 1, 1),
+            ("deepened-r2", 1, -1),
+            ("shallowed-r2", -1, 1),
+            ("pursuhint-r2", -1, -1),
+        ):
+            found = {"pair": "p", "method": "at", "seed": seed, "arm": arm} | (
+                {"weight": 10.0} if weighted else {}
+            )
             rows.append(found | {"accuracy": 40 + deep * x + others * y + both * x * y})
     frame = pd.DataFrame(rows)
     found = exchanges(frame)
@@ -58,7 +77,10 @@ def test_shares_and_interaction_are_the_effects_of_a_factorial_design(weighted):
 
 
 def test_without_all_four_sets_there_are_no_shares():
-    rows = [{"pair": "p", "method": "at", "seed": 0, "arm": arm, "accuracy": 40.0} for arm in ("stage-ends", "deepened-r2", "pursuhint-r2")]
+    rows = [
+        {"pair": "p", "method": "at", "seed": 0, "arm": arm, "accuracy": 40.0}
+        for arm in ("stage-ends", "deepened-r2", "pursuhint-r2")
+    ]
     assert exchanges(pd.DataFrame(rows)).empty
     assert statistics.effects(exchanges(pd.DataFrame(rows[:1])), ["metric", "points"]).empty
 
@@ -85,7 +107,9 @@ def test_only_the_mixed_sets_are_trained_beyond_the_grid_and_its_files_stay(trai
 
 
 def test_all_methods_with_hints_take_part_unless_some_are_named(trained):
-    one, all_of_them = (exchange_runs(changed)[1] for changed in (trained, replace(trained, exchange=Exchange("r2"))))
+    one, all_of_them = (
+        exchange_runs(changed)[1] for changed in (trained, replace(trained, exchange=Exchange("r2")))
+    )
     assert all_of_them == 2 * one
 
 
@@ -94,7 +118,9 @@ def test_an_exchange_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
     assert steps["10_deepest_point"].needs == ("05_results",)
     assert (steps["10_deepest_point"].runs, steps["10_deepest_point"].trains) == ((0, None), True)
     other = replace(profile, exchange=Exchange("r2", ("fitnet",)))
-    assert {step.name for step in make_plan(other, "smoke") if steps[step.name].key != step.key} == {"10_deepest_point"}
+    assert {step.name for step in make_plan(other, "smoke") if steps[step.name].key != step.key} == {
+        "10_deepest_point"
+    }
     without = {step.name: step.key for step in make_plan(replace(profile, exchange=None), "smoke")}
     assert without == {name: step.key for name, step in steps.items() if name != "10_deepest_point"}
 
@@ -111,7 +137,9 @@ def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypat
     (step,) = [step for step in make_plan(profile, "smoke") if step.name == "10_deepest_point"]
     speeds = estimate.Speeds({}, {}, {}, {}, read=1.0)
     # 2 seeds × 2 epochs × 100 images, and the test images at the end.
-    assert estimate._read_seconds(profile, step, speeds, 4) == 2 * (2 * 100 + profile.student.epochs / profile.student.evaluate_every * 100)
+    assert estimate._read_seconds(profile, step, speeds, 4) == 2 * (
+        2 * 100 + profile.student.epochs / profile.student.evaluate_every * 100
+    )
     assert estimate._read_seconds(profile, step, speeds, 0) == 0
 
 
@@ -119,7 +147,10 @@ def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypat
     ("changes", "message"),
     [
         ({"exchange": Exchange("cka-rbf")}, "unknown metric of the exchange 'cka-rbf'; valid: r2"),
-        ({"exchange": Exchange("r2", ("kd",))}, "unknown method with hints of this profile 'kd'; valid: at, fitnet"),
+        (
+            {"exchange": Exchange("r2", ("kd",))},
+            "unknown method with hints of this profile 'kd'; valid: at, fitnet",
+        ),
         ({"methods": ("ce", "kd")}, "there is an exchange of hint points, but none of the methods has hints"),
         (
             {"arms": ("none", "last"), "pairs": (Pair("resnet14", "resnet8", ("layer1", "layer2"), 2),)},
@@ -139,19 +170,47 @@ def test_a_method_is_named_once():
 
 def test_notebook_10_trains_the_mixed_sets_and_answers(trained, tmp_path):
     file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
-    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {name: list(values) for name, values in CHANGES.items()}
+    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {
+        name: list(values) for name, values in CHANGES.items()
+    }
     file.write_text(yaml.safe_dump(content | {"exchange": {"metric": "r2", "methods": ["at"]}}))
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "10_deepest_point.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(NOTEBOOKS / "10_deepest_point.ipynb"),
+        str(drawn),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     tables, shares = StudyPaths("smoke").tables, exchanges(exchange_frame(trained))
     mixed = shares["points"] == INTERACTION
     tabled = {"shares": shares[~mixed], "interaction": shares[mixed]}
     for name, rows in tabled.items():
         effects = statistics.effects(rows, ["method", "points"])
-        np.testing.assert_allclose(pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
-    assert set(pd.read_csv(tables / "10_deepest_point-layers.csv")["arm"]) == {"stage-ends", "deepened-r2", "shallowed-r2", "pursuhint-r2"}
+        np.testing.assert_allclose(
+            pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"],
+            effects["mean"],
+            rtol=1e-5,
+            atol=1e-9,
+        )
+    assert set(pd.read_csv(tables / "10_deepest_point-layers.csv")["arm"]) == {
+        "stage-ends",
+        "deepened-r2",
+        "shallowed-r2",
+        "pursuhint-r2",
+    }
     assert (StudyPaths("smoke").figures / "10_deepest_point-shares.svgz").is_file()
-    told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
+    told = "".join(
+        text
+        for cell in json.loads(drawn.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        for text in output.get("text", [])
+    )
     assert "Beyond chance: " in told

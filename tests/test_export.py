@@ -1,4 +1,6 @@
-"""Exported networks: every form answers as PyTorch does, counts are those of closed forms, and the model card's lines run."""
+"""Exported networks: every form answers as PyTorch does, counts are those of closed forms, and the model
+card's lines run.
+"""
 
 import copy
 import re
@@ -25,7 +27,12 @@ from pursuhint_lib.settings import Schedule, SettingsError, StudentSettings, Tea
 
 CPU = torch.device("cpu")
 # Network → data set whose shape its images have.
-NETWORKS = {"resnet8": "digits", "resnet8x0.25": "digits", "vgg8x0.125": "digits", "torchvision/mobilenet_v3_small": "cifar10"}
+NETWORKS = {
+    "resnet8": "digits",
+    "resnet8x0.25": "digits",
+    "vgg8x0.125": "digits",
+    "torchvision/mobilenet_v3_small": "cifar10",
+}
 
 
 def images_of(dataset: str, count: int = 40) -> Images:
@@ -38,7 +45,9 @@ def images_of(dataset: str, count: int = 40) -> Images:
 
 def normalised(images: Images) -> torch.Tensor:
     """The images as the card says, written out."""
-    mean, std = (torch.tensor(values)[None, :, None, None] for values in (images.entry.mean, images.entry.std))
+    mean, std = (
+        torch.tensor(values)[None, :, None, None] for values in (images.entry.mean, images.entry.std)
+    )
     return (images.images / 255 - mean) / std
 
 
@@ -59,9 +68,13 @@ def subject(name: str, dataset: str) -> Subject:
         last.weight /= logits.std()
     schedule = Schedule(2, 50, 0.05)
     teacher, points = TeacherSettings("resnet14", Data(dataset), schedule), ("layer1.0",)
-    run = StudentSettings(teacher, name, "at", points, points, 1.0, 1.0, 50.0, 4.0, Data(dataset), schedule, 3)
+    run = StudentSettings(
+        teacher, name, "at", points, points, 1.0, 1.0, 50.0, 4.0, Data(dataset), schedule, 3
+    )
     known = {"data_checksum": "0123456789abcdef", "versions": {"torch": "2.15.0"}}
-    record = Record(record_name(run), "student", resolved(run), "ok", {"accuracy": 12.5, "parameters": 1}, {}, known)
+    record = Record(
+        record_name(run), "student", resolved(run), "ok", {"accuracy": 12.5, "parameters": 1}, {}, known
+    )
     return Subject(record, network, build, "stage-ends", "Of 5 seeds this is the one of median accuracy.")
 
 
@@ -85,23 +98,36 @@ def test_every_file_answers_as_pytorch_does_for_any_number_of_images(exported, c
         wanted = one.network(asked)
         fresh = one.build().eval()
         fresh.load_state_dict(load_file(folder / "model.safetensors"))
-        found = {"weights": fresh(asked), "graph": torch.export.load(str(folder / "model.pt2")).module()(asked)}
+        found = {
+            "weights": fresh(asked),
+            "graph": torch.export.load(str(folder / "model.pt2")).module()(asked),
+        }
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     found["onnx"] = torch.from_numpy(session.run(None, {"images": asked.numpy()})[0])
     assert wanted.abs().max() > 0.05
     for form, logits in found.items():
-        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-4, msg=lambda text, form=form: f"{form}: {text}")
+        torch.testing.assert_close(
+            logits, wanted, atol=1e-5, rtol=1e-4, msg=lambda text, form=form: f"{form}: {text}"
+        )
 
 
 def test_what_is_measured_is_what_is_there(exported):
     folder, one, images, found = exported
     with torch.no_grad():
         logits = one.network(normalised(images))
-    right = 100 * sum(int(row.argmax()) == int(label) for row, label in zip(logits, images.labels, strict=True)) / len(images)
+    right = (
+        100
+        * sum(int(row.argmax()) == int(label) for row, label in zip(logits, images.labels, strict=True))
+        / len(images)
+    )
     assert found.accuracy == pytest.approx(right)
     assert found.largest == pytest.approx(logits.abs().max().item(), rel=1e-4)
     assert found.images == len(images)
-    assert found.parameters == sum(tensor.numel() for name, tensor in one.network.state_dict().items() if not re.search("running|num_batches", name))
+    assert found.parameters == sum(
+        tensor.numel()
+        for name, tensor in one.network.state_dict().items()
+        if not re.search("running|num_batches", name)
+    )
     assert list(found.forms) == ["safetensors", "torch.export", "ONNX"]
     for form in found.forms.values():
         assert form.bytes == (folder / form.file).stat().st_size > 4 * found.parameters
@@ -115,7 +141,11 @@ def test_the_files_say_nothing_of_this_machine_and_hold_no_pickled_code(exported
     with zipfile.ZipFile(folder / "model.pt2") as members:
         contents = {name: members.read(name) for name in members.namelist()}
     assert contents["archive/data/sample_inputs/model.pt"] == b""
-    assert not [name for name, content in contents.items() if b'"use_pickle": true' in content or content.startswith(b"PK")]
+    assert not [
+        name
+        for name, content in contents.items()
+        if b'"use_pickle": true' in content or content.startswith(b"PK")
+    ]
     for content in (*contents.values(), *(file.read_bytes() for file in folder.iterdir())):
         assert str(ROOT).encode() not in content
         assert b"site-packages" not in content
@@ -128,7 +158,10 @@ def test_the_onnx_file_is_valid_of_the_stated_version_and_takes_any_batch(export
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     (images,), (logits,) = model.graph.input, model.graph.output
     assert (images.name, logits.name) == ("images", "logits")
-    assert [images.type.tensor_type.shape.dim[0].dim_param, logits.type.tensor_type.shape.dim[0].dim_param] == ["batch", "batch"]
+    assert [
+        images.type.tensor_type.shape.dim[0].dim_param,
+        logits.type.tensor_type.shape.dim[0].dim_param,
+    ] == ["batch", "batch"]
     assert "operators of version 18" in (folder / "README.md").read_text()
 
 
@@ -149,7 +182,16 @@ def test_the_lines_of_the_card_run_and_load_this_very_network(exported, monkeypa
             torch.testing.assert_close(scope["network"](asked), wanted)
     exec(blocks[2], scope)
     torch.testing.assert_close(torch.from_numpy(scope["logits"]), empty, atol=1e-5, rtol=1e-4)
-    for told in (one.record.name, one.record.name[-12:], "stage-ends: layer1.0", "resnet14", "| seed | 3 |", "12.50 in its record", one.why, "MIT"):
+    for told in (
+        one.record.name,
+        one.record.name[-12:],
+        "stage-ends: layer1.0",
+        "resnet14",
+        "| seed | 3 |",
+        "12.50 in its record",
+        one.why,
+        "MIT",
+    ):
         assert told in text
     for number in (*images.entry.mean, *images.entry.std):
         assert f"{number:g}" in text
@@ -158,7 +200,9 @@ def test_the_lines_of_the_card_run_and_load_this_very_network(exported, monkeypa
 
 def test_a_teachers_card_tells_where_it_is_from(exported):
     _, one, images, found = exported
-    settings = TeacherSettings("resnet14", Data("digits"), Schedule(2, 50, 0.05), checkpoint="some/file.safetensors")
+    settings = TeacherSettings(
+        "resnet14", Data("digits"), Schedule(2, 50, 0.05), checkpoint="some/file.safetensors"
+    )
     record = replace(one.record, name=record_name(settings), kind="teacher", settings=resolved(settings))
     text = model_card(replace(one, record=record, arm="", why="It taught."), found, images.entry)
     assert text.startswith("# resnet14, ")
@@ -178,12 +222,19 @@ class Off(nn.Module):
         return self.network(images) + self.by
 
 
-@pytest.mark.parametrize(("name", "by"), [("safetensors", float("nan")), ("torch.export", 2e-3), ("ONNX", 2e-3)])
+@pytest.mark.parametrize(
+    ("name", "by"), [("safetensors", float("nan")), ("torch.export", 2e-3), ("ONNX", 2e-3)]
+)
 def test_a_form_that_answers_otherwise_is_named_and_removed(tmp_path, monkeypatch, name, by):
     form = FORMS[name]
-    monkeypatch.setitem(exports.FORMS, name, replace(form, load=lambda path, build: Off(form.load(path, build), by)))
+    monkeypatch.setitem(
+        exports.FORMS, name, replace(form, load=lambda path, build: Off(form.load(path, build), by))
+    )
     one = subject("resnet8x0.25", "digits")
-    with pytest.raises(SettingsError, match=rf"{re.escape(one.record.name)} as {name} gives other logits .* 0\.0001 of the largest logit"):
+    with pytest.raises(
+        SettingsError,
+        match=rf"{re.escape(one.record.name)} as {name} gives other logits .* 0\.0001 of the largest logit",
+    ):
         export(one, images_of("digits", 12), tmp_path)
     assert not (tmp_path / form.file).exists()
     assert not (tmp_path / "README.md").exists()
@@ -200,13 +251,20 @@ def test_operations_are_those_of_the_closed_form(channels, side, classes):
     half, quarter = side // 2, side // 4
     wanted = convolution(3, channels, 16, side) + 2 * convolution(3, 16, 16, side)
     wanted += convolution(3, 16, 32, half) + convolution(3, 32, 32, half) + convolution(1, 16, 32, half)
-    wanted += convolution(3, 32, 64, quarter) + convolution(3, 64, 64, quarter) + convolution(1, 32, 64, quarter)
+    wanted += (
+        convolution(3, 32, 64, quarter) + convolution(3, 64, 64, quarter) + convolution(1, 32, 64, quarter)
+    )
     wanted += 2 * 64 * classes
-    assert flops(build_model("resnet8", classes, channels).eval(), torch.zeros(1, channels, side, side)) == wanted
+    assert (
+        flops(build_model("resnet8", classes, channels).eval(), torch.zeros(1, channels, side, side))
+        == wanted
+    )
 
 
 def test_operations_of_a_convolution_in_groups_and_of_a_product():
-    network = nn.Sequential(nn.Conv2d(8, 12, 3, groups=4, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 5 * 7, 3))
+    network = nn.Sequential(
+        nn.Conv2d(8, 12, 3, groups=4, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 5 * 7, 3)
+    )
     assert flops(network, torch.zeros(1, 8, 5, 7)) == 2 * (12 * 5 * 7 * 9 * 2) + 2 * (12 * 5 * 7 * 3)
 
 
@@ -237,7 +295,10 @@ def test_latency_is_measured_on_one_thread_with_the_right_number_of_images():
     threads, asked = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        found = latencies({"a": lambda x: asked.append(("a", len(x), torch.get_num_threads())), "b": lambda x: None}, torch.zeros(1, 1, 2, 2))
+        found = latencies(
+            {"a": lambda x: asked.append(("a", len(x), torch.get_num_threads())), "b": lambda x: None},
+            torch.zeros(1, 1, 2, 2),
+        )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,6 @@
-"""Code of the user's own, named by an import path: found everywhere alike, held to its contract, noticed when it changes, and nothing else is run."""
+"""Code of the user's own, named by an import path: found everywhere alike, held to its contract, noticed when
+it changes, and nothing else is run.
+"""
 
 import ast
 import importlib
@@ -16,8 +18,20 @@ from pursuhint_lib import similarity, training
 from pursuhint_lib.distillers import Signals, Task, distiller
 from pursuhint_lib.models import build_model
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
-from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, SettingsError, TeacherSettings, extensions, read_profile, settings_hash
-from pursuhint_lib.settings.extensions import is_import_path, load, look_in, sources
+from pursuhint_lib.settings import (
+    Arm,
+    Data,
+    DistillSettings,
+    Schedule,
+    SettingsError,
+    TeacherSettings,
+    read_profile,
+    settings_hash,
+)
+from pursuhint_lib.settings import (
+    user_code as extensions,
+)
+from pursuhint_lib.settings.user_code import is_import_path, load, look_in, sources
 
 METHODS = """
 from functools import partial
@@ -105,7 +119,11 @@ DATA = Data("digits", train_images=60, test_images=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
 TEACHER = TeacherSettings("resnet14", DATA, SCHEDULE, profile="test")
 ENDS = ("layer1.0", "layer2.0", "layer3.0")
-ARMS = (Arm("none"), Arm("first", ("layer1.0", "layer1.1", "layer2.0")), Arm("ends", ("layer1.1", "layer2.1", "layer3.1")))
+ARMS = (
+    Arm("none"),
+    Arm("first", ("layer1.0", "layer1.1", "layer2.0")),
+    Arm("ends", ("layer1.1", "layer2.1", "layer3.1")),
+)
 
 
 def line_of(text: str, statement: str) -> str:
@@ -139,13 +157,27 @@ def refused(call, *words: str) -> None:
 
 def cell(method: str, **changes) -> DistillSettings:
     base = DistillSettings(
-        teacher=TEACHER, student="resnet8x0.25", method=method, arms=ARMS, student_points=ENDS, ce_weight=1.0, kd_weight=1.0,
-        hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="test",
-    )  # fmt: skip
+        teacher=TEACHER,
+        student="resnet8x0.25",
+        method=method,
+        arms=ARMS,
+        student_points=ENDS,
+        ce_weight=1.0,
+        kd_weight=1.0,
+        hint_weight=10.0,
+        temperature=4.0,
+        data=DATA,
+        schedule=SCHEDULE,
+        seed=3,
+        profile="test",
+    )
     return replace(base, **changes)
 
 
-@pytest.mark.parametrize(("own", "built_in"), [("my_methods:at", "at"), ("my_methods:fitnet", "fitnet"), ("rkd+my_methods:at", "rkd+at")])
+@pytest.mark.parametrize(
+    ("own", "built_in"),
+    [("my_methods:at", "at"), ("my_methods:fitnet", "fitnet"), ("rkd+my_methods:at", "rkd+at")],
+)
 def test_an_own_method_trains_as_the_built_in_one_it_imitates_bit_for_bit(beside, own, built_in):
     training.train_teacher(TEACHER)
     parts = tuple(distiller(built_in).parts.values())
@@ -187,7 +219,9 @@ NO_SIMILARITY = {
     "lost": ("gives nan", "from -1 to 1"),
     "many": ("gives Tensor of shape (3,)", "a number, or a tensor without dimensions"),
     "words": ("gives str", "a number"),
-    "stumbles": (f"my_metrics:stumbles failed {line_of(METRICS, 'return x @ y')} my_metrics.py: RuntimeError:",),
+    "stumbles": (
+        f"my_metrics:stumbles failed {line_of(METRICS, 'return x @ y')} my_metrics.py: RuntimeError:",
+    ),
 }
 
 
@@ -195,7 +229,11 @@ NO_SIMILARITY = {
 def test_a_function_that_is_no_similarity_is_refused_with_what_it_gave(beside, name):
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(6, width, generator=generator) for width in (3, 3, 4)]
-    refused(lambda: similarity.similarity_matrix(features, f"my_metrics:{name}"), f"my_metrics:{name}", *NO_SIMILARITY[name])
+    refused(
+        lambda: similarity.similarity_matrix(features, f"my_metrics:{name}"),
+        f"my_metrics:{name}",
+        *NO_SIMILARITY[name],
+    )
 
 
 def test_an_own_network_is_the_built_in_one_it_imitates(beside):
@@ -203,7 +241,10 @@ def test_an_own_network_is_the_built_in_one_it_imitates(beside):
     states = [model.state_dict() for model in models]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    records = [training.train_teacher(replace(TEACHER, network=name)) for name in ("my_networks:resnet14", "resnet14")]
+    records = [
+        training.train_teacher(replace(TEACHER, network=name))
+        for name in ("my_networks:resnet14", "resnet14")
+    ]
     assert records[0].history == records[1].history
     assert records[0].settings["sources"] == list(sources("my_networks:resnet14"))
 
@@ -211,30 +252,71 @@ def test_an_own_network_is_the_built_in_one_it_imitates(beside):
 SIGNALS = Signals([torch.rand(2, 3, 4, 4)], [torch.rand(2, 3, 4, 4)], torch.rand(2, 5), torch.rand(2, 5))
 # Call, words of the message.
 WRONG = {
-    "a typo": (lambda: distiller("my_methods:att"), ("method my_methods:att must be a Distiller", "att is not there", ".py has at, fitnet")),
+    "a typo": (
+        lambda: distiller("my_methods:att"),
+        ("method my_methods:att must be a Distiller", "att is not there", ".py has at, fitnet"),
+    ),
     "no distiller": (lambda: distiller("my_methods:number"), ("number is of type int", "has at, fitnet")),
     "what it imports": (lambda: distiller("my_methods:PerPoint"), ("PerPoint is of type type",)),
     "no build": (lambda: distiller("my_methods:nothing"), ("method my_methods:nothing builds nothing",)),
-    "a word for a weight": (lambda: distiller("my_methods:heavy"), ("weight of method my_methods:heavy is '1000'", "0 or more")),
-    "no module": (lambda: distiller("my_method:at"), ("no module my_method: there is no my_method.py or my_method/__init__.py in", "mine")),
-    "a module inside a file": (lambda: distiller("my_methods.inner:at"), ("failed", "'my_methods' is not a package")),
-    "a part of a sum": (lambda: distiller("at+my_methods:nope"), ("method my_methods:nope", "nope is not there")),
+    "a word for a weight": (
+        lambda: distiller("my_methods:heavy"),
+        ("weight of method my_methods:heavy is '1000'", "0 or more"),
+    ),
+    "no module": (
+        lambda: distiller("my_method:at"),
+        ("no module my_method: there is no my_method.py or my_method/__init__.py in", "mine"),
+    ),
+    "a module inside a file": (
+        lambda: distiller("my_methods.inner:at"),
+        ("failed", "'my_methods' is not a package"),
+    ),
+    "a part of a sum": (
+        lambda: distiller("at+my_methods:nope"),
+        ("method my_methods:nope", "nope is not there"),
+    ),
     "twice in a sum": (lambda: distiller("my_methods:at+my_methods:at"), ("names a part more than once",)),
     "a build that fails": (
-        lambda: distiller("my_methods:raising").build(Task()), (line_of(METHODS, 'raise KeyError("points")'), "KeyError: 'points'"),
+        lambda: distiller("my_methods:raising").build(Task()),
+        (line_of(METHODS, 'raise KeyError("points")'), "KeyError: 'points'"),
     ),
-    "a function for a module": (lambda: distiller("my_methods:function").build(Task()), ("my_methods:function gives function", "torch.nn.Module")),
+    "a function for a module": (
+        lambda: distiller("my_methods:function").build(Task()),
+        ("my_methods:function gives function", "torch.nn.Module"),
+    ),
     "a loss that fails": (
-        lambda: distiller("my_methods:wrong").build(Task())(SIGNALS), (line_of(METHODS, "return signals.student_logits.nowhere"), "AttributeError"),
+        lambda: distiller("my_methods:wrong").build(Task())(SIGNALS),
+        (line_of(METHODS, "return signals.student_logits.nowhere"), "AttributeError"),
     ),
-    "a vector": (lambda: distiller("my_methods:vector").build(Task())(SIGNALS), ("loss of method my_methods:vector", "shape (96,)", "scalar")),
-    "a plain number": (lambda: distiller("my_methods:count").build(Task())(SIGNALS), ("loss of method my_methods:count is int", "scalar tensor")),
-    "a metric's typo": (lambda: similarity.check_metric("my_metrics:ckaa"), ("metric my_metrics:ckaa must be a function", "has hsic, cka, greedy")),
-    "a metric without a function": (lambda: similarity.check_metric("my_metrics:torch"), ("torch is of type module",)),
-    "a network's typo": (lambda: build_model("my_networks:resnet", 10), ("my_networks:resnet must be a function", "has resnet14, words, narrow")),
-    "no network": (lambda: build_model("my_networks:words", 10), ("network my_networks:words gives str", "torch.nn.Module")),
-    "another signature": (lambda: build_model("my_networks:narrow", 10), ("my_networks:narrow failed: TypeError:", "2 were given")),
-}  # fmt: skip
+    "a vector": (
+        lambda: distiller("my_methods:vector").build(Task())(SIGNALS),
+        ("loss of method my_methods:vector", "shape (96,)", "scalar"),
+    ),
+    "a plain number": (
+        lambda: distiller("my_methods:count").build(Task())(SIGNALS),
+        ("loss of method my_methods:count is int", "scalar tensor"),
+    ),
+    "a metric's typo": (
+        lambda: similarity.check_metric("my_metrics:ckaa"),
+        ("metric my_metrics:ckaa must be a function", "has hsic, cka, greedy"),
+    ),
+    "a metric without a function": (
+        lambda: similarity.check_metric("my_metrics:torch"),
+        ("torch is of type module",),
+    ),
+    "a network's typo": (
+        lambda: build_model("my_networks:resnet", 10),
+        ("my_networks:resnet must be a function", "has resnet14, words, narrow"),
+    ),
+    "no network": (
+        lambda: build_model("my_networks:words", 10),
+        ("network my_networks:words gives str", "torch.nn.Module"),
+    ),
+    "another signature": (
+        lambda: build_model("my_networks:narrow", 10),
+        ("my_networks:narrow failed: TypeError:", "2 were given"),
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "words"), WRONG.values(), ids=WRONG)
@@ -247,7 +329,10 @@ def test_what_does_not_fit_is_refused_in_one_line_that_says_what_would(beside, c
     [
         ("import torch\nat = (", ("in line 2 of broken.py: SyntaxError",)),
         ("import torch\n\nat = undefined\n", ("in line 3 of broken.py: NameError: name 'undefined'",)),
-        ("import not_installed_anywhere\n", ("in line 1 of broken.py: ModuleNotFoundError: No module named 'not_installed_anywhere'",)),
+        (
+            "import not_installed_anywhere\n",
+            ("in line 1 of broken.py: ModuleNotFoundError: No module named 'not_installed_anywhere'",),
+        ),
         ("raise ValueError('two\\nlines')\n", ("ValueError: two lines",)),
     ],
 )
@@ -259,22 +344,50 @@ def test_a_module_that_cannot_be_imported_says_where(beside, text, words):
 @pytest.mark.parametrize(
     "name",
     [
-        "my methods:at", "my_methods:", ":at", ":", "my_methods::at", "a:b:c", "my_methods.:at", ".my_methods:at", "../my_methods:at", "/tmp/x:at",
-        "my_methods:at()", "my_methods:at.build", "my_methods:at\n", "os.system('true'):at", "1a:at", "ä:at", "my-methods:at", "my_methods:at;b",
+        "my methods:at",
+        "my_methods:",
+        ":at",
+        ":",
+        "my_methods::at",
+        "a:b:c",
+        "my_methods.:at",
+        ".my_methods:at",
+        "../my_methods:at",
+        "/tmp/x:at",
+        "my_methods:at()",
+        "my_methods:at.build",
+        "my_methods:at\n",
+        "os.system('true'):at",
+        "1a:at",
+        "ä:at",
+        "my-methods:at",
+        "my_methods:at;b",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_import_path_is_refused_before_anything_is_imported(beside, name, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", lambda *_: pytest.fail("something was imported"))
     assert is_import_path(name)
-    for call in (lambda: distiller(name), lambda: build_model(name, 10), lambda: similarity.check_metric(name), lambda: sources(name)):
+    for call in (
+        lambda: distiller(name),
+        lambda: build_model(name, 10),
+        lambda: similarity.check_metric(name),
+        lambda: sources(name),
+    ):
         refused(call, "is no import path; write <module>:<name>")
 
 
 def test_only_one_place_imports_by_name():
     found = set()
     for file in (ROOT / "pursuhint_lib").rglob("*.py"):
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
-        if any(call.endswith(("import_module", "__import__", "exec_module", "run_module", "run_path")) for call in calls):
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+        }
+        if any(
+            call.endswith(("import_module", "__import__", "exec_module", "run_module", "run_path"))
+            for call in calls
+        ):
             found.add(file.name)
     assert found == {"extensions.py"}
 
@@ -285,7 +398,12 @@ def test_the_checksum_is_of_the_module_and_what_it_imports_from_beside_it(beside
     (beside / "other.py").write_text("x = 1\n")
     (beside / "my_methods.py").write_text(f"def late():\n    from helper import x\n{METHODS}")
     (before,) = sources("my_methods:at")
-    for name, noticed in (("further.py", True), ("helper.py", True), ("my_methods.py", True), ("other.py", False)):
+    for name, noticed in (
+        ("further.py", True),
+        ("helper.py", True),
+        ("my_methods.py", True),
+        ("other.py", False),
+    ):
         kept = (beside / name).read_text()
         (beside / name).write_text(kept + "# changed\n")
         extensions._known.clear()
@@ -321,13 +439,22 @@ def test_an_edit_makes_another_run_and_a_stale_module_is_refused(beside):
     hashes = [settings_hash(one) for one in runs]
     distiller("my_methods:at")
     (beside / "my_methods.py").write_text(METHODS.replace("1000.0", "2000.0"))
-    refused(lambda: look_in(beside, ["at", "rkd+my_methods:at"]), "my_methods.py has changed since it was loaded", "restart the notebook's kernel")
+    refused(
+        lambda: look_in(beside, ["at", "rkd+my_methods:at"]),
+        "my_methods.py has changed since it was loaded",
+        "restart the notebook's kernel",
+    )
     assert settings_hash(run) == hashes[0], "what runs in this process is still the old code"
     look_in(beside, ["my_metrics:cka"])
     forget("my_methods")
     assert distiller("my_methods:at").weight == 2000.0
     (beside / "my_networks.py").write_text(NETWORKS + "\n")
-    assert [settings_hash(one) != before for one, before in zip(runs, hashes, strict=True)] == [True, True, True, False]
+    assert [settings_hash(one) != before for one, before in zip(runs, hashes, strict=True)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert not list(beside.rglob("*.pyc")), "a compiled file could outlive an edit within a second"
 
 
@@ -343,7 +470,11 @@ def test_a_module_of_another_profiles_folder_is_not_taken_for_this_ones(beside, 
 
 def test_a_file_with_the_name_of_another_module_is_refused(beside):
     (beside / "statistics.py").write_text(METHODS)
-    refused(lambda: distiller("statistics:at"), f"{beside / 'statistics.py'} has the name of another module", "rename yours")
+    refused(
+        lambda: distiller("statistics:at"),
+        f"{beside / 'statistics.py'} has the name of another module",
+        "rename yours",
+    )
 
 
 def test_modules_that_are_installed_are_found_and_their_checksum_taken():
@@ -356,14 +487,17 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from pursuhint_lib.settings import read_profile
-from pursuhint_lib.settings.extensions import load
+from pursuhint_lib.settings.user_code import load
 profile = read_profile(Path(sys.argv[1]))
 print(load("method", "plain:answer", lambda found: found == 42, "42"), profile.sources)
 """
 
 
 def test_every_process_finds_the_same_module_whatever_its_folder(beside, tmp_path):
-    text = yaml.safe_dump(yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"methods": ["ce", "plain:answer"], "sweeps": []})
+    text = yaml.safe_dump(
+        yaml.safe_load((CONFIG / "smoke.yaml").read_text())
+        | {"methods": ["ce", "plain:answer"], "sweeps": []}
+    )
     (beside / "plain.py").write_text("answer = 42")
     lone = tmp_path / "lone"
     lone.mkdir()
@@ -372,7 +506,9 @@ def test_every_process_finds_the_same_module_whatever_its_folder(beside, tmp_pat
 
     def said(folder: Path, file: Path) -> subprocess.CompletedProcess:
         # As the command line and the kernels are started: with their own folder first on the path.
-        return subprocess.run([sys.executable, "-c", SCRIPT, str(file)], cwd=folder, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(file)], cwd=folder, capture_output=True, text=True, timeout=120
+        )
 
     first, second = (said(folder, beside / "mine.yaml") for folder in (tmp_path, beside))
     assert first.stdout == second.stdout == f"42 {sources('plain:answer')}\n"
@@ -382,7 +518,11 @@ def test_every_process_finds_the_same_module_whatever_its_folder(beside, tmp_pat
 
 def test_a_profile_names_its_code_wherever_it_stands(beside):
     content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"name": "mine"}
-    content |= {"methods": ["at+my_methods:at"], "metrics": ["my_metrics:cka"], "pairs": [{"teacher": "my_networks:resnet14", "student": "resnet8"}]}
+    content |= {
+        "methods": ["at+my_methods:at"],
+        "metrics": ["my_metrics:cka"],
+        "pairs": [{"teacher": "my_networks:resnet14", "student": "resnet8"}],
+    }
     content |= {"sweeps": []}
     (beside / "mine.yaml").write_text(yaml.safe_dump(content))
     profile = read_profile(beside / "mine.yaml")

@@ -1,4 +1,6 @@
-"""What the machine can do to a study: a full disk, no permission, no network, signals, a clock that jumps. One line says it; nothing is lost."""
+"""What the machine can do to a study: a full disk, no permission, no network, signals, a clock that jumps.
+One line says it; nothing is lost.
+"""
 
 import ast
 import contextlib
@@ -24,10 +26,11 @@ from process_state import gone
 
 from pursuhint_lib import records, teachers
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
-from pursuhint_lib.study import worker
 from pursuhint_lib.study.__main__ import main
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.training import pauses, train_teacher
+from pursuhint_lib.study.engine import worker
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.training import interruptions as interruptions
+from pursuhint_lib.training import train_teacher
 
 # Threads of the numerical libraries make Python 3.12 and later warn of fork; they are idle here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -86,16 +89,21 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("full", ["WORK", "RESULTS"])
-def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_room(full, disk, undisturbed, monkeypatch, capsys):
+def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_room(
+    full, disk, undisturbed, monkeypatch, capsys
+):
     monkeypatch.setenv(f"PURSUHINT_{full}", str(disk.folder / "inside"))
     (disk.folder / "inside").mkdir()
     # A checkpoint after every batch: checkpoints, weights and records all want their space.
-    monkeypatch.setattr(pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(pauses, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(interruptions, "SAVING_SHARE", 1e9)
     disk.fill()
     assert worker.main("smoke", PAIR, "kd") == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: no space left on the disk of {disk.folder}/inside (0 MiB free); make room there, or set PURSUHINT_{full} to ")
+    assert line.startswith(
+        f"error: no space left on the disk of {disk.folder}/inside (0 MiB free); make room there, or set "
+        f"PURSUHINT_{full} to "
+    )
     assert line.endswith("the same command goes on from there")
     assert not list(disk.folder.rglob("*.tmp"))
     before = outcomes()
@@ -118,9 +126,15 @@ def test_a_disk_that_is_full_from_the_start_is_told_before_anything_runs(disk, m
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(28, "No space left on device"), ("no space left on the disk of ", "make room", "PURSUHINT_")),
+        (
+            OSError(28, "No space left on device"),
+            ("no space left on the disk of ", "make room", "PURSUHINT_"),
+        ),
         (OSError(122, "Disk quota exceeded"), ("no space left on the disk of ", "make room")),
-        (PermissionError(13, "Permission denied", "/a/b"), ("no permission", "/a/b", "change its mode or owner")),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            ("no permission", "/a/b", "change its mode or owner"),
+        ),
         (OSError(30, "Read-only file system", "/a/b"), ("Read-only file system", "/a/b", "mended")),
         (OSError(5, "Input/output error"), ("Input/output error", "mended")),
         (TimeoutError(), ("TimeoutError", "mended")),
@@ -173,7 +187,9 @@ def test_a_folder_that_may_not_be_written_is_named_with_the_remedy(closed, monke
 
 def profile_file(folder: Path, **changes) -> str:
     file = folder / "mine.yaml"
-    file.write_text(yaml.safe_dump({**yaml.safe_load((CONFIG / "smoke.yaml").read_text()), "name": "mine", **changes}))
+    file.write_text(
+        yaml.safe_dump({**yaml.safe_load((CONFIG / "smoke.yaml").read_text()), "name": "mine", **changes})
+    )
     return str(file)
 
 
@@ -207,7 +223,12 @@ def unreachable(*_arguments, **_keywords):
 
 def test_without_a_network_it_is_said_where_the_images_belong(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torchvision.datasets.utils.urllib.request, "urlopen", unreachable)
-    file = profile_file(tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}], example_pair=None)
+    file = profile_file(
+        tmp_path,
+        data={"dataset": "cifar10"},
+        pairs=[{"teacher": "resnet14", "student": "resnet8"}],
+        example_pair=None,
+    )
     assert main([file]) == 2
     said = capsys.readouterr().err
     assert "Network is unreachable" in said
@@ -218,11 +239,15 @@ def test_without_a_network_it_is_said_where_the_images_belong(tmp_path, monkeypa
 def test_without_a_network_it_is_said_where_a_teacher_belongs(monkeypatch):
     monkeypatch.setattr(teachers, "_opener", lambda: SimpleNamespace(open=unreachable))
     teacher = next(entry for entry in teachers.TEACHERS.values() if entry.addresses)
-    with pytest.raises(ValueError, match="cannot be downloaded from https://.*Network is unreachable.*; put .* at .*teachers.* by hand"):
+    with pytest.raises(
+        ValueError,
+        match="cannot be downloaded from https://.*Network is unreachable.*; put .* at .*teachers.* by hand",
+    ):
         teachers.fetch(teacher)
 
 
-# Clock --------------------------------------------------------------------------------------------------------------
+# Clock
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_clock_that_jumps_disturbs_no_training(monkeypatch, undisturbed):
@@ -240,27 +265,40 @@ def test_durations_are_measured_with_a_clock_that_does_not_jump():
         file.name
         for file in (ROOT / "pursuhint_lib").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.time", "datetime.now", "time.localtime")
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("time.time", "datetime.now", "time.localtime")
     }
-    # The time of day of a metric, and the time given with --max-minutes, which counts for processes on several machines.
-    assert asked == {"metrics.py", "pauses.py", "__main__.py"}
+    # The time of day of a metric, and the time given with --max-minutes, which counts for processes on
+    # several machines.
+    assert asked == {"metrics.py", "interruptions.py", "__main__.py"}
 
 
-# The whole study ----------------------------------------------------------------------------------------------------
+# The whole study
+# ----------------------------------------------------------------------------------------------------
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PURSUHINT_RESULTS": str(folder / "results"), "PURSUHINT_WORK": str(folder / "work"), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PURSUHINT_RESULTS": str(folder / "results"),
+        "PURSUHINT_WORK": str(folder / "work"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def start(folder: Path, **options) -> subprocess.Popen:
     command = [str(ROOT / "run_all.sh"), "smoke"]
-    return subprocess.Popen(command, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def written(folder: Path) -> dict[str, int]:
     """Name → time of writing, which changes when a run is repeated."""
-    return {file.name: file.stat().st_mtime_ns for file in (folder / "results" / "smoke" / "records").glob("*.json")}
+    return {
+        file.name: file.stat().st_mtime_ns
+        for file in (folder / "results" / "smoke" / "records").glob("*.json")
+    }
 
 
 def wait_for_students(folder: Path, process: subprocess.Popen) -> None:
@@ -290,7 +328,13 @@ def test_two_runs_at_once_share_one_study(tmp_path):
     assert "waiting for it to end" in second
     assert "waiting" not in first
     assert "Nothing to do: all 11 steps are done and every run is on record; nothing is trained." in second
-    assert len(written(tmp_path)) == len({json.loads(f.read_text())["name"] for f in (tmp_path / "results/smoke/records").glob("*.json")}) > 20
+    assert (
+        len(written(tmp_path))
+        == len(
+            {json.loads(f.read_text())["name"] for f in (tmp_path / "results/smoke/records").glob("*.json")}
+        )
+        > 20
+    )
 
 
 @pytest.mark.slow

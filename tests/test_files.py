@@ -50,7 +50,14 @@ def test_drafts_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
     left = tmp_path / f"file.txt.{HERE}-{gone.pid}.tmp"
-    others = [tmp_path / name for name in (f"file.txt.{HERE}-{os.getppid()}.tmp", f"file.txt.00000000-{gone.pid}.tmp", f"{left.name}.tmp")]
+    others = [
+        tmp_path / name
+        for name in (
+            f"file.txt.{HERE}-{os.getppid()}.tmp",
+            f"file.txt.00000000-{gone.pid}.tmp",
+            f"{left.name}.tmp",
+        )
+    ]
     for draft in (left, *others):
         draft.touch()
     with replacing(tmp_path / "file.txt") as draft:
@@ -62,7 +69,13 @@ def test_drafts_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
     assert {*tmp_path.iterdir()} == {tmp_path / "file.txt", *others}
 
 
-CONTENT = {"name": "Größe – 8×8", "empty": {}, "nested": {"a": [1, 2.5, None], "b": True}, 'a "key"': [], "number": 1e-12}
+CONTENT = {
+    "name": "Größe – 8×8",
+    "empty": {},
+    "nested": {"a": [1, 2.5, None], "b": True},
+    'a "key"': [],
+    "number": 1e-12,
+}
 
 
 def test_json_is_read_back_as_it_was_written(tmp_path):
@@ -75,7 +88,9 @@ def test_json_has_one_line_per_entry(tmp_path):
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     lines = text.splitlines()
     assert (lines[0], lines[-1], text[-1]) == ("{", "}", "\n")
-    assert [json.loads(f"{{{line.removesuffix(',')}}}") for line in lines[1:-1]] == [{key: value} for key, value in CONTENT.items()]
+    assert [json.loads(f"{{{line.removesuffix(',')}}}") for line in lines[1:-1]] == [
+        {key: value} for key, value in CONTENT.items()
+    ]
     assert "Größe" in text
 
 
@@ -88,7 +103,12 @@ def test_empty_json_is_json(tmp_path):
 
 
 def test_sealed_content_comes_back_and_changed_content_does_not():
-    content = {"name": "Größe – 8×8", "empty": {}, "nested": {"a": [1, 2.5, None], "b": True}, "number": 1e-12}
+    content = {
+        "name": "Größe – 8×8",
+        "empty": {},
+        "nested": {"a": [1, 2.5, None], "b": True},
+        "number": 1e-12,
+    }
     seal = sealed(content)
     assert list(seal) == [*content, SEAL]
     assert unsealed(json.loads(json.dumps(seal))) == content

@@ -1,4 +1,6 @@
-"""Folding BatchNorm into convolutions changes nothing but the rounding, and leaves alone what it cannot fold."""
+"""Folding BatchNorm into convolutions changes nothing but the rounding, and leaves alone what it
+cannot fold.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,16 @@ from pursuhint_lib.models import build_model
 from pursuhint_lib.models.folding import folded
 from pursuhint_lib.taps import LayerTap, candidate_points
 
-NETWORKS = ["resnet20", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision/resnet18", "torchvision/densenet121"]
+NETWORKS = [
+    "resnet20",
+    "wrn_16_2",
+    "vgg8",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+    "torchvision/resnet18",
+    "torchvision/densenet121",
+]
 
 
 def settled(model: nn.Module, images: torch.Tensor) -> nn.Module:
@@ -44,7 +55,9 @@ def test_answers_and_features_stay_what_they_are(name):
     (answers, features), (again, features_again) = found
     torch.testing.assert_close(again, answers, rtol=1e-3, atol=1e-4 * float(answers.abs().max()))
     for point in points:
-        torch.testing.assert_close(features_again[point], features[point], rtol=1e-3, atol=1e-4 * float(features[point].abs().max()))
+        torch.testing.assert_close(
+            features_again[point], features[point], rtol=1e-3, atol=1e-4 * float(features[point].abs().max())
+        )
 
 
 def test_every_norm_of_a_plain_resnet_is_folded():
@@ -52,7 +65,9 @@ def test_every_norm_of_a_plain_resnet_is_folded():
 
 
 class Crossed(nn.Module):
-    """Convolutions whose norm cannot be folded: read by others too, called twice, and after an activation; one that can."""
+    """Convolutions whose norm cannot be folded: read by others too, called twice, and after an activation;
+    one that can.
+    """
 
     def __init__(self):
         super().__init__()

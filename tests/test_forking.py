@@ -1,4 +1,6 @@
-"""A study of one's own from one YAML: what docs/forking.md says works as it stands there, and mistakes are told with their remedy."""
+"""A study of one's own from one YAML: what docs/forking.md says works as it stands there, and mistakes are
+told with their remedy.
+"""
 
 import re
 import runpy
@@ -12,15 +14,16 @@ import yaml
 
 from pursuhint_lib import plots, records
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths, data_root, file_name
-from pursuhint_lib.settings import SettingsError, extensions
+from pursuhint_lib.settings import SettingsError
+from pursuhint_lib.settings import user_code as extensions
 from pursuhint_lib.study import __main__ as command_line
-from pursuhint_lib.study import hints
-from pursuhint_lib.study.hints import hint_choices, layer_similarity, stored_similarity
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import load_profile, network_points
-from pursuhint_lib.study.publish import step_name
-from pursuhint_lib.study.runs import results_frame, run_cell, runs_of
-from pursuhint_lib.study.stability import stability_frame, stored_stability
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments.stability import stability_frame, stored_stability
+from pursuhint_lib.study.grid import hint_layers as hints
+from pursuhint_lib.study.grid.cells import results_frame, run_cell, runs_of
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
+from pursuhint_lib.study.grid.profiles import load_profile, network_points
+from pursuhint_lib.study.publish.page import step_name
 
 DOC = (ROOT / "docs" / "forking.md").read_text()
 BLOCKS = re.findall(r"```(?:python|yaml)\n(# (in )?mine/(\w+\.\w+).*?)```", DOC, flags=re.S)
@@ -57,13 +60,25 @@ def written(folder: Path, **changes) -> str:
 def small(folder: Path, **changes) -> str:
     """The smoke profile with other entries, as a file beside the page's modules."""
     file = folder / "mine.yaml"
-    file.write_text(yaml.safe_dump(SMOKE | {"name": "mine", "sweeps": [], "shortcut_seeds": 0, "example_pair": None} | changes))
+    file.write_text(
+        yaml.safe_dump(
+            SMOKE | {"name": "mine", "sweeps": [], "shortcut_seeds": 0, "example_pair": None} | changes
+        )
+    )
     return str(file)
 
 
 def test_the_page_has_the_files_that_it_speaks_of():
-    assert list(FILES) == ["make_images.py", "my_pair.yaml", "my_methods.py", "my_metrics.py", "my_networks.py"]
-    assert [target for target in re.findall(r"\]\(([^)#]+)\)", DOC) if not (ROOT / "docs" / target).exists()] == []
+    assert list(FILES) == [
+        "make_images.py",
+        "my_pair.yaml",
+        "my_methods.py",
+        "my_metrics.py",
+        "my_networks.py",
+    ]
+    assert [
+        target for target in re.findall(r"\]\(([^)#]+)\)", DOC) if not (ROOT / "docs" / target).exists()
+    ] == []
     for command in re.findall(r"^\./run_all\.sh (.*?)(?:  +#.*)?$", DOC, flags=re.M):
         command_line._parser().parse_args(command.split())
 
@@ -78,7 +93,13 @@ def test_the_example_is_looked_at_planned_and_trained(mine, images, capsys):
     assert command_line.main([str(mine / "my_pair.yaml"), "--plan", "--cores", "1"]) == 0
     assert re.search(r"\n0 of \d+ steps are done; ", capsys.readouterr().out)
     short = {"batch_size": 8, "learning_rate": 0.01, "epochs": 1}
-    data = {"dataset": "imagefolder", "root": "shapes", "image_size": 64, "train_images": 16, "test_images": 8}
+    data = {
+        "dataset": "imagefolder",
+        "root": "shapes",
+        "image_size": 64,
+        "train_images": 16,
+        "test_images": 8,
+    }
     profile = load_profile(written(mine, teacher=short, student=short, data=data, seeds=[0]))
     found = {method: run_cell(profile, profile.pairs[0], method) for method in profile.methods}
     assert list(found["at"]) == list(profile.arms)
@@ -90,13 +111,27 @@ def test_the_page_s_own_method_metric_and_network_work_together(mine, images, ca
     assert command_line.main([written(mine, **CHANGES), "--check"]) == 0
     assert "my_networks:small (4 points: 0, 1, 2, 3); 4 methods, 5 arms" in capsys.readouterr().out
     pair = {"teacher": "resnet14", "student": "my_networks:small", "student_points": ["0", "1", "2"]}
-    profile = load_profile(small(mine, **{**CHANGES, "pairs": [pair], "methods": ["at+my_methods:pooled", "my_methods:pooled"], "weights": {}}))
+    profile = load_profile(
+        small(
+            mine,
+            **{
+                **CHANGES,
+                "pairs": [pair],
+                "methods": ["at+my_methods:pooled", "my_methods:pooled"],
+                "weights": {},
+            },
+        )
+    )
     for method in profile.methods:
         found = run_cell(profile, profile.pairs[0], method)
         assert all(record.status == "ok" for runs in found.values() for record in runs)
     names = [step.name for step in make_plan(profile, "mine.yaml")]
     assert "03_distillation-resnet14-my_networks.small-at+my_methods.pooled" in names
-    assert not [path for path in (*StudyPaths("mine").results.rglob("*"), *StudyPaths("mine").work.rglob("*")) if ":" in path.name]
+    assert not [
+        path
+        for path in (*StudyPaths("mine").results.rglob("*"), *StudyPaths("mine").work.rglob("*"))
+        if ":" in path.name
+    ]
 
 
 ROWS = re.findall(r"^\| `(.*?)` \| (.*?) \|$", DOC[DOC.index("## 7") :], flags=re.M)
@@ -106,26 +141,56 @@ ROWS = re.findall(r"^\| `(.*?)` \| (.*?) \|$", DOC[DOC.index("## 7") :], flags=r
 def test_the_errors_of_the_page_are_those_that_are_told(mine, images, change, message, capsys):
     assert command_line.main([written(mine, **yaml.safe_load(change)), "--check"]) == 2
     told = capsys.readouterr()
-    said = told.err.removeprefix("error: ").strip() or next(line for line in told.out.splitlines() if line.startswith(" ✗ "))[3:]
+    said = (
+        told.err.removeprefix("error: ").strip()
+        or next(line for line in told.out.splitlines() if line.startswith(" ✗ "))[3:]
+    )
     assert "\n" not in said
     assert re.match(".*".join(re.escape(part) for part in message.split("…")), said), said
 
 
 # Changes of the smoke profile, words of the message.
 MISTAKES = [
-    ({"arms": ["purshint-r2"]}, ("unknown arm 'purshint-r2' (did you mean 'pursuhint-r2'?)", "kmedoids-cka-linear")),
-    ({"arms": ["pursuhint-my_metrics:distances"]}, ("metric 'my_metrics:distances' is not computed", "add it to metrics")),
+    (
+        {"arms": ["purshint-r2"]},
+        ("unknown arm 'purshint-r2' (did you mean 'pursuhint-r2'?)", "kmedoids-cka-linear"),
+    ),
+    (
+        {"arms": ["pursuhint-my_metrics:distances"]},
+        ("metric 'my_metrics:distances' is not computed", "add it to metrics"),
+    ),
     ({"arms": ["pursuhint-my_metrics"]}, ("arm pursuhint-my_metrics: metric 'my_metrics'", "valid: r2")),
     ({"methods": ["FitNet"]}, ("unknown method 'FitNet' (did you mean 'fitnet'?)",)),
-    ({"metrics": ["CKA-linear"]}, ("unknown metric 'CKA-linear' (did you mean 'cka-linear'?)", "<module>:<name>")),
-    ({"pairs": [{"teacher": "mobilenet_v3_small", "student": "resnet8"}]}, ("torchvision's is written torchvision/mobilenet_v3_small",)),
-    ({"pairs": [{"teacher": "resnet14", "student": "my_networks:smal"}]}, ("network my_networks:smal must be", "smal is not there", "Block, small")),
-    ({"pairs": [{"teacher": "resnet14", "student": "torch.nn:Identity"}]}, ("no sub-blocks found in Identity",)),
-    ({"weights": {"hint": {"my_methods:poled": 1}}}, ("method my_methods:poled must be a Distiller", "has pooled")),
+    (
+        {"metrics": ["CKA-linear"]},
+        ("unknown metric 'CKA-linear' (did you mean 'cka-linear'?)", "<module>:<name>"),
+    ),
+    (
+        {"pairs": [{"teacher": "mobilenet_v3_small", "student": "resnet8"}]},
+        ("torchvision's is written torchvision/mobilenet_v3_small",),
+    ),
+    (
+        {"pairs": [{"teacher": "resnet14", "student": "my_networks:smal"}]},
+        ("network my_networks:smal must be", "smal is not there", "Block, small"),
+    ),
+    (
+        {"pairs": [{"teacher": "resnet14", "student": "torch.nn:Identity"}]},
+        ("no sub-blocks found in Identity",),
+    ),
+    (
+        {"weights": {"hint": {"my_methods:poled": 1}}},
+        ("method my_methods:poled must be a Distiller", "has pooled"),
+    ),
     ({"weights": {"hint": {"my_methods:pooled": -1}}}, ("hint weight of my_methods:pooled is -1",)),
-    ({"methods": ["my_methods:pooled", "twins:pooled"]}, ("methods my_methods:pooled and twins:pooled have the same title, 'pooled regression'",)),
-    ({"pairs": [{"teacher": "twins:logits", "student": "resnet8"}]}, ("network twins:logits gives shape (1, 12) for one image", "shape (1, 10)")),
-]  # fmt: skip
+    (
+        {"methods": ["my_methods:pooled", "twins:pooled"]},
+        ("methods my_methods:pooled and twins:pooled have the same title, 'pooled regression'",),
+    ),
+    (
+        {"pairs": [{"teacher": "twins:logits", "student": "resnet8"}]},
+        ("network twins:logits gives shape (1, 12) for one image", "shape (1, 10)"),
+    ),
+]
 TWINS = """
 from my_methods import pooled
 from my_networks import small
@@ -145,13 +210,21 @@ def test_a_mistake_is_told_with_its_remedy(mine, changes, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("metrics", "images", "refused"), [("r2", 64, 1), ("pwcca", 60, 1), ("r2", 65, 0), ("svcca", 9, 0), ("cka-rbf", 9, 0)])
-def test_too_few_images_for_a_metric_are_noticed_before_the_teacher_is_trained(mine, metrics, images, refused, capsys):
+@pytest.mark.parametrize(
+    ("metrics", "images", "refused"),
+    [("r2", 64, 1), ("pwcca", 60, 1), ("r2", 65, 0), ("svcca", 9, 0), ("cka-rbf", 9, 0)],
+)
+def test_too_few_images_for_a_metric_are_noticed_before_the_teacher_is_trained(
+    mine, metrics, images, refused, capsys
+):
     file = small(mine, metrics=[metrics, "cka-linear"], profile_images=images, arms=["none", "stage-ends"])
     assert command_line.main([file, "--check"]) == 2 * refused
     lines = [line for line in capsys.readouterr().out.splitlines() if " metrics: " in line]
     assert len(lines) == refused
-    assert all(f"{metrics} need more images than a sub-block of resnet14 has channels (64), but {images}" in line for line in lines)
+    assert all(
+        f"{metrics} need more images than a sub-block of resnet14 has channels (64), but {images}" in line
+        for line in lines
+    )
 
 
 CKA = """
@@ -179,7 +252,10 @@ def forget(name: str) -> None:
 def test_an_own_metric_goes_the_whole_way_as_the_built_in_one(mine, monkeypatch):
     monkeypatch.setattr(hints, "DIGITS", 14)
     (mine / "lab.py").write_text(CKA)
-    arms = ["none", *(f"{arm}-{metric}" for arm in ("pursuhint", "kmedoids") for metric in ("cka-linear", "lab:cka"))]
+    arms = [
+        "none",
+        *(f"{arm}-{metric}" for arm in ("pursuhint", "kmedoids") for metric in ("cka-linear", "lab:cka")),
+    ]
     profile = load_profile(small(mine, metrics=["cka-linear", "lab:cka"], arms=arms))
     report = layer_similarity(profile, "resnet14")
     found, expected = (report.layer_map.similarity[metric] for metric in ("lab:cka", "cka-linear"))
@@ -188,7 +264,16 @@ def test_an_own_metric_goes_the_whole_way_as_the_built_in_one(mine, monkeypatch)
     for arm in ("pursuhint", "kmedoids"):
         assert choices[f"{arm}-lab:cka"].indices == choices[f"{arm}-cka-linear"].indices
     runs = runs_of(profile, profile.pairs[0], "at")
-    assert len({records.record_name(run) for (arm, seed), run in runs.items() if arm.startswith("pursuhint") and seed == 0}) == 1
+    assert (
+        len(
+            {
+                records.record_name(run)
+                for (arm, seed), run in runs.items()
+                if arm.startswith("pursuhint") and seed == 0
+            }
+        )
+        == 1
+    )
     frame = stability_frame(profile, "resnet14", 3)
     assert set(frame["metric"]) == {"cka-linear", "lab:cka"}
 
@@ -220,7 +305,11 @@ def test_an_edit_of_a_method_makes_its_runs_anew_and_no_others(mine):
 
     def missing() -> dict[str, int]:
         steps = make_plan(load_profile(file), file)
-        return {step.parameters["method"]: step.runs[1] - step.runs[0] for step in steps if "method" in step.parameters}
+        return {
+            step.parameters["method"]: step.runs[1] - step.runs[0]
+            for step in steps
+            if "method" in step.parameters
+        }
 
     profile = load_profile(file)
     for method in profile.methods:
@@ -242,7 +331,16 @@ def test_an_import_path_makes_safe_file_names_which_stay_apart():
 
 
 def test_arms_on_own_metrics_have_colours_that_are_not_those_of_others():
-    arms = ("pursuhint-r2", "pursuhint-cka-linear", "pursuhint-cka-rbf", "stage-ends", "random-1", "none", "quality", "pursuhint-lab:cka")
+    arms = (
+        "pursuhint-r2",
+        "pursuhint-cka-linear",
+        "pursuhint-cka-rbf",
+        "stage-ends",
+        "random-1",
+        "none",
+        "quality",
+        "pursuhint-lab:cka",
+    )
     assert len({plots.arm_colour(arm) for arm in arms}) == len(arms)
     # The same in every process, which the hash of a text is not.
     assert plots.arm_colour("pursuhint-lab:cka") == "#117733"
@@ -260,7 +358,11 @@ def test_what_is_found_wrong_with_a_tree_is_told_before_anything_is_decoded(mine
     (data_root() / "shapes" / "test" / "cross").rename(data_root() / "shapes" / "test" / "Cross")
     assert command_line.main([written(mine), "--check"]) == 2
     said = capsys.readouterr().out
-    assert re.search("✗ data: .* have different class folders; they must be the same, but only there is cross in .*train, and Cross in .*test", said)
+    assert re.search(
+        "✗ data: .* have different class folders; they must be the same, but only there is cross in .*train, "
+        "and Cross in .*test",
+        said,
+    )
     (data_root() / "shapes" / "test" / "Cross").rename(data_root() / "shapes" / "test" / "cross")
     data = {"dataset": "imagefolder", "root": "shapes", "image_size": 64, "train_images": 500}
     assert command_line.main([written(mine, data=data), "--check"]) == 2

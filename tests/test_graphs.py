@@ -22,9 +22,20 @@ ARMS = (Arm("a", ("layer1.0", "layer1.1", "layer2.0")), Arm("b", ("layer1.1", "l
 
 def settings(method: str) -> DistillSettings:
     return DistillSettings(
-        teacher=TEACHER, student="resnet8x0.25", method=method, arms=ARMS, student_points=("layer1.0", "layer2.0", "layer3.0"), ce_weight=1.0,
-        kd_weight=1.0, hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="test",
-    )  # fmt: skip
+        teacher=TEACHER,
+        student="resnet8x0.25",
+        method=method,
+        arms=ARMS,
+        student_points=("layer1.0", "layer2.0", "layer3.0"),
+        ce_weight=1.0,
+        kd_weight=1.0,
+        hint_weight=10.0,
+        temperature=4.0,
+        data=DATA,
+        schedule=SCHEDULE,
+        seed=3,
+        profile="test",
+    )
 
 
 @pytest.mark.parametrize("method", ["at", "fitnet", "fitnet-stages", "reviewkd", "vid", "crd"])
@@ -37,7 +48,9 @@ def test_recorded_steps_give_the_losses_of_usual_ones(method, monkeypatch):
     usual = training.distill(settings(method))
     for a, b in zip(recorded, usual, strict=True):
         for column in (name for name in a.history if name.startswith("loss_")):
-            first = [(x, y) for x, y in zip(a.history[column], b.history[column], strict=True) if x is not None][:2]
+            first = [
+                (x, y) for x, y in zip(a.history[column], b.history[column], strict=True) if x is not None
+            ][:2]
             # The same mathematics by other algorithms: equal at the start, and chaos only later.
             assert [x for x, _ in first] == pytest.approx([y for _, y in first], rel=2e-2), column
         assert a.metrics["accuracy"] == pytest.approx(b.metrics["accuracy"], abs=10)
@@ -46,24 +59,29 @@ def test_recorded_steps_give_the_losses_of_usual_ones(method, monkeypatch):
 def test_steps_are_recorded_at_all(monkeypatch):
     replays = []
     replay = graphs.GraphedSteps._replay
-    monkeypatch.setattr(graphs.GraphedSteps, "_replay", lambda self: (replays.append(len(self.graphs)), replay(self)))
+    monkeypatch.setattr(
+        graphs.GraphedSteps, "_replay", lambda self: (replays.append(len(self.graphs)), replay(self))
+    )
     training.train_teacher(TEACHER)
     training.distill(settings("at"))
-    # In each of 8 epochs 9 full batches, of which the first three run as usual; the teacher's training is recorded as well.
+    # In each of 8 epochs 9 full batches, of which the first three run as usual; the teacher's training is
+    # recorded as well.
     assert replays.count(2) == 8 * 6
     assert replays.count(1) == 8 * 6
 
 
 def test_a_step_that_cannot_be_recorded_runs_as_usual(monkeypatch, capsys):
     training.train_teacher(TEACHER)
-    step = training.lanes.Lane.step
+    step = training.trainees.Trainee.step
 
     def looks_at_the_loss(self, *arguments):
         step(self, *arguments)
         float(self.sums["total"])
 
-    monkeypatch.setattr(training.lanes.Lane, "step", looks_at_the_loss)
-    (record, _) = training.distill(replace(settings("at"), schedule=replace(SCHEDULE, epochs=1, milestones=())))
+    monkeypatch.setattr(training.trainees.Trainee, "step", looks_at_the_loss)
+    (record, _) = training.distill(
+        replace(settings("at"), schedule=replace(SCHEDULE, epochs=1, milestones=()))
+    )
     assert record.status == "ok"
     assert "CUDA graphs cannot be used here" in capsys.readouterr().out
 
@@ -71,6 +89,8 @@ def test_a_step_that_cannot_be_recorded_runs_as_usual(monkeypatch, capsys):
 def test_the_device_keeps_a_copy_of_nothing_that_the_cpu_must_draw():
     splits = load_splits(DATA, torch.device("cuda"))
     teacher = training.FrozenTeacher(training.load_teacher(TEACHER), ARMS[0].teacher_points)
-    learner = training.build_learner(settings("crd").run(ARMS[0]), teacher.model, splits.train.labels.cpu())
-    assert learner.draws_on_cpu
-    assert not training.build_learner(settings("at").run(ARMS[0]), teacher.model).draws_on_cpu
+    objective = training.build_objective(
+        settings("crd").run(ARMS[0]), teacher.model, splits.train.labels.cpu()
+    )
+    assert objective.draws_on_cpu
+    assert not training.build_objective(settings("at").run(ARMS[0]), teacher.model).draws_on_cpu

@@ -1,4 +1,6 @@
-"""The hooks of .pre-commit-config.yaml mend what they can and refuse the rest, in a repository of their own, without network."""
+"""The hooks of .pre-commit-config.yaml mend what they can and refuse the rest, in a repository of their own,
+without network.
+"""
 
 import json
 import os
@@ -38,7 +40,9 @@ def as_saved_by_jupyterlab(text: str) -> str:
 
 @pytest.fixture
 def git(tmp_path, monkeypatch):
-    """A repository with the hooks installed by the one command that a contributor gives; called with git's arguments."""
+    """A repository with the hooks installed by the one command that a contributor gives; called with git's
+    arguments.
+    """
     folder = tmp_path / "checkout"
     for name in ("notebooks", "pursuhint_lib", "results/quick/tables"):
         (folder / name).mkdir(parents=True)
@@ -46,8 +50,12 @@ def git(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, folder)
     (folder / "pursuhint_lib" / "__init__.py").write_text('"""The library."""\n')
     monkeypatch.chdir(folder)
-    # Of the environment that runs the tests, as there is no .venv here; and none of the user's settings of git.
-    places = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PRE_COMMIT_HOME": str(tmp_path / "hooks")}
+    # Of the environment that runs the tests, as there is no .venv here; and none of the user's settings of
+    # git.
+    places = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PRE_COMMIT_HOME": str(tmp_path / "hooks"),
+    }
     for name, value in {**places, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}.items():
         monkeypatch.setenv(name, value)
 
@@ -62,12 +70,17 @@ def git(tmp_path, monkeypatch):
 
 def test_a_commit_is_mended_or_refused_and_then_goes_through(git):
     stored = (NOTEBOOKS / "00_start_here.ipynb").read_text()
-    notebook, code, large, table = (Path(name) for name in ("notebooks/00_start_here.ipynb", "code.py", "large.bin", "results/quick/tables/a.csv"))
+    notebook, code, large, table = (
+        Path(name)
+        for name in ("notebooks/00_start_here.ipynb", "code.py", "large.bin", "results/quick/tables/a.csv")
+    )
     notebook.write_text(as_saved_by_jupyterlab(stored))
     code.write_text('import os\nx   = {"a":1 }\n')
     large.write_bytes(bytes(22 * MIB))
     table.write_text("accuracy\n71\n")
-    (table.parent.parent / "SHA256SUMS").write_text(f"{sha256(b'accuracy' + bytes([10]) + b'70' + bytes([10])).hexdigest()}  tables/a.csv\n")
+    (table.parent.parent / "SHA256SUMS").write_text(
+        f"{sha256(b'accuracy' + bytes([10]) + b'70' + bytes([10])).hexdigest()}  tables/a.csv\n"
+    )
     git("add", "--all")
 
     refused = git("commit", "--message", "all at once")

@@ -46,7 +46,11 @@ def cifar_tree(root: Path, per_class: int = 2) -> dict[tuple[str, str, int], np.
 @pytest.fixture
 def small_trees(monkeypatch):
     """CIFAR-100 may have any number of classes and images."""
-    monkeypatch.setattr(data, "check_whole", lambda root, entry: tuple(len(data.list_images(root / split)) for split in ("train", "test")))
+    monkeypatch.setattr(
+        data,
+        "check_whole",
+        lambda root, entry: tuple(len(data.list_images(root / split)) for split in ("train", "test")),
+    )
 
 
 @pytest.fixture
@@ -58,7 +62,10 @@ def tree(small_trees):
 def test_a_tree_that_was_unpacked_in_part_is_refused():
     cifar_tree(data_root() / "cifar100")
     for use in (load, lambda name: DATASETS[name].locate(Data(name))):
-        with pytest.raises(DataError, match=r"has 3 classes and 6 \+ 6 images, not 100 classes and 50000 \+ 10000 images; unpack all of it"):
+        with pytest.raises(
+            DataError,
+            match=r"has 3 classes and 6 \+ 6 images, not 100 classes and 50000 \+ 10000 images; unpack all of it",
+        ):
             use("cifar100")
 
 
@@ -128,7 +135,10 @@ def test_a_truncated_cache_is_made_again(tree, decoded, share):
     assert decoded == [24]
 
 
-@pytest.mark.parametrize("position", ["length", "header", "name of images", "name of labels", "stored key", "first pixel", "last byte"])
+@pytest.mark.parametrize(
+    "position",
+    ["length", "header", "name of images", "name of labels", "stored key", "first pixel", "last byte"],
+)
 def test_a_flipped_bit_in_the_cache_is_noticed(tree, decoded, position):
     whole = load("cifar100")
     cache = array_cache("cifar100")
@@ -207,7 +217,13 @@ def folder_tree(evaluation: str) -> Path:
     """JPEGs of various sizes, one of them grey and one in capitals and a folder deeper."""
     root = data_root() / "pets"
     generator = np.random.default_rng(1)
-    sizes = {"cat/a.jpg": (16, 16), "cat/b.jpeg": (32, 48), "cat/deep/c.JPG": (64, 32), "dog/grey.jpg": (40, 20), "dog/small.jpg": (8, 12)}
+    sizes = {
+        "cat/a.jpg": (16, 16),
+        "cat/b.jpeg": (32, 48),
+        "cat/deep/c.JPG": (64, 32),
+        "dog/grey.jpg": (40, 20),
+        "dog/small.jpg": (8, 12),
+    }
     for split in ("train", evaluation):
         for name, (width, height) in sizes.items():
             path = root / split / name
@@ -227,7 +243,9 @@ def test_an_image_folder_is_resized_and_cropped_as_torchvision_does(evaluation):
     assert image_counts(settings) == (5, 5)
     assert "5 + 5 images" in entry.locate(settings)
     assert example_input(settings).shape == (1, 3, 16, 16)
-    prepare = transforms.Compose([transforms.Resize(16, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(16)])
+    prepare = transforms.Compose(
+        [transforms.Resize(16, transforms.InterpolationMode.BILINEAR), transforms.CenterCrop(16)]
+    )
     for split, part in (("train", splits.train), (evaluation, splits.test)):
         assert part.labels.tolist() == [0, 0, 0, 1, 1]
         expected = []
@@ -242,7 +260,9 @@ def test_an_image_folder_is_resized_and_cropped_as_torchvision_does(evaluation):
 
 def test_image_sizes_of_one_folder_do_not_share_a_cache():
     folder_tree("test")
-    shapes = [load("imagefolder", root="pets", image_size=side).train.images.shape[-1] for side in (16, 8, 16)]
+    shapes = [
+        load("imagefolder", root="pets", image_size=side).train.images.shape[-1] for side in (16, 8, 16)
+    ]
     assert shapes == [16, 8, 16]
 
 
@@ -252,7 +272,9 @@ def test_an_image_folder_takes_any_aspect_ratio():
             (data_root() / "odd" / split / name).mkdir(parents=True)
             Image.new("RGB", size, (10, 20, 30)).save(data_root() / "odd" / split / name / "x.png")
     images = load("imagefolder", root="odd", image_size=8).train.images
-    assert torch.equal(images, torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(3, 3, 8, 8))
+    assert torch.equal(
+        images, torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(3, 3, 8, 8)
+    )
 
 
 @pytest.mark.parametrize("other", [{}, {"root": "pets"}, {"image_size": 8}])
@@ -301,7 +323,9 @@ def test_classes_without_images_are_refused():
 def test_an_unreadable_image_is_named(damage):
     path = folder_tree("test") / "train" / "cat" / "b.jpeg"
     content = path.read_bytes()
-    path.write_bytes({"text": b"no image at all", "empty": b"", "truncated": content[: len(content) // 2]}[damage])
+    path.write_bytes(
+        {"text": b"no image at all", "empty": b"", "truncated": content[: len(content) // 2]}[damage]
+    )
     assert f"{path} is not a readable image" in folder_error()
     assert not array_cache("pets-8").exists()
 

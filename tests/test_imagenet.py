@@ -1,4 +1,6 @@
-"""Notebook 04 on two processes at a tiny size, what ends its processes, and what is said of an ImageNet tree before anything runs."""
+"""Notebook 04 on two processes at a tiny size, what ends its processes, and what is said of an ImageNet tree
+before anything runs.
+"""
 
 import json
 import os
@@ -16,12 +18,12 @@ from PIL import Image
 from pursuhint_lib import data, training
 from pursuhint_lib.paths import NOTEBOOKS, ROOT, StudyPaths, sample_tree
 from pursuhint_lib.settings import Launch, SettingsError
-from pursuhint_lib.study import launch
 from pursuhint_lib.study.__main__ import main
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.publish import Page
-from pursuhint_lib.study.published import accuracy_table, published
-from pursuhint_lib.study.runs import run_cell
+from pursuhint_lib.study.engine import launch
+from pursuhint_lib.study.experiments.published import accuracy_table, published
+from pursuhint_lib.study.grid.cells import run_cell
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish.page import Page
 
 PROFILE = """
 name: mini
@@ -62,18 +64,41 @@ def mini(tmp_path) -> str:
 
 def test_notebook_04_trains_in_two_processes_and_draws(mini, tmp_path):
     drawn = tmp_path / "drawn.ipynb"
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "04_imagenet.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(NOTEBOOKS / "04_imagenet.ipynb"),
+        str(drawn),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "-p", "profile", mini, "-p", "method", "at"], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-p", "profile", mini, "-p", "method", "at"],
+        cwd=NOTEBOOKS,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     profile = load_profile(mini)
     records = run_cell(profile, profile.pairs[0], "at")
     assert {record.provenance["processes"] for (record,) in records.values()} == {2}
-    assert all(0 <= record.metrics["accuracy"] <= record.metrics["top5_accuracy"] <= 100 for (record,) in records.values())
+    assert all(
+        0 <= record.metrics["accuracy"] <= record.metrics["top5_accuracy"] <= 100
+        for (record,) in records.values()
+    )
     stem = "04_imagenet-resnet14-resnet8x0.25-at"
     published = {path.name for path in StudyPaths("mini").results.rglob("*") if path.name.startswith(stem)}
     assert {f"{stem}-{name}.svgz" for name in ("points", "curves")} | {f"{stem}-accuracy.csv"} <= published
-    told = [text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", [])]
+    told = [
+        text
+        for cell in json.loads(drawn.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        for text in output.get("text", [])
+    ]
     assert sum(": epoch 2, loss " in line and "images/s" in line for line in told) == 3
 
 
@@ -93,9 +118,18 @@ def started(monkeypatch, script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("print('error: stopped by SIGTERM in epoch 2'); raise SystemExit(1)", "stopped by SIGTERM in epoch 2; whole log: "),
-        ("raise ValueError('odd')", "a process of the training died (ValueError: odd); the same command goes on"),
-        ("import os; os.kill(os.getpid(), 9)", "a process of the training died, killed from outside or for want of memory; the same"),
+        (
+            "print('error: stopped by SIGTERM in epoch 2'); raise SystemExit(1)",
+            "stopped by SIGTERM in epoch 2; whole log: ",
+        ),
+        (
+            "raise ValueError('odd')",
+            "a process of the training died (ValueError: odd); the same command goes on",
+        ),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "a process of the training died, killed from outside or for want of memory; the same",
+        ),
     ],
 )
 def test_why_the_processes_ended_is_said(mini, monkeypatch, script, reason):
@@ -109,15 +143,23 @@ def test_why_the_processes_ended_is_said(mini, monkeypatch, script, reason):
 
 def test_a_mistake_in_a_process_is_said_in_its_own_words(mini, monkeypatch):
     profile = load_profile(mini)
-    started(monkeypatch, f"import sys; from pursuhint_lib.study.worker import main; sys.exit(main({mini!r}, 'nobody', 'kd'))")
+    started(
+        monkeypatch,
+        f"import sys; from pursuhint_lib.study.engine.worker import main; sys.exit(main({mini!r}, 'nobody', "
+        "'kd'))",
+    )
     with pytest.raises(RuntimeError, match="unknown pair 'nobody'; valid: resnet14-resnet8x0.25; whole log"):
         launch.train_in_processes(profile, mini, profile.pairs[0], "kd")
 
 
 def test_one_of_several_processes_does_not_train_alone(monkeypatch):
-    monkeypatch.setattr(training.lanes, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(training.trainees, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(SettingsError, match="this is one of 3 processes, but accelerate trains in 1; without GPUs set ACCELERATE_USE_CPU=true"):
+    with pytest.raises(
+        SettingsError,
+        match="this is one of 3 processes, but accelerate trains in 1; without GPUs set "
+        "ACCELERATE_USE_CPU=true",
+    ):
         training.accelerator_for_this_process()
 
 
@@ -129,7 +171,10 @@ def test_the_number_of_processes(mini, monkeypatch, wanted, gpus, expected):
 
 def test_more_processes_than_gpus_are_refused(mini, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(SettingsError, match="launch.processes is 4, but there are 2 GPUs; give at most 2, or none for one per GPU"):
+    with pytest.raises(
+        SettingsError,
+        match="launch.processes is 4, but there are 2 GPUs; give at most 2, or none for one per GPU",
+    ):
         launch.process_count(replace(load_profile(mini), launch=Launch(4)))
 
 
@@ -145,18 +190,26 @@ def test_published_figures_stand_beside_the_stage_ends_only(mini):
 
 
 class TestCheckOfATree:
-    """``--check --data DIR`` for the whole of ImageNet, which has three classes with three and two images here."""
+    """``--check --data DIR`` for the whole of ImageNet, which has three classes with three and two images
+    here.
+    """
 
     CLASSES = ("n01440764", "n01443537", "n01484850")
 
     @pytest.fixture(autouse=True)
     def small_imagenet(self, monkeypatch):
-        monkeypatch.setitem(data.DATASETS, "imagenet", replace(data.DATASETS["imagenet"], classes=3, counts=(9, 6)))
+        monkeypatch.setitem(
+            data.DATASETS, "imagenet", replace(data.DATASETS["imagenet"], classes=3, counts=(9, 6))
+        )
 
     @pytest.fixture
     def profile(self, tmp_path) -> str:
         file = tmp_path / "small.yaml"
-        file.write_text(PROFILE.replace("{dataset: imagenet-sample, image_size: 16}", "{dataset: imagenet, image_size: 32}"))
+        file.write_text(
+            PROFILE.replace(
+                "{dataset: imagenet-sample, image_size: 16}", "{dataset: imagenet, image_size: 32}"
+            )
+        )
         return str(file)
 
     def check(self, profile: str, tree: Path, capsys) -> tuple[int, str]:
@@ -168,7 +221,11 @@ class TestCheckOfATree:
         write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
         status, line = self.check(profile, tmp_path / "tree", capsys)
         assert status == 0
-        assert line == f" ✓ data: imagenet: image tree {tmp_path / 'tree'}, 9 + 6 images of 3 classes, a sample of them decoded"
+        assert (
+            line
+            == f" ✓ data: imagenet: image tree {tmp_path / 'tree'}, 9 + 6 images of 3 classes, a sample of "
+            "them decoded"
+        )
 
     def test_an_empty_tree(self, profile, tmp_path, capsys):
         (tmp_path / "tree").mkdir()
@@ -207,7 +264,10 @@ class TestCheckOfATree:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "/no/such/folder"], "--data /no/such/folder is no folder; give the one that holds the data sets"),
+        (
+            ["--data", "/no/such/folder"],
+            "--data /no/such/folder is no folder; give the one that holds the data sets",
+        ),
         (["--max-minutes", "0"], "--max-minutes 0.0 is not possible; give a number above 0"),
     ],
 )
@@ -228,11 +288,19 @@ def test_cores_are_shared_out_among_the_processes_for_every_library(monkeypatch)
     ("launched", "state", "words"),
     [
         ("{processes: 2}", "✓", "processes: 2 on this machine, 10 images of every batch each"),
-        ("{processes: 3}", "✗", "a batch of 20 images cannot be shared out evenly among 3 processes; give 1, 2, 4, 5, 10, 20 processes"),
+        (
+            "{processes: 3}",
+            "✗",
+            "a batch of 20 images cannot be shared out evenly among 3 processes; give 1, 2, 4, 5, 10, 20 "
+            "processes",
+        ),
     ],
 )
 def test_the_check_says_whether_the_batches_can_be_shared(mini, tmp_path, capsys, launched, state, words):
     file = tmp_path / "shared.yaml"
     file.write_text(PROFILE.replace("{processes: 2}", launched))
     assert main([str(file), "--check"]) == (0 if state == "✓" else 2)
-    assert any(line.startswith(f" {state} processes: ") and words in line for line in capsys.readouterr().out.splitlines())
+    assert any(
+        line.startswith(f" {state} processes: ") and words in line
+        for line in capsys.readouterr().out.splitlines()
+    )

@@ -70,19 +70,32 @@ def test_made_images_have_the_size_of_imagenets(benchmark):
 def test_normalising_rows_is_torchvisions_normalisation(benchmark, tmp_path, monkeypatch):
     """The timed arithmetic gives the values of ToTensor and Normalize."""
     made = {}
-    monkeypatch.setattr(benchmark.torch, "zeros", lambda *shape, dtype: made.setdefault("in", torch.randint(0, 256, shape, dtype=dtype)))
-    monkeypatch.setattr(benchmark.torch, "empty", lambda shape: made.setdefault("out", torch.full(shape, torch.nan)))
+    monkeypatch.setattr(
+        benchmark.torch,
+        "zeros",
+        lambda *shape, dtype: made.setdefault("in", torch.randint(0, 256, shape, dtype=dtype)),
+    )
+    monkeypatch.setattr(
+        benchmark.torch, "empty", lambda shape: made.setdefault("out", torch.full(shape, torch.nan))
+    )
     benchmark.Ways([], 8, None, None).all()["normalise"](0)
     pixels, found = (made[name].view(benchmark.BATCH, 8, 8, 3).permute(0, 3, 1, 2) for name in ("in", "out"))
-    torch.testing.assert_close(found, benchmark.functional.normalize(pixels / 255, benchmark.MEAN, benchmark.STD))
+    torch.testing.assert_close(
+        found, benchmark.functional.normalize(pixels / 255, benchmark.MEAN, benchmark.STD)
+    )
 
 
 def test_wrong_settings_are_refused_in_one_line(benchmark, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "bad.JPEG").write_bytes(b"no image")
-    for options in (["--side", "0"], ["--seconds", "-1"], ["--images", str(tmp_path / "none")], ["--images", str(tmp_path / "empty")],
-                    ["--images", str(tmp_path / "damaged")]):  # fmt: skip
+    for options in (
+        ["--side", "0"],
+        ["--seconds", "-1"],
+        ["--images", str(tmp_path / "none")],
+        ["--images", str(tmp_path / "empty")],
+        ["--images", str(tmp_path / "damaged")],
+    ):
         assert benchmark.main(options) == 2
         assert capsys.readouterr().err.count("\n") == 1
     benchmark.main(["--images", str(tmp_path / "damaged")])

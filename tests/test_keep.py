@@ -1,4 +1,6 @@
-"""Weights of teachers kept among the results: half as large, as good, and what students learn from where the others are gone."""
+"""Weights of teachers kept among the results: half as large, as good, and what students learn from where the
+others are gone.
+"""
 
 import shutil
 
@@ -11,11 +13,11 @@ from pursuhint_lib.files import sha256
 from pursuhint_lib.models import save_weights
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study import keep
-from pursuhint_lib.study.compression import Chosen, export_network
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.runs import cell_settings
-from pursuhint_lib.study.verify import sums_file, write_sums
+from pursuhint_lib.study.experiments.exports import Chosen, export_network
+from pursuhint_lib.study.grid.cells import cell_settings
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish import keep
+from pursuhint_lib.study.publish.verify import sums_file, write_sums
 from pursuhint_lib.teachers import read_entry
 
 
@@ -40,7 +42,11 @@ def profile(trained, tmp_path):
 
 def teacher_of(profile):
     settings = profile.teacher_settings(profile.pairs[0].teacher)
-    return settings, StudyPaths("smoke").weights(records.record_name(settings)), StudyPaths("smoke").kept_weights(records.record_name(settings))
+    return (
+        settings,
+        StudyPaths("smoke").weights(records.record_name(settings)),
+        StudyPaths("smoke").kept_weights(records.record_name(settings)),
+    )
 
 
 def test_kept_weights_are_half_as_large_and_as_good(profile, capsys):
@@ -64,10 +70,17 @@ def test_students_learn_from_the_kept_teacher_where_there_is_no_other(profile):
     own.unlink()
     written = (StudyPaths("smoke").records / f"{records.record_name(settings)}.json").read_bytes()
     stored = load_file(kept)
-    assert all(torch.equal(tensor, stored[name].to(tensor.dtype)) for name, tensor in training.load_teacher(settings).state_dict().items())
+    assert all(
+        torch.equal(tensor, stored[name].to(tensor.dtype))
+        for name, tensor in training.load_teacher(settings).state_dict().items()
+    )
     (student,) = training.distill(cell_settings(profile, profile.pairs[0], "kd", 0, {}))
     assert student.provenance["teacher_checksum"] == sha256(kept)[:16]
-    exported, _ = export_network(profile, Chosen({"role": "teacher", "arm": "", "network": settings.network}, settings, ""), own.parent / "export")
+    exported, _ = export_network(
+        profile,
+        Chosen({"role": "teacher", "arm": "", "network": settings.network}, settings, ""),
+        own.parent / "export",
+    )
     assert exported.accuracy == pytest.approx(read_entry(kept).accuracy, abs=1e-3)
     assert not own.exists(), "nothing was trained again"
     assert (StudyPaths("smoke").records / f"{records.record_name(settings)}.json").read_bytes() == written
@@ -109,5 +122,7 @@ def test_a_teacher_that_rounding_makes_another_is_kept_as_it_was_trained(profile
 def test_a_teacher_that_is_not_trained_is_named(capsys):
     assert keep.main(["smoke"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: teacher resnet14 of smoke is not trained here; run ./run_all.sh smoke first")
+    assert said.startswith(
+        "error: teacher resnet14 of smoke is not trained here; run ./run_all.sh smoke first"
+    )
     assert said.count("\n") == 1

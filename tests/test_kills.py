@@ -1,4 +1,6 @@
-"""Whatever ends a training or a study, and whenever: the same command goes on, repeats nothing that is done, and ends with the same results."""
+"""Whatever ends a training or a study, and whenever: the same command goes on, repeats nothing that is done,
+and ends with the same results.
+"""
 
 import json
 import os
@@ -17,20 +19,30 @@ from pursuhint_lib.paths import ROOT
 
 SCRIPT = ROOT / "tests" / "killed.py"
 CASES = ("at", "crd", "dropout")
-# Exit statuses: killed, ended by SIGTERM before training began or after it was over, came to the end, stopped with its state saved.
+# Exit statuses: killed, ended by SIGTERM before training began or after it was over, came to the end, stopped
+# with its state saved.
 KILLED, ENDED, DONE, STOPPED = -signal.SIGKILL, -signal.SIGTERM, 0, 75
 
 
 def places(folder: Path) -> dict:
     """Environment in which results and work are in the folder."""
-    return {**os.environ, "PURSUHINT_RESULTS": str(folder / "results"), "PURSUHINT_WORK": str(folder / "work")}
+    return {
+        **os.environ,
+        "PURSUHINT_RESULTS": str(folder / "results"),
+        "PURSUHINT_WORK": str(folder / "work"),
+    }
 
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory) -> dict:
     """What came of trainings that were killed, and asked to end, again and again."""
     folder = tmp_path_factory.mktemp("killed")
-    told = {**places(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PURSUHINT_PROGRESS": str(folder / "progress.json")}
+    told = {
+        **places(folder),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PURSUHINT_PROGRESS": str(folder / "progress.json"),
+    }
     subprocess.run([sys.executable, str(SCRIPT), str(folder)], env=told, check=True, timeout=300)
     return json.loads((folder / "found.json").read_text())
 
@@ -65,9 +77,16 @@ def test_trainings_that_are_asked_to_end_save_their_state(disturbed):
 
 def contents(folder: Path) -> dict[str, dict]:
     """Records and hints without the conditions of the run."""
-    files = [file for file in (folder / "results" / "smoke").rglob("*.json") if file.parent.name in ("records", "hints")]
+    files = [
+        file
+        for file in (folder / "results" / "smoke").rglob("*.json")
+        if file.parent.name in ("records", "hints")
+    ]
     stored = {str(file.relative_to(folder)): json.loads(file.read_text(encoding="utf-8")) for file in files}
-    return {name: {key: value for key, value in content.items() if key not in ("provenance", SEAL)} for name, content in stored.items()}
+    return {
+        name: {key: value for key, value in content.items() if key not in ("provenance", SEAL)}
+        for name, content in stored.items()
+    }
 
 
 def written(folder: Path) -> dict[Path, int]:
@@ -78,7 +97,9 @@ def written(folder: Path) -> dict[Path, int]:
 def start(folder: Path) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen([str(ROOT / "run_all.sh"), "smoke"], env=places(folder), stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [str(ROOT / "run_all.sh"), "smoke"], env=places(folder), stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 def kill(started: subprocess.Popen, everything: bool) -> None:

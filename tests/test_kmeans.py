@@ -21,7 +21,9 @@ def cost(matrix, centres):
 
 
 def paper_k_means(similarity, k, most=80):
-    """The rule of the paper's public code, word for word: (sorted centres, settled, rounds) and the centres before each round."""
+    """The rule of the paper's public code, word for word: (sorted centres, settled, rounds) and the centres
+    before each round.
+    """
     layers = len(similarity)
     centres = {j: math.floor(j * (layers - 1) / (k - 1)) if k > 1 else 0 for j in range(k)}
     states = []
@@ -61,7 +63,9 @@ def many_cases(kind, cases=60):
         yield random_similarity(rng, layers, kind), int(rng.integers(1, min(layers, 15) + 1))
 
 
-@pytest.mark.parametrize(("kind", "least_cycles"), [("uniform", 12), ("tied", 12), ("partly negative", 12), ("banded", 0)])
+@pytest.mark.parametrize(
+    ("kind", "least_cycles"), [("uniform", 12), ("tied", 12), ("partly negative", 12), ("banded", 0)]
+)
 def test_kmeans_index_equals_the_papers_rule(kind, least_cycles):
     periods = []
     for matrix, k in many_cases(kind):
@@ -105,7 +109,11 @@ def test_known_cycle_is_not_walked_again(monkeypatch):
     rounds = kmeans_rounds(matrix, 2)
     calls = []
     assign = clustering._assign
-    monkeypatch.setattr(clustering, "_assign", lambda similarity, centres: calls.append(centres) or assign(similarity, centres))
+    monkeypatch.setattr(
+        clustering,
+        "_assign",
+        lambda similarity, centres: calls.append(centres) or assign(similarity, centres),
+    )
     assert choose_hint_points(matrix, 2).iterations == 80
     assert len(calls) == len(rounds) + 1 < 10
 
@@ -121,8 +129,11 @@ def test_kmeans_settled_takes_the_tightest_set_of_the_cycle(kind):
         assert settled.cycle == cycle
         if not cycle:
             assert (settled.indices, settled.labels, settled.objective, settled.iterations) == (
-                index.indices, index.labels, index.objective, index.iterations,
-            )  # fmt: skip
+                index.indices,
+                index.labels,
+                index.objective,
+                index.iterations,
+            )
             continue
         costs = {centres: round(cost(matrix, centres), 9) for centres in cycle}
         assert settled.indices == min(centres for centres in cycle if costs[centres] == min(costs.values()))
@@ -134,7 +145,11 @@ def test_kmeans_settled_takes_the_tightest_set_of_the_cycle(kind):
 def test_kmeans_settled_takes_the_first_of_equally_tight_sets(monkeypatch):
     """A walk between the mirror images of a set in a mirrored matrix."""
     matrix = planted((3, 3))
-    monkeypatch.setattr(clustering, "kmeans_rounds", lambda *_: [clustering.Round(centres, ()) for centres in [(5, 3), (0, 2), (3, 5), (0, 2)]])
+    monkeypatch.setattr(
+        clustering,
+        "kmeans_rounds",
+        lambda *_: [clustering.Round(centres, ()) for centres in [(5, 3), (0, 2), (3, 5), (0, 2)]],
+    )
     assert cost(matrix, (0, 2)) == pytest.approx(cost(matrix, (3, 5)), abs=1e-12)
     found = choose_hint_points(matrix, 2, "kmeans-settled")
     assert found.cycle == ((0, 2), (3, 5))
@@ -162,7 +177,14 @@ def test_kmeans_rounds_are_the_papers_and_end_where_it_settles_or_repeats(kind):
 
 
 @pytest.mark.parametrize(
-    ("layers", "k", "seeds"), [(18, 3, (0, 8, 17)), (54, 3, (0, 26, 53)), (27, 3, (0, 13, 26)), (15, 3, (0, 7, 14)), (16, 4, (0, 5, 10, 15))]
+    ("layers", "k", "seeds"),
+    [
+        (18, 3, (0, 8, 17)),
+        (54, 3, (0, 26, 53)),
+        (27, 3, (0, 13, 26)),
+        (15, 3, (0, 7, 14)),
+        (16, 4, (0, 5, 10, 15)),
+    ],
 )
 def test_kmeans_starts_at_the_published_seeds(layers, k, seeds):
     assert kmeans_rounds(random_similarity(np.random.default_rng(0), layers), k)[0].centres == seeds

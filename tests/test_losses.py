@@ -47,7 +47,9 @@ def naive_kd(student, teacher, temperature):
 
 
 def naive_hint(student, teacher):
-    squares = [(s - t) ** 2 for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)]
+    squares = [
+        (s - t) ** 2 for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)
+    ]
     return sum(squares) / len(squares)
 
 
@@ -58,7 +60,16 @@ def naive_attention_transfer(student_maps, teacher_maps):
         squares = []
         for image in range(len(student)):
             s, t = pooled(student[image], height, width), pooled(teacher[image], height, width)
-            attention = [unit([sum(float(v) ** 2 for v in x[:, i, j]) / len(x) for i in range(height) for j in range(width)]) for x in (s, t)]
+            attention = [
+                unit(
+                    [
+                        sum(float(v) ** 2 for v in x[:, i, j]) / len(x)
+                        for i in range(height)
+                        for j in range(width)
+                    ]
+                )
+                for x in (s, t)
+            ]
             squares += [(a - b) ** 2 for a, b in zip(*attention, strict=True)]
         total += sum(squares) / len(squares)
     return total
@@ -68,7 +79,9 @@ def naive_similarity_preserving(student, teacher):
     grams = []
     for x in (student, teacher):
         rows = x.flatten(1).tolist()
-        grams.append([unit([sum(a * b for a, b in zip(row, other, strict=True)) for other in rows]) for row in rows])
+        grams.append(
+            [unit([sum(a * b for a, b in zip(row, other, strict=True)) for other in rows]) for row in rows]
+        )
     batch = len(student)
     return sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i in range(batch) for j in range(batch)) / batch**2
 
@@ -81,7 +94,9 @@ def naive_variational_information(mean, variance, teacher):
             for i in range(height):
                 for j in range(width):
                     v = float(variance[c])
-                    total += 0.5 * ((float(mean[b, c, i, j]) - float(teacher[b, c, i, j])) ** 2 / v + math.log(v))
+                    total += 0.5 * (
+                        (float(mean[b, c, i, j]) - float(teacher[b, c, i, j])) ** 2 / v + math.log(v)
+                    )
     return total / mean.numel()
 
 
@@ -98,7 +113,9 @@ PAIRS_OF_SHAPES = [
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kd_equals_its_definition(temperature):
     student, teacher = 3 * draw(5, 7), 3 * draw(5, 7, seed=1)
-    assert float(losses.kd(student, teacher, temperature)) == pytest.approx(naive_kd(student, teacher, temperature), rel=1e-12)
+    assert float(losses.kd(student, teacher, temperature)) == pytest.approx(
+        naive_kd(student, teacher, temperature), rel=1e-12
+    )
 
 
 def test_kd_is_finite_for_logits_that_saturate_the_softmax():
@@ -117,19 +134,31 @@ def test_hint_equals_its_definition():
 @pytest.mark.parametrize(("student_shape", "teacher_shape"), PAIRS_OF_SHAPES)
 def test_attention_transfer_equals_its_definition(student_shape, teacher_shape):
     student, teacher = draw(*student_shape), draw(*teacher_shape, seed=1)
-    assert float(losses.attention_transfer([student], [teacher])) == pytest.approx(naive_attention_transfer([student], [teacher]), rel=1e-10)
+    assert float(losses.attention_transfer([student], [teacher])) == pytest.approx(
+        naive_attention_transfer([student], [teacher]), rel=1e-10
+    )
 
 
 def test_attention_transfer_sums_over_hint_points():
-    students, teachers = [draw(*s) for s, _ in PAIRS_OF_SHAPES], [draw(*t, seed=1) for _, t in PAIRS_OF_SHAPES]
-    assert float(losses.attention_transfer(students, teachers)) == pytest.approx(naive_attention_transfer(students, teachers), rel=1e-10)
+    students, teachers = (
+        [draw(*s) for s, _ in PAIRS_OF_SHAPES],
+        [draw(*t, seed=1) for _, t in PAIRS_OF_SHAPES],
+    )
+    assert float(losses.attention_transfer(students, teachers)) == pytest.approx(
+        naive_attention_transfer(students, teachers), rel=1e-10
+    )
 
 
-@pytest.mark.parametrize(("student_shape", "teacher_shape"), [*PAIRS_OF_SHAPES, ((4, 6), (4, 3, 2, 2)), ((1, 3, 2, 2), (1, 2, 2, 2))])
+@pytest.mark.parametrize(
+    ("student_shape", "teacher_shape"),
+    [*PAIRS_OF_SHAPES, ((4, 6), (4, 3, 2, 2)), ((1, 3, 2, 2), (1, 2, 2, 2))],
+)
 def test_similarity_preserving_equals_its_definition(student_shape, teacher_shape):
     student, teacher = draw(*student_shape), draw(*teacher_shape, seed=1)
     expected = naive_similarity_preserving(student, teacher)
-    assert float(losses.similarity_preserving(student, teacher)) == pytest.approx(expected, rel=1e-10, abs=1e-15)
+    assert float(losses.similarity_preserving(student, teacher)) == pytest.approx(
+        expected, rel=1e-10, abs=1e-15
+    )
 
 
 def test_variational_information_equals_its_definition():
@@ -144,7 +173,9 @@ LOSSES = {
     "hint": losses.hint,
     "attention-transfer": lambda s, t: losses.attention_transfer([s, s[:, :1]], [t, t[:, :1]]),
     "similarity-preserving": losses.similarity_preserving,
-    "variational-information": lambda s, t: losses.variational_information(s, torch.ones(s.shape[1], dtype=s.dtype), t),
+    "variational-information": lambda s, t: losses.variational_information(
+        s, torch.ones(s.shape[1], dtype=s.dtype), t
+    ),
 }
 
 
@@ -175,11 +206,14 @@ def test_gradient_equals_finite_differences(name):
 
 
 @pytest.mark.parametrize(
-    ("student_shape", "teacher_shape"), [((2, 2, 4, 4), (2, 3, 2, 2)), ((2, 2, 2, 2), (2, 3, 4, 4)), ((2, 1, 4, 2), (2, 1, 2, 4))]
+    ("student_shape", "teacher_shape"),
+    [((2, 2, 4, 4), (2, 3, 2, 2)), ((2, 2, 2, 2), (2, 3, 4, 4)), ((2, 1, 4, 2), (2, 1, 2, 4))],
 )
 def test_gradient_of_attention_transfer_passes_through_the_pooling(student_shape, teacher_shape):
     teacher = draw(*teacher_shape, seed=1)
-    assert torch.autograd.gradcheck(lambda s: losses.attention_transfer([s], [teacher]), (draw(*student_shape).requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda s: losses.attention_transfer([s], [teacher]), (draw(*student_shape).requires_grad_(),)
+    )
 
 
 def test_variational_information_is_least_where_the_variance_is_the_squared_error():
@@ -192,17 +226,22 @@ def test_variational_information_is_least_where_the_variance_is_the_squared_erro
         assert losses.variational_information(mean, factor * best, teacher) > loss
 
 
-@pytest.mark.parametrize(("shape_a", "shape_b", "expected"), [
-    ((8, 8), (4, 4), (4, 4)),
-    ((2, 2), (6, 6), (2, 2)),
-    ((7, 7), (4, 4), (4, 4)),
-    ((6, 2), (3, 4), (3, 2)),
-    ((4, 4), (4, 2), (4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape_a", "shape_b", "expected"),
+    [
+        ((8, 8), (4, 4), (4, 4)),
+        ((2, 2), (6, 6), (2, 2)),
+        ((7, 7), (4, 4), (4, 4)),
+        ((6, 2), (3, 4), (3, 2)),
+        ((4, 4), (4, 2), (4, 2)),
+    ],
+)
 def test_match_size_pools_the_larger_to_the_smaller(shape_a, shape_b, expected):
     a, b = draw(2, 3, *shape_a), draw(2, 5, *shape_b, seed=1)
     for before, after in zip((a, b), losses.match_size(a, b), strict=True):
-        torch.testing.assert_close(after, torch.stack([pooled(image, *expected) for image in before]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            after, torch.stack([pooled(image, *expected) for image in before]), rtol=0, atol=1e-12
+        )
 
 
 def test_match_size_leaves_maps_of_equal_size_alone():

@@ -33,7 +33,9 @@ def naive_decoupled_kd(student, teacher, target, alpha, beta, temperature):
     for s, t, label in zip(student.tolist(), teacher.tolist(), target.tolist(), strict=True):
         p_s, p_t = (softmax([v / temperature for v in row]) for row in (s, t))
         two_s, two_t = ([p[label], 1 - p[label]] for p in (p_s, p_t))
-        rest_s, rest_t = (softmax([v / temperature for c, v in enumerate(row) if c != label]) for row in (s, t))
+        rest_s, rest_t = (
+            softmax([v / temperature for c, v in enumerate(row) if c != label]) for row in (s, t)
+        )
         total += alpha * sum(b * math.log(b / a) for a, b in zip(two_s, two_t, strict=True))
         total += beta * sum(b * math.log(b / a) for a, b in zip(rest_s, rest_t, strict=True))
     return temperature**2 * total / len(target)
@@ -49,7 +51,9 @@ def naive_dist(student, teacher, beta, gamma, temperature):
     p_s, p_t = ([softmax([v / temperature for v in row]) for row in x.tolist()] for x in (student, teacher))
     images, classes = range(len(p_s)), range(len(p_s[0]))
     inter = 1 - sum(pearson(p_s[b], p_t[b]) for b in images) / len(images)
-    intra = 1 - sum(pearson([p_s[b][c] for b in images], [p_t[b][c] for b in images]) for c in classes) / len(classes)
+    intra = 1 - sum(pearson([p_s[b][c] for b in images], [p_t[b][c] for b in images]) for c in classes) / len(
+        classes
+    )
     return temperature**2 * (beta * inter + gamma * intra)
 
 
@@ -69,8 +73,12 @@ def naive_standardised_kd(student, teacher, temperature):
 def test_losses_on_logits_equal_their_definitions(temperature):
     s, t = logits(), logits(seed=1)
     pairs = {
-        losses.weighted_soft_labels(s, t, TARGET, temperature): naive_weighted_soft_labels(s, t, TARGET, temperature),
-        losses.decoupled_kd(s, t, TARGET, 1.0, 8.0, temperature): naive_decoupled_kd(s, t, TARGET, 1.0, 8.0, temperature),
+        losses.weighted_soft_labels(s, t, TARGET, temperature): naive_weighted_soft_labels(
+            s, t, TARGET, temperature
+        ),
+        losses.decoupled_kd(s, t, TARGET, 1.0, 8.0, temperature): naive_decoupled_kd(
+            s, t, TARGET, 1.0, 8.0, temperature
+        ),
         losses.dist(s, t, 1.0, 2.0, temperature): naive_dist(s, t, 1.0, 2.0, temperature),
         losses.standardised_kd(s, t, temperature): naive_standardised_kd(s, t, temperature),
     }
@@ -84,7 +92,9 @@ def test_parts_of_decoupled_kd_add_up_to_kd():
     for b in range(len(TARGET)):
         image = (s[b : b + 1], t[b : b + 1])
         share = 1 - torch.softmax(t[b] / 4, 0)[TARGET[b]]
-        torch.testing.assert_close(losses.decoupled_kd(*image, TARGET[b : b + 1], 1.0, share, 4.0), losses.kd(*image, 4.0))
+        torch.testing.assert_close(
+            losses.decoupled_kd(*image, TARGET[b : b + 1], 1.0, share, 4.0), losses.kd(*image, 4.0)
+        )
 
 
 def test_weights_of_soft_labels_are_constants():
@@ -92,16 +102,24 @@ def test_weights_of_soft_labels_are_constants():
     s, t = logits().requires_grad_(), logits(seed=1)
     losses.weighted_soft_labels(s, t, TARGET, 4.0).backward()
     for b, label in enumerate(TARGET.tolist()):
-        weight = 1 - math.exp(-cross_entropy(s[b].tolist(), label) / (cross_entropy(t[b].tolist(), label) + 1e-7))
-        expected = 4 * weight * (torch.softmax(s[b].detach() / 4, 0) - torch.softmax(t[b] / 4, 0)) / len(TARGET)
+        weight = 1 - math.exp(
+            -cross_entropy(s[b].tolist(), label) / (cross_entropy(t[b].tolist(), label) + 1e-7)
+        )
+        expected = (
+            4 * weight * (torch.softmax(s[b].detach() / 4, 0) - torch.softmax(t[b] / 4, 0)) / len(TARGET)
+        )
         torch.testing.assert_close(s.grad[b], expected)
 
 
 def test_standardised_kd_ignores_shift_and_scale_of_each_image():
     s, t = logits(), logits(seed=1)
     moved = s * torch.tensor([0.5, 1, 2, 3, 10.0])[:, None] + torch.arange(5)[:, None]
-    torch.testing.assert_close(losses.standardised_kd(moved, t, 2.0), losses.standardised_kd(s, t, 2.0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(losses.dist(s + torch.arange(5)[:, None], t, 1.0, 1.0, 2.0), losses.dist(s, t, 1.0, 1.0, 2.0))
+    torch.testing.assert_close(
+        losses.standardised_kd(moved, t, 2.0), losses.standardised_kd(s, t, 2.0), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        losses.dist(s + torch.arange(5)[:, None], t, 1.0, 1.0, 2.0), losses.dist(s, t, 1.0, 1.0, 2.0)
+    )
 
 
 CASES = {
@@ -169,8 +187,12 @@ def test_identical_images_have_bounded_gradients(name):
 
 def test_one_image_is_enough_except_for_dist():
     s, t, label = logits()[:1], logits(seed=1)[:1], TARGET[:1]
-    assert float(losses.weighted_soft_labels(s, t, label, 4.0)) == pytest.approx(naive_weighted_soft_labels(s, t, label, 4.0))
-    assert float(losses.decoupled_kd(s, t, label, 1.0, 8.0, 4.0)) == pytest.approx(naive_decoupled_kd(s, t, label, 1.0, 8.0, 4.0))
+    assert float(losses.weighted_soft_labels(s, t, label, 4.0)) == pytest.approx(
+        naive_weighted_soft_labels(s, t, label, 4.0)
+    )
+    assert float(losses.decoupled_kd(s, t, label, 1.0, 8.0, 4.0)) == pytest.approx(
+        naive_decoupled_kd(s, t, label, 1.0, 8.0, 4.0)
+    )
     assert float(losses.standardised_kd(s, t, 2.0)) == pytest.approx(naive_standardised_kd(s, t, 2.0))
     with pytest.raises(ValueError, match="at least 2 of them: got 1$"):
         losses.dist(s, t, 1.0, 1.0, 4.0)

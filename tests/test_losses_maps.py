@@ -52,7 +52,10 @@ def flow(a, b):
     height, width = (min(x, y) for x, y in zip(a.shape[1:], b.shape[1:], strict=True))
     a, b = pooled(a, height, width), pooled(b, height, width)
     cells = list(product(range(height), range(width)))
-    return [[sum(float(a[c, i, j] * b[d, i, j]) for i, j in cells) / len(cells) for d in range(len(b))] for c in range(len(a))]
+    return [
+        [sum(float(a[c, i, j] * b[d, i, j]) for i, j in cells) / len(cells) for d in range(len(b))]
+        for c in range(len(a))
+    ]
 
 
 def naive_flow_of_solution(student_maps, teacher_maps):
@@ -61,7 +64,9 @@ def naive_flow_of_solution(student_maps, teacher_maps):
         squares = []
         for image in range(len(student_maps[0])):
             m_s, m_t = (flow(maps[k][image], maps[k + 1][image]) for maps in (student_maps, teacher_maps))
-            squares += [(x - y) ** 2 for p, q in zip(m_s, m_t, strict=True) for x, y in zip(p, q, strict=True)]
+            squares += [
+                (x - y) ** 2 for p, q in zip(m_s, m_t, strict=True) for x, y in zip(p, q, strict=True)
+            ]
         total += sum(squares) / len(squares)
     return total
 
@@ -83,7 +88,10 @@ def naive_hierarchical_context(student_maps, teacher_maps):
     return total
 
 
-@pytest.mark.parametrize(("student_shape", "teacher_shape"), [*PAIRS_OF_SHAPES, ((1, 3, 2, 2), (1, 2, 2, 2)), ((2, 9, 2, 2), (2, 12, 2, 3))])
+@pytest.mark.parametrize(
+    ("student_shape", "teacher_shape"),
+    [*PAIRS_OF_SHAPES, ((1, 3, 2, 2), (1, 2, 2, 2)), ((2, 9, 2, 2), (2, 12, 2, 3))],
+)
 def test_losses_on_maps_of_unequal_size_equal_their_definitions(student_shape, teacher_shape):
     s, t = draw(*student_shape), draw(*teacher_shape, seed=1)
     assert float(losses.factor_transfer(s, t)) == pytest.approx(naive_factor_transfer(s, t), rel=1e-10)
@@ -101,7 +109,9 @@ def test_both_ways_to_neuron_selectivity_agree_with_the_kernel(channels, pixels)
 def test_activation_boundary_equals_its_definition(margin):
     s, t = 2 * draw(3, 4, 5, 2), draw(3, 4, 5, 2, seed=1)
     t[0, 0], s[0, 1, 0], s[0, 2, 0] = 0, margin, -margin
-    assert float(losses.activation_boundary(s, t, margin)) == pytest.approx(naive_activation_boundary(s, t, margin), rel=1e-12)
+    assert float(losses.activation_boundary(s, t, margin)) == pytest.approx(
+        naive_activation_boundary(s, t, margin), rel=1e-12
+    )
 
 
 def test_activation_boundary_is_zero_beyond_the_margin_on_the_side_of_the_teacher_only():
@@ -118,15 +128,21 @@ POINTS = [(3, 8, 8), (2, 8, 8), (5, 4, 4), (4, 1, 1)]
 def test_flow_of_solution_equals_its_definition():
     students = [draw(2, *shape, seed=i) for i, shape in enumerate(POINTS)]
     teachers = [draw(2, *shape, seed=10 + i) for i, shape in enumerate(POINTS)]
-    assert float(losses.flow_of_solution(students, teachers)) == pytest.approx(naive_flow_of_solution(students, teachers), rel=1e-10)
+    assert float(losses.flow_of_solution(students, teachers)) == pytest.approx(
+        naive_flow_of_solution(students, teachers), rel=1e-10
+    )
     # The teacher's maps may be of another size than the student's.
     teachers = [draw(2, c, h + 1, w, seed=20 + i) for i, (c, h, w) in enumerate(POINTS)]
-    assert float(losses.flow_of_solution(students, teachers)) == pytest.approx(naive_flow_of_solution(students, teachers), rel=1e-10)
+    assert float(losses.flow_of_solution(students, teachers)) == pytest.approx(
+        naive_flow_of_solution(students, teachers), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 8])
 def test_hierarchical_context_equals_its_definition(side):
-    students, teachers = ([draw(2, 3, side, side, seed=seed), draw(2, 2, 4, 4, seed=seed + 2)] for seed in (0, 1))
+    students, teachers = (
+        [draw(2, 3, side, side, seed=seed), draw(2, 2, 4, 4, seed=seed + 2)] for seed in (0, 1)
+    )
     expected = naive_hierarchical_context(students, teachers)
     assert float(losses.hierarchical_context(students, teachers)) == pytest.approx(expected, rel=1e-10)
 
@@ -139,9 +155,13 @@ def test_a_constant_difference_has_the_same_hierarchical_context_at_every_size()
 CASES = {
     "factor-transfer": losses.factor_transfer,
     "neuron-selectivity": losses.neuron_selectivity,
-    "neuron-selectivity-of-few-pixels": lambda s, t: losses.neuron_selectivity(s[:, :, :1, :2], t[:, :, :1, :2]),
+    "neuron-selectivity-of-few-pixels": lambda s, t: losses.neuron_selectivity(
+        s[:, :, :1, :2], t[:, :, :1, :2]
+    ),
     "activation-boundary": losses.activation_boundary,
-    "flow-of-solution": lambda s, t: losses.flow_of_solution([s, s[:, :2], s[:, 1:, ::2]], [t, t[:, :2], t[:, 1:, ::2]]),
+    "flow-of-solution": lambda s, t: losses.flow_of_solution(
+        [s, s[:, :2], s[:, 1:, ::2]], [t, t[:, :2], t[:, 1:, ::2]]
+    ),
     "hierarchical-context": lambda s, t: losses.hierarchical_context([s, s[:, :, :2]], [t, t[:, :, :2]]),
 }
 
@@ -162,11 +182,15 @@ def test_gradient_equals_finite_differences(name):
     assert torch.autograd.gradcheck(lambda s: CASES[name](s, teacher), (student,))
 
 
-@pytest.mark.parametrize(("student_shape", "teacher_shape"), [((2, 2, 4, 4), (2, 3, 2, 2)), ((2, 2, 2, 2), (2, 3, 4, 4))])
+@pytest.mark.parametrize(
+    ("student_shape", "teacher_shape"), [((2, 2, 4, 4), (2, 3, 2, 2)), ((2, 2, 2, 2), (2, 3, 4, 4))]
+)
 def test_gradient_passes_through_the_pooling(student_shape, teacher_shape):
     for loss in (losses.factor_transfer, losses.neuron_selectivity):
         teacher = draw(*teacher_shape, seed=1)
-        assert torch.autograd.gradcheck(lambda s, loss=loss, teacher=teacher: loss(s, teacher), (draw(*student_shape).requires_grad_(),))
+        assert torch.autograd.gradcheck(
+            lambda s, loss=loss, teacher=teacher: loss(s, teacher), (draw(*student_shape).requires_grad_(),)
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -186,7 +210,16 @@ def test_gradient_is_finite_and_reaches_every_image_of_the_student_only(name, sc
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("dead", ["an image of the student", "a channel of the student", "all of the student", "all of the teacher", "all"])
+@pytest.mark.parametrize(
+    "dead",
+    [
+        "an image of the student",
+        "a channel of the student",
+        "all of the student",
+        "all of the teacher",
+        "all",
+    ],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_maps_of_zeros_have_bounded_gradients(name, dead, precision):
     student, teacher = draw(3, 4, 5, 4).float(), draw(3, 4, 5, 4, seed=1).float()
@@ -216,12 +249,16 @@ def test_neuron_selectivity_of_dead_channels_counts_them_as_points_at_zero():
             return sum(sum(i * j for i, j in zip(u, v, strict=True)) ** 2 for u in p for v in q)
 
         expected = total(y, y) / 4 + total(x, x) / 9 - 2 * total(x, y) / 6
-        assert float(losses.neuron_selectivity(s[b : b + 1], t[b : b + 1])) == pytest.approx(expected, rel=1e-10)
+        assert float(losses.neuron_selectivity(s[b : b + 1], t[b : b + 1])) == pytest.approx(
+            expected, rel=1e-10
+        )
 
 
 def test_what_the_definitions_do_not_cover_is_refused_in_one_line():
     a, b = draw(2, 3, 4, 4), draw(2, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"same shape: the student's is \[2, 3, 4, 4\], the teacher's \[2, 1, 4, 4\]$"):
+    with pytest.raises(
+        ValueError, match=r"same shape: the student's is \[2, 3, 4, 4\], the teacher's \[2, 1, 4, 4\]$"
+    ):
         losses.activation_boundary(a, b[:, :1])
     with pytest.raises(ValueError, match="same shape"):
         losses.hierarchical_context([a], [a[:, :, :1]])
@@ -238,5 +275,7 @@ def test_neuron_selectivity_takes_the_smaller_products(channels, side, largest):
     """Nothing it keeps is larger than the maps: neither 64² channel pairs nor 256² pixel pairs."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-        losses.neuron_selectivity(draw(1, channels, side, side).requires_grad_(), draw(1, channels, side, side, seed=1))
+        losses.neuron_selectivity(
+            draw(1, channels, side, side).requires_grad_(), draw(1, channels, side, side, seed=1)
+        )
     assert max(sizes) == largest

@@ -1,4 +1,6 @@
-"""Losses between the images of a batch, and contrastive ones, against their definitions written as plain loops."""
+"""Losses between the images of a batch, and contrastive ones, against their definitions written as plain
+loops.
+"""
 
 import math
 
@@ -18,7 +20,10 @@ def length(a):
 
 
 def naive_correlation_congruence(student, teacher):
-    rows = [[abs(s - t) for s, t in zip(*pair, strict=True)] for pair in zip(student.tolist(), teacher.tolist(), strict=True)]
+    rows = [
+        [abs(s - t) for s, t in zip(*pair, strict=True)]
+        for pair in zip(student.tolist(), teacher.tolist(), strict=True)
+    ]
     return sum(dot(rows[i], rows[i + 1]) for i in range(len(rows) - 1)) / (len(rows) - 1)
 
 
@@ -29,7 +34,10 @@ def huber(difference):
 def distances_and_angles(rows):
     images = range(len(rows))
     step = [[[b - a for a, b in zip(rows[i], rows[j], strict=True)] for j in images] for i in images]
-    distance = [[0.0 if i == j else math.sqrt(max(dot(step[i][j], step[i][j]), 1e-12)) for j in images] for i in images]
+    distance = [
+        [0.0 if i == j else math.sqrt(max(dot(step[i][j], step[i][j]), 1e-12)) for j in images]
+        for i in images
+    ]
     positive = [d for row in distance for d in row if d > 0]
     mean = sum(positive) / len(positive)
     angles = []
@@ -44,7 +52,9 @@ def distances_and_angles(rows):
 def naive_relational(student, teacher, distance_weight, angle_weight):
     (d_s, a_s), (d_t, a_t) = (distances_and_angles(x.tolist()) for x in (student, teacher))
     distance = sum(huber(s - t) for s, t in zip(d_s, d_t, strict=True)) / len(d_s)
-    return distance_weight * distance + angle_weight * sum(huber(s - t) for s, t in zip(a_s, a_t, strict=True)) / len(a_s)
+    return distance_weight * distance + angle_weight * sum(
+        huber(s - t) for s, t in zip(a_s, a_t, strict=True)
+    ) / len(a_s)
 
 
 def naive_probabilistic_transfer(student, teacher):
@@ -61,7 +71,10 @@ def naive_contrastive_in_batch(student, teacher, temperature):
     total, images = 0.0, range(len(student))
     for anchors, candidates in ((student.tolist(), teacher.tolist()), (teacher.tolist(), student.tolist())):
         for i in images:
-            powers = [math.exp(dot(anchors[i], c) / (length(anchors[i]) * length(c)) / temperature) for c in candidates]
+            powers = [
+                math.exp(dot(anchors[i], c) / (length(anchors[i]) * length(c)) / temperature)
+                for c in candidates
+            ]
             total -= math.log(powers[i] / sum(powers)) / len(images)
     return total / 2
 
@@ -80,10 +93,14 @@ def naive_contrastive_memory(own, others, counted, images):
 @pytest.mark.parametrize(("images", "width"), [(2, 3), (6, 4), (5, 1)])
 def test_losses_on_embeddings_of_equal_width_equal_their_definitions(images, width):
     s, t = draw(images, width), draw(images, width, seed=1)
-    assert float(losses.correlation_congruence(s, t)) == pytest.approx(naive_correlation_congruence(s, t), rel=1e-12)
+    assert float(losses.correlation_congruence(s, t)) == pytest.approx(
+        naive_correlation_congruence(s, t), rel=1e-12
+    )
     for temperature in (0.07, 1.0):
         expected = naive_contrastive_in_batch(s, t, temperature)
-        assert float(losses.contrastive_in_batch(s, t, temperature)) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+        assert float(losses.contrastive_in_batch(s, t, temperature)) == pytest.approx(
+            expected, rel=1e-10, abs=1e-14
+        )
 
 
 @pytest.mark.parametrize(("images", "student_width", "teacher_width"), [(2, 3, 5), (6, 4, 4), (7, 5, 2)])
@@ -92,7 +109,9 @@ def test_losses_on_embeddings_of_any_width_equal_their_definitions(images, stude
     assert float(losses.relational(s, t)) == pytest.approx(naive_relational(s, t, 25, 50), rel=1e-10)
     assert float(losses.relational(s, t, 1.0, 0.0)) == pytest.approx(naive_relational(s, t, 1, 0), rel=1e-10)
     assert float(losses.relational(s, t, 0.0, 3.0)) == pytest.approx(naive_relational(s, t, 0, 3), rel=1e-10)
-    assert float(losses.probabilistic_transfer(s, t)) == pytest.approx(naive_probabilistic_transfer(s, t), rel=1e-9)
+    assert float(losses.probabilistic_transfer(s, t)) == pytest.approx(
+        naive_probabilistic_transfer(s, t), rel=1e-9
+    )
 
 
 def test_images_at_the_same_place_have_no_angle():
@@ -113,13 +132,17 @@ def memory_scores(batch, drawn, images, seed=0):
 def test_contrastive_memory_equals_its_definition(drawn, images):
     for batch in (1, 4):
         case = memory_scores(batch, drawn, images)
-        assert float(losses.contrastive_memory(*case)) == pytest.approx(naive_contrastive_memory(*case), rel=1e-10)
+        assert float(losses.contrastive_memory(*case)) == pytest.approx(
+            naive_contrastive_memory(*case), rel=1e-10
+        )
 
 
 def test_contrastive_memory_of_the_published_size_is_exact_in_single_precision():
     own, others, counted, images = memory_scores(2, 16884, 50000)
     exact = losses.contrastive_memory(own, others, counted, images)
-    assert float(losses.contrastive_memory(own.float(), others.float(), counted, images)) == pytest.approx(float(exact), rel=1e-6)
+    assert float(losses.contrastive_memory(own.float(), others.float(), counted, images)) == pytest.approx(
+        float(exact), rel=1e-6
+    )
 
 
 def test_contrastive_memory_wants_a_high_own_score_and_low_others_and_ignores_what_does_not_count():
@@ -130,14 +153,20 @@ def test_contrastive_memory_wants_a_high_own_score_and_low_others_and_ignores_wh
     assert (own.grad < 0).all()
     assert (others.grad[counted] > 0).all()
     assert (others.grad[~counted] == 0).all()
-    assert torch.autograd.gradcheck(lambda a, b: losses.contrastive_memory(a, b, counted, images), (own, others))
+    assert torch.autograd.gradcheck(
+        lambda a, b: losses.contrastive_memory(a, b, counted, images), (own, others)
+    )
 
 
 def test_contrast_in_the_batch_falls_with_alignment():
     teacher = torch.eye(4).double()
     assert float(losses.contrastive_in_batch(3 * teacher, teacher, 0.07)) < 1e-5
-    assert float(losses.contrastive_in_batch(teacher.roll(1, 0), teacher, 0.07)) == pytest.approx(1 / 0.07, rel=1e-3)
-    assert float(losses.contrastive_in_batch(torch.ones(4, 4).double(), teacher, 0.07)) == pytest.approx(math.log(4))
+    assert float(losses.contrastive_in_batch(teacher.roll(1, 0), teacher, 0.07)) == pytest.approx(
+        1 / 0.07, rel=1e-3
+    )
+    assert float(losses.contrastive_in_batch(torch.ones(4, 4).double(), teacher, 0.07)) == pytest.approx(
+        math.log(4)
+    )
 
 
 def test_relational_ignores_position_turn_and_scale():
@@ -145,7 +174,9 @@ def test_relational_ignores_position_turn_and_scale():
     turn = torch.linalg.qr(draw(4, 4, seed=2)).Q
     torch.testing.assert_close(losses.relational(3 * s @ turn + 7, t), losses.relational(s, t))
     assert float(losses.relational(3 * t[:, [3, 1, 0, 2, 4]] - 7, t)) < 1e-12
-    torch.testing.assert_close(losses.probabilistic_transfer(3 * s @ turn, t), losses.probabilistic_transfer(s, t), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        losses.probabilistic_transfer(3 * s @ turn, t), losses.probabilistic_transfer(s, t), rtol=1e-5, atol=0
+    )
 
 
 CASES = {
@@ -167,7 +198,9 @@ def test_loss_is_zero_at_identity_and_positive_elsewhere(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_equals_finite_differences(name):
-    assert torch.autograd.gradcheck(lambda s: CASES[name](s, draw(3, 4, seed=1)), (draw(3, 4).requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda s: CASES[name](s, draw(3, 4, seed=1)), (draw(3, 4).requires_grad_(),)
+    )
 
 
 def test_gradient_reaches_the_embedding_of_a_teacher_that_is_trained():
@@ -193,7 +226,9 @@ def test_gradient_is_finite_and_reaches_every_image_of_the_student_only(name, sc
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("value", ["zero", "identical", "identical for the student", "one zero", "opposite", "two at one place"])
+@pytest.mark.parametrize(
+    "value", ["zero", "identical", "identical for the student", "one zero", "opposite", "two at one place"]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_degenerate_batches_have_bounded_gradients(name, value, precision):
     student, teacher = draw(6, 8).float(), draw(6, 8, seed=1).float()
@@ -206,7 +241,10 @@ def test_degenerate_batches_have_bounded_gradients(name, value, precision):
     elif value == "two at one place":
         student[2] = student[4]
     else:
-        student, teacher = student[:1].repeat(6, 1), teacher if "student" in value else teacher[:1].repeat(6, 1)
+        student, teacher = (
+            student[:1].repeat(6, 1),
+            teacher if "student" in value else teacher[:1].repeat(6, 1),
+        )
     student.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         loss = CASES[name](student, teacher)
@@ -218,18 +256,26 @@ def test_degenerate_batches_have_bounded_gradients(name, value, precision):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "similarity-preserving"])
 def test_one_image_is_refused_in_one_line(name):
-    with pytest.raises(ValueError, match="^this loss compares the images of a batch with each other, so it needs at least 2 of them: got 1$"):
+    with pytest.raises(
+        ValueError,
+        match="^this loss compares the images of a batch with each other, so it needs at least 2 of them: "
+        "got 1$",
+    ):
         CASES[name](draw(1, 4), draw(1, 4, seed=1))
 
 
 def test_what_the_definitions_do_not_cover_is_refused_in_one_line():
     for name in ("correlation-congruence", "contrastive-in-batch"):
-        with pytest.raises(ValueError, match=r"same shape: the student's is \[3, 4\], the teacher's \[3, 1\]$"):
+        with pytest.raises(
+            ValueError, match=r"same shape: the student's is \[3, 4\], the teacher's \[3, 1\]$"
+        ):
             CASES[name](draw(3, 4), draw(3, 1))
 
 
 def test_relational_of_the_published_batch_holds_no_more_than_its_differences():
-    """64 images of 512 channels: the largest tensor is [64, 64, 512], not the [64, 64, 64, 512] of all triples."""
+    """64 images of 512 channels: the largest tensor is [64, 64, 512], not the [64, 64, 64, 512] of all
+    triples.
+    """
     student = draw(64, 512).float().requires_grad_()
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
@@ -238,7 +284,8 @@ def test_relational_of_the_published_batch_holds_no_more_than_its_differences():
 
 
 def test_probabilistic_transfer_survives_cosines_that_rounding_takes_below_minus_one():
-    # 254^-½ lies just above the middle between two bfloat16 numbers, so every entry is rounded up and the cosine is −1.0078.
+    # 254^-½ lies just above the middle between two bfloat16 numbers, so every entry is rounded up and the
+    # cosine is −1.0078.
     student = (torch.ones(6, 254) * torch.tensor([1.0, -1, 1, -1, 1, -1])[:, None]).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = losses.probabilistic_transfer(student, draw(6, 8, seed=1).float())

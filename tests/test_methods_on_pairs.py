@@ -1,4 +1,6 @@
-"""Every method on a pair of one family, across families, and of torchvision's networks: it trains, and its loss falls."""
+"""Every method on a pair of one family, across families, and of torchvision's networks: it trains, and its
+loss falls.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,16 +13,18 @@ from pursuhint_lib.data import Batch
 from pursuhint_lib.distillers import DISTILLERS, distiller
 from pursuhint_lib.models import build_model
 from pursuhint_lib.settings import Data, Pair, Profile, Schedule
-from pursuhint_lib.study import profile as profiles
-from pursuhint_lib.study.arms import Choice
-from pursuhint_lib.study.runs import cell_settings
-from pursuhint_lib.training import FrozenTeacher, Learner, TeacherOutput, build_learner
+from pursuhint_lib.study.grid import profiles
+from pursuhint_lib.study.grid.arms import Choice
+from pursuhint_lib.study.grid.cells import cell_settings
+from pursuhint_lib.training import FrozenTeacher, Objective, TeacherOutput, build_objective
 
 PAIRS = {
     "one family": Pair("resnet14", "resnet8x0.25"),
     "across families": Pair("resnet8", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")),
     # A teacher of five sizes of maps, down to one pixel, and a student of another kind.
-    "torchvision": Pair("torchvision/resnet18", "torchvision/shufflenet_v2_x0_5", ("stage2.3", "stage3.7", "stage4.3")),
+    "torchvision": Pair(
+        "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5", ("stage2.3", "stage3.7", "stage4.3")
+    ),
 }
 METHODS = [*DISTILLERS, "at+kd", "wsl+at", "wsl+crd", "at+crd"]
 IMAGES = 16
@@ -36,13 +40,13 @@ class Case:
     model: torch.nn.Module
     output: TeacherOutput
 
-    def learner(self, method: str) -> Learner:
+    def objective(self, method: str) -> Objective:
         points = profiles.network_points(self.pair.teacher, self.profile.data)
         choice = {"middles": Choice(segment_middles(len(points.candidates), self.pair.k), "")}
         cell = cell_settings(self.profile, self.pair, method, 0, choice)
-        learner = build_learner(cell.run(cell.arms[0]), self.model, torch.arange(40) % 10).train()
-        learner.epochs = cell.schedule.epochs
-        return learner
+        objective = build_objective(cell.run(cell.arms[0]), self.model, torch.arange(40) % 10).train()
+        objective.epochs = cell.schedule.epochs
+        return objective
 
 
 @cache
@@ -51,7 +55,14 @@ def case(kind: str) -> Case:
     # Three channels: CIFAR-100's entry, of which the shape and the number of classes are used.
     data = Data("cifar100" if channels == 3 else "digits")
     schedule = Schedule(epochs=8, batch_size=IMAGES, learning_rate=0.05)
-    parts = {"teacher": schedule, "student": schedule, "methods": ("kd",), "arms": ("none",), "seeds": (0,), "metrics": ("r2",)}
+    parts = {
+        "teacher": schedule,
+        "student": schedule,
+        "methods": ("kd",),
+        "arms": ("none",),
+        "seeds": (0,),
+        "metrics": ("r2",),
+    }
     profile = profiles.checked(Profile(name="pairs", title="pairs", data=data, pairs=(PAIRS[kind],), **parts))
     entry, generator = profiles.describe(data), torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, channels, entry.image_size, entry.image_size, generator=generator)
@@ -66,7 +77,9 @@ def case(kind: str) -> Case:
 
 
 def stage_of(method: str) -> int:
-    """An epoch in which the method's loss is that on the student: the last of 8, or the first for methods of two stages."""
+    """An epoch in which the method's loss is that on the student: the last of 8, or the first for methods of
+    two stages.
+    """
     return 0 if distiller(method).stages else 7
 
 
@@ -74,19 +87,23 @@ def stage_of(method: str) -> int:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_two_steps_in_each_of_its_stages(method, kind):
     case_ = case(kind)
-    learner = case_.learner(method)
-    before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+    objective = case_.objective(method)
+    before = {name: tensor.clone() for name, tensor in objective.network.state_dict().items()}
     teacher = {name: tensor.clone() for name, tensor in case_.model.state_dict().items()}
-    optimizer = torch.optim.SGD(learner.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     for epoch in (0, 0, 7, 7):
-        learner.epoch = epoch
-        losses = learner(*case_.batch, case_.output)
+        objective.epoch = epoch
+        losses = objective(*case_.batch, case_.output)
         optimizer.zero_grad()
         losses["total"].backward()
         assert losses["total"].isfinite()
-        assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
+        assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
         optimizer.step()
-    changed = [name for name, tensor in learner.network.state_dict().items() if not torch.equal(tensor, before[name])]
+    changed = [
+        name
+        for name, tensor in objective.network.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    ]
     assert any("weight" in name for name in changed)
     assert all(torch.equal(tensor, teacher[name]) for name, tensor in case_.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in case_.model.parameters())
@@ -96,12 +113,12 @@ def test_a_method_trains_two_steps_in_each_of_its_stages(method, kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_its_loss_falls_over_twenty_steps_on_a_fixed_batch(method, kind):
     case_ = case(kind)
-    learner = case_.learner(method)
-    learner.epoch = stage_of(method)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=2e-3)
+    objective = case_.objective(method)
+    objective.epoch = stage_of(method)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
     values = []
     for _ in range(20):
-        losses = learner(*case_.batch, case_.output)
+        losses = objective(*case_.batch, case_.output)
         # The method alone, so that it is not the task that falls.
         loss = losses.get("hint", losses["total"])
         optimizer.zero_grad()
@@ -114,11 +131,11 @@ def test_its_loss_falls_over_twenty_steps_on_a_fixed_batch(method, kind):
 @pytest.mark.parametrize("method", [name for name, entry in DISTILLERS.items() if entry.stages])
 def test_methods_of_two_stages_teach_the_hints_first_and_then_the_task(method):
     case_ = case("one family")
-    learner = case_.learner(method)
-    first = learner(*case_.batch, case_.output)
+    objective = case_.objective(method)
+    first = objective(*case_.batch, case_.output)
     assert first["total"].item() == pytest.approx(DISTILLERS[method].weight * first["hint"].item())
-    learner.epoch = 1
-    then = learner(*case_.batch, case_.output)
+    objective.epoch = 1
+    then = objective(*case_.batch, case_.output)
     assert set(then) == {"total", "ce", "kd"}
     assert then["total"].item() == pytest.approx(then["ce"].item() + then["kd"].item())
 
@@ -126,12 +143,12 @@ def test_methods_of_two_stages_teach_the_hints_first_and_then_the_task(method):
 @pytest.mark.parametrize("method", ["reviewkd", "dkd"])
 def test_weights_that_grow_start_low(method):
     case_ = case("one family")
-    learner = case_.learner(method)
-    learner.epochs = 24
+    objective = case_.objective(method)
+    objective.epochs = 24
     shares = []
     for epoch in (0, 1, 23):
-        learner.epoch = epoch
-        found = learner(*case_.batch, case_.output)
+        objective.epoch = epoch
+        found = objective(*case_.batch, case_.output)
         rest = found["total"] - found["ce"] - found.get("kd", 0.0)
         shares.append((rest / (DISTILLERS[method].weight * found["hint"])).item())
     assert shares == pytest.approx([0.5, 1, 1], rel=1e-4)
@@ -139,11 +156,11 @@ def test_weights_that_grow_start_low(method):
 
 def test_weights_that_grow_do_so_within_a_sum():
     case_ = case("one family")
-    learner = case_.learner("dkd+at")
-    learner.epochs = 24
+    objective = case_.objective("dkd+at")
+    objective.epochs = 24
     values = []
     for epoch in (0, 1):
-        learner.epoch = epoch
-        values.append(learner(*case_.batch, case_.output)["hint"].item())
-    alone = case_.learner("dkd")(*case_.batch, case_.output)["hint"].item()
+        objective.epoch = epoch
+        values.append(objective(*case_.batch, case_.output)["hint"].item())
+    alone = case_.objective("dkd")(*case_.batch, case_.output)["hint"].item()
     assert values[1] - values[0] == pytest.approx(alone / 2, rel=1e-3)

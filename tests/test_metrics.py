@@ -18,9 +18,11 @@ def test_every_epoch_of_every_student_is_a_line():
     cell = settings(arms=ARMS[:2])
     records = training.distill(cell)
     found = rows(cell)
-    assert [(row["epoch"], row["lane"]) for row in found] == [(epoch, record.name) for epoch in (1, 2) for record in records]
+    assert [(row["epoch"], row["trainee"]) for row in found] == [
+        (epoch, record.name) for epoch in (1, 2) for record in records
+    ]
     for record in records:
-        mine = [row for row in found if row["lane"] == record.name]
+        mine = [row for row in found if row["trainee"] == record.name]
         assert [row["loss_total"] for row in mine] == record.history["loss_total"]
         assert record.provenance["images_per_second"] > 0
         assert 0 <= record.provenance["data_wait"] <= 1
@@ -28,8 +30,8 @@ def test_every_epoch_of_every_student_is_a_line():
 
 def test_a_training_that_goes_on_adds_lines_and_one_that_begins_anew_removes_them(monkeypatch):
     cell = settings(arms=ARMS[:1])
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     run_epoch, calls = training.fitting.run_epoch, []
 
     def dies_once(*arguments, **keywords):

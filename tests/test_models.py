@@ -17,10 +17,13 @@ from pursuhint_lib.paths import ROOT
 from pursuhint_lib.settings import SettingsError
 
 LAYOUTS = ROOT.parent / "shared" / "reference" / "checkpoint_layouts.json"
-needs_layouts = pytest.mark.skipif(not LAYOUTS.is_file(), reason=f"the layouts of the public checkpoints are missing: {LAYOUTS}")
+needs_layouts = pytest.mark.skipif(
+    not LAYOUTS.is_file(), reason=f"the layouts of the public checkpoints are missing: {LAYOUTS}"
+)
 
-# The networks that the public CIFAR-100 checkpoints come in, the others being ours, and the SHA-256 of each one's
-# layout at 100 classes: sorted lines "name [shape]", so that the check also stands without the layouts file.
+# The networks that the public CIFAR-100 checkpoints come in, the others being ours, and the SHA-256 of each
+# one's layout at 100 classes: sorted lines "name [shape]", so that the check also stands without the layouts
+# file.
 PUBLIC = {
     "resnet8": "c7e36ff449432b48e3c8ce5dc34e87ec07aa4e979dec39e49aba5bb79d44bfa4",
     "resnet14": "dc881d5570e2148d56638dfb09d080f572e8b447714fa8c128cceeb4132ba700",
@@ -131,7 +134,19 @@ def test_frozen_parameters_count_and_buffers_do_not():
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (1, 28, 28)], ids=str)
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", "resnet8x4", "resnet8x0.25", "resnet8x0.5", "vgg8", "vgg8x0.125", "wrn_16_1", "wrn_40_2", "MobileNetV2", "ShuffleV1", "ShuffleV2"],
+    [
+        "resnet20",
+        "resnet8x4",
+        "resnet8x0.25",
+        "resnet8x0.5",
+        "vgg8",
+        "vgg8x0.125",
+        "wrn_16_1",
+        "wrn_40_2",
+        "MobileNetV2",
+        "ShuffleV1",
+        "ShuffleV2",
+    ],
 )
 def test_images_become_one_finite_logit_per_class(name, shape):
     model = seeded(name, classes=7, channels=shape[0]).eval()
@@ -144,7 +159,10 @@ def test_images_become_one_finite_logit_per_class(name, shape):
 
 
 def norm(state: dict, name: str, x: torch.Tensor) -> torch.Tensor:
-    mean, variance, weight, bias = (state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias"))
+    mean, variance, weight, bias = (
+        state[f"{name}.{part}"].view(1, -1, 1, 1)
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
     return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
 
@@ -154,10 +172,16 @@ def resnet_by_hand(state: dict, x: torch.Tensor) -> torch.Tensor:
     blocks = sorted({name.rsplit(".", 2)[0] for name in state if ".conv1." in name})
     for block in blocks:
         stride = 2 if block in ("layer2.0", "layer3.0") else 1
-        y = norm(state, f"{block}.bn1", F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1)).relu()
+        y = norm(
+            state, f"{block}.bn1", F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1)
+        ).relu()
         y = norm(state, f"{block}.bn2", F.conv2d(y, state[f"{block}.conv2.weight"], padding=1))
         if f"{block}.downsample.0.weight" in state:
-            x = norm(state, f"{block}.downsample.1", F.conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride))
+            x = norm(
+                state,
+                f"{block}.downsample.1",
+                F.conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride),
+            )
         x = (x + y).relu()
     return x.flatten(2).mean(2) @ state["fc.weight"].T + state["fc.bias"]
 
@@ -167,7 +191,9 @@ def vgg_by_hand(state: dict, x: torch.Tensor) -> torch.Tensor:
     for block in range(5):
         for unit in range(0, 12, 3):
             if f"block{block}.{unit}.weight" in state:
-                x = F.conv2d(x, state[f"block{block}.{unit}.weight"], state[f"block{block}.{unit}.bias"], padding=1)
+                x = F.conv2d(
+                    x, state[f"block{block}.{unit}.weight"], state[f"block{block}.{unit}.bias"], padding=1
+                )
                 x = norm(state, f"block{block}.{unit + 1}", x).relu()
         if block < 3:
             x = F.max_pool2d(x, 2)
@@ -175,7 +201,13 @@ def vgg_by_hand(state: dict, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "by_hand"), [(SMALL, resnet_by_hand), ("resnet14", resnet_by_hand), ("vgg8x0.125", vgg_by_hand), ("vgg11", vgg_by_hand)]
+    ("name", "by_hand"),
+    [
+        (SMALL, resnet_by_hand),
+        ("resnet14", resnet_by_hand),
+        ("vgg8x0.125", vgg_by_hand),
+        ("vgg11", vgg_by_hand),
+    ],
 )
 def test_a_network_computes_what_its_paper_says(name, by_hand):
     model = seeded(name)
@@ -193,7 +225,10 @@ def test_every_network_ends_in_the_classes_asked_for(name):
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 13)
 
 
-@pytest.mark.parametrize("name", [SMALL, "vgg8x0.125", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision/squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name",
+    [SMALL, "vgg8x0.125", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2", "torchvision/squeezenet1_1"],
+)
 def test_the_seed_decides_the_initial_weights(name):
     assert equal(seeded(name, seed=1), seeded(name, seed=1))
     assert not equal(seeded(name, seed=1), seeded(name, seed=2))
@@ -202,8 +237,20 @@ def test_the_seed_decides_the_initial_weights(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet200", ("unknown network 'resnet200'", "did you mean 'resnet20'", "vgg8x0.125", "torchvision/<name>", "timm/<name>")),
-        ("torchvision/resnet19", ("unknown torchvision network 'resnet19'", "did you mean 'resnet1", "mobilenet_v2")),
+        (
+            "resnet200",
+            (
+                "unknown network 'resnet200'",
+                "did you mean 'resnet20'",
+                "vgg8x0.125",
+                "torchvision/<name>",
+                "timm/<name>",
+            ),
+        ),
+        (
+            "torchvision/resnet19",
+            ("unknown torchvision network 'resnet19'", "did you mean 'resnet1", "mobilenet_v2"),
+        ),
         ("", ("unknown network ''", "resnet20")),
     ],
 )
@@ -223,7 +270,9 @@ def test_torchvision_networks_take_the_number_of_classes():
 
 
 def test_torchvision_networks_refuse_grey_images():
-    with pytest.raises(SettingsError, match=r"torchvision/resnet18 takes 3 channels and the data has 1; use one of resnet8, "):
+    with pytest.raises(
+        SettingsError, match=r"torchvision/resnet18 takes 3 channels and the data has 1; use one of resnet8, "
+    ):
         build_model("torchvision/resnet18", 10, 1)
 
 
@@ -251,7 +300,10 @@ def test_an_unknown_timm_network_is_named_with_near_ones_only(name):
 
 def test_without_timm_its_networks_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(SettingsError, match="^timm/resnet18 needs the package timm, which is not installed; run: pip install timm$"):
+    with pytest.raises(
+        SettingsError,
+        match="^timm/resnet18 needs the package timm, which is not installed; run: pip install timm$",
+    ):
         build_model("timm/resnet18", 10)
     assert parameter_count(build_model("torchvision/resnet18", 11)) == 11_176_512 + 512 * 11 + 11
 
@@ -282,14 +334,28 @@ def prefixed(state: dict, prefix: str) -> dict:
         lambda state: {"model": state, "epoch": 3},
         lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(72.4)},
         # RepDistiller's files hold a learning rate of numpy: lr · rate ** np.sum(epoch > milestones).
-        lambda state: {"epoch": 240, "model": state, "optimizer": {"param_groups": [{"lr": 0.05 * 0.1 ** np.sum(np.array([150, 180]) < 240)}]}},
+        lambda state: {
+            "epoch": 240,
+            "model": state,
+            "optimizer": {"param_groups": [{"lr": 0.05 * 0.1 ** np.sum(np.array([150, 180]) < 240)}]},
+        },
         lambda state: prefixed(state, "module."),
         lambda state: prefixed(state, "_orig_mod."),
         lambda state: prefixed(state, "module._orig_mod."),
         lambda state: prefixed(state, "_orig_mod.module."),
         lambda state: {"model": prefixed(state, "module.")},
     ],
-    ids=["plain", "epoch", "public teacher", "optimiser", "parallel", "compiled", "compiled in parallel", "parallel compiled", "both"],
+    ids=[
+        "plain",
+        "epoch",
+        "public teacher",
+        "optimiser",
+        "parallel",
+        "compiled",
+        "compiled in parallel",
+        "parallel compiled",
+        "both",
+    ],
 )
 def test_a_pickled_state_dict_is_loaded_however_it_is_wrapped(tmp_path, wrap):
     model, other = seeded(seed=1), seeded(seed=2)
@@ -308,8 +374,14 @@ def test_safetensors_with_prefixes_are_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: {name: tensor for name, tensor in state.items() if name != "bn1.bias"}, "bn1.bias is missing"),
-        (lambda state: state | {"fc.weight": torch.zeros(100, 16)}, "fc.weight has shape (100, 16), not (10, 16)"),
+        (
+            lambda state: {name: tensor for name, tensor in state.items() if name != "bn1.bias"},
+            "bn1.bias is missing",
+        ),
+        (
+            lambda state: state | {"fc.weight": torch.zeros(100, 16)},
+            "fc.weight has shape (100, 16), not (10, 16)",
+        ),
         (lambda state: state | {"fc2.weight": torch.zeros(1)}, "fc2.weight is not part of it"),
         (lambda state: {"model": {}}, "conv1.weight is missing"),
     ],
@@ -326,7 +398,9 @@ def test_a_checkpoint_of_another_depth_is_refused(tmp_path):
     assert "conv1.weight has shape (16, 3, 3, 3), not (4, 3, 3, 3)" in refused(tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"conv1.weight": 3}, {"model": None}, {1: torch.zeros(2)}], ids=str)
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [1, 2], {"conv1.weight": 3}, {"model": None}, {1: torch.zeros(2)}], ids=str
+)
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "odd.pth")
     refused(tmp_path / "odd.pth")
@@ -350,7 +424,9 @@ def test_a_truncated_file_is_refused(tmp_path, ending, share):
     refused(path)
 
 
-@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>", b"hello world", b"\x80\x02garbage", b"PK\x03\x04" + bytes(50)])
+@pytest.mark.parametrize(
+    "content", [b"<html>404 Not Found</html>", b"hello world", b"\x80\x02garbage", b"PK\x03\x04" + bytes(50)]
+)
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_a_file_of_something_else_is_refused(tmp_path, ending, content):
     (tmp_path / f"odd.{ending}").write_bytes(content)

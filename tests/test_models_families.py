@@ -24,7 +24,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def lived_in(module: nn.Module, x: torch.Tensor) -> nn.Module:
-    """The module in double precision and evaluation, its norms with random weights and with the statistics of ``x``.
+    """The module in double precision and evaluation, its norms with random weights and with the statistics of
+    ``x``.
 
     Statistics drawn at random would drown the images in deep networks, and any two of them would agree.
     """
@@ -59,7 +60,9 @@ class Weights(dict):
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        mean, variance, weight, bias = (self[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        mean, variance, weight, bias = (
+            self[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=1e-5)
 
     def head(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -83,7 +86,14 @@ def bottleneck(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tenso
     y = w.norm(f"{at}bn1", w.conv(f"{at}conv1", x)).relu()
     y = w.norm(f"{at}bn2", w.conv(f"{at}conv2", y, stride)).relu()
     y = w.norm(f"{at}bn3", w.conv(f"{at}conv3", y))
-    return (y + (w.norm(f"{at}shortcut.1", w.conv(f"{at}shortcut.0", x, stride)) if f"{at}shortcut.0.weight" in w else x)).relu()
+    return (
+        y
+        + (
+            w.norm(f"{at}shortcut.1", w.conv(f"{at}shortcut.0", x, stride))
+            if f"{at}shortcut.0.weight" in w
+            else x
+        )
+    ).relu()
 
 
 def inverted_residual(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -100,7 +110,9 @@ def shuffle_bottleneck(w: Weights, at: str, x: torch.Tensor, stride: int) -> tor
     y = w.norm(f"{at}bn2", w.conv(f"{at}conv2", y, stride, groups=y.shape[1])).relu()
     y = w.norm(f"{at}bn3", w.conv(f"{at}conv3", y, groups=3))
     # The mean over 3×3 counts the zeros of the border.
-    averaged = F.conv2d(x, torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype), stride=2, padding=1, groups=x.shape[1])
+    averaged = F.conv2d(
+        x, torch.full((x.shape[1], 1, 3, 3), 1 / 9, dtype=x.dtype), stride=2, padding=1, groups=x.shape[1]
+    )
     return torch.cat((y, averaged), 1).relu() if stride == 2 else (x + y).relu()
 
 
@@ -112,12 +124,21 @@ def shuffle_block_v2(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch
         left = w.norm(f"{at}bn2", w.conv(f"{at}conv2", left)).relu()
         number = 3
     right = w.norm(f"{at}bn{number}", w.conv(f"{at}conv{number}", right)).relu()
-    right = w.norm(f"{at}bn{number + 1}", w.conv(f"{at}conv{number + 1}", right, stride, groups=right.shape[1]))
+    right = w.norm(
+        f"{at}bn{number + 1}", w.conv(f"{at}conv{number + 1}", right, stride, groups=right.shape[1])
+    )
     right = w.norm(f"{at}bn{number + 2}", w.conv(f"{at}conv{number + 2}", right)).relu()
     return shuffled(torch.cat((left, right), 1), 2)
 
 
-def chain(w: Weights, stages: str, block: Callable, strides: tuple[int, ...], counts: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
+def chain(
+    w: Weights,
+    stages: str,
+    block: Callable,
+    strides: tuple[int, ...],
+    counts: tuple[int, ...],
+    x: torch.Tensor,
+) -> torch.Tensor:
     """All blocks of a network, stage after stage; ``stages`` is the pattern of a block's name."""
     for stage, (stride, count) in enumerate(zip(strides, counts, strict=True)):
         for number in range(count):
@@ -200,7 +221,9 @@ def test_a_block_computes_what_its_weights_say(block, channels, by_hand, stride)
 
 
 def torchvision_bottleneck(in_channels: int, channels: int, stride: int) -> nn.Module:
-    shortcut = nn.Sequential(nn.Conv2d(in_channels, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels))
+    shortcut = nn.Sequential(
+        nn.Conv2d(in_channels, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels)
+    )
     return resnet.Bottleneck(in_channels, channels, stride, shortcut if stride > 1 else None)
 
 
@@ -230,7 +253,14 @@ def test_a_block_agrees_with_the_one_of_torchvision(ours, theirs, channels):
 def test_the_layers_of_shufflenet_v2_are_those_of_torchvision_but_for_the_stem():
     with torch.device("meta"):
         ours, theirs = build_model("ShuffleV2", 100), torchvision.models.shufflenet_v2_x1_0(num_classes=100)
-    shapes = [[tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(("conv1.", "bn1."))] for model in (ours, theirs)]
+    shapes = [
+        [
+            tensor.shape
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(("conv1.", "bn1."))
+        ]
+        for model in (ours, theirs)
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -318,7 +348,11 @@ def test_gradients_reach_every_parameter(name, shape):
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-    assert any(parameter.grad.any() for key, parameter in model.named_parameters() if "conv1" in key or key.startswith("block0"))
+    assert any(
+        parameter.grad.any()
+        for key, parameter in model.named_parameters()
+        if "conv1" in key or key.startswith("block0")
+    )
 
 
 @pytest.mark.parametrize("name", ALL)

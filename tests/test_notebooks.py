@@ -1,4 +1,6 @@
-"""Notebooks as they are stored: stripped, short cells, parameters with help, the question first; and as executed: in order, without noise."""
+"""Notebooks as they are stored: stripped, short cells, parameters with help, the question first; and as
+executed: in order, without noise.
+"""
 
 import ast
 import json
@@ -15,7 +17,7 @@ from nbclient import NotebookClient
 
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study.plan import check_parameters
+from pursuhint_lib.study.engine.plan import check_parameters
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 EXECUTED = sorted(ROOT.glob("results/*/notebooks/*.ipynb"))
@@ -36,7 +38,9 @@ def prose(file) -> list[str]:
 
 
 def parameters(file) -> str:
-    (found,) = ["".join(cell["source"]) for cell in cells(file) if "parameters" in cell["metadata"].get("tags", [])]
+    (found,) = [
+        "".join(cell["source"]) for cell in cells(file) if "parameters" in cell["metadata"].get("tags", [])
+    ]
     return found
 
 
@@ -50,7 +54,11 @@ def test_they_are_numbered_from_the_start():
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 class TestEveryNotebook:
     def test_is_stored_without_outputs_for_the_default_kernel(self, file):
-        assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells(file) if cell["cell_type"] == "code")
+        assert all(
+            not cell["outputs"] and cell["execution_count"] is None
+            for cell in cells(file)
+            if cell["cell_type"] == "code"
+        )
         assert json.loads(file.read_text())["metadata"]["kernelspec"]["name"] == "python3"
 
     def test_has_one_parameters_cell_typed_and_explained_line_by_line(self, file):
@@ -72,13 +80,20 @@ class TestEveryNotebook:
         lengths = [len(source.splitlines()) for source in code(file)]
         assert max(lengths) <= 20
         assert statistics.median(lengths) <= 8
-        defined = [node for source in code(file) for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        defined = [
+            node
+            for source in code(file)
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ]
         assert [node.name for node in defined if node.end_lineno - node.lineno > 1] == []
 
     def test_asks_first_and_explains_itself(self, file):
         assert prose(file)[0].startswith("# ")
         assert "?" in prose(file)[0]
-        assert sum(len(text.split()) for text in prose(file)) > sum(len(source.splitlines()) for source in code(file))
+        assert sum(len(text.split()) for text in prose(file)) > sum(
+            len(source.splitlines()) for source in code(file)
+        )
 
     def test_ends_with_an_answer_or_with_where_to_go(self, file):
         headings = re.findall(r"^## (.+)$", "\n".join(prose(file)), flags=re.M)
@@ -101,17 +116,29 @@ def test_executed_copies_ran_from_top_to_bottom_and_hold_results_only(file):
     assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
     outputs = [output for cell in ran for output in cell["outputs"]]
     assert outputs
-    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert not [
+        output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"
+    ]
     texts = ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
     assert not [text for text in texts if BAR.search(text)]
 
 
 def test_the_first_notebook_runs_as_it_is_stored_from_its_own_folder(tmp_path):
     notebook = nbformat.read(NOTEBOOKS / "00_start_here.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name=notebook.metadata.kernelspec.name, resources={"metadata": {"path": NOTEBOOKS}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_name=notebook.metadata.kernelspec.name,
+        resources={"metadata": {"path": NOTEBOOKS}},
+    ).execute()
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in ran] == list(range(1, len(ran) + 1))
-    assert [output.name for cell in ran for output in cell.outputs if output.output_type == "stream" and output.name != "stdout"] == []
+    assert [
+        output.name
+        for cell in ran
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name != "stdout"
+    ] == []
     # conftest.py moves the results.
     assert (tmp_path / "results" / "quick" / "figures" / "00_start_here-toy.png").is_file()
 
@@ -119,10 +146,15 @@ def test_the_first_notebook_runs_as_it_is_stored_from_its_own_folder(tmp_path):
 def test_the_kernel_is_that_of_the_environment_whatever_the_user_has_installed(tmp_path):
     foreign = tmp_path / ".local" / "share" / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
-    (foreign / "kernel.json").write_text(json.dumps({"argv": ["/nowhere/python"], "display_name": "another", "language": "python"}))
-    # Jupyter is told to prefer the user's kernels, as it does by itself outside virtual environments. (On a Mac the user's folder is another.)
+    (foreign / "kernel.json").write_text(
+        json.dumps({"argv": ["/nowhere/python"], "display_name": "another", "language": "python"})
+    )
+    # Jupyter is told to prefer the user's kernels, as it does by itself outside virtual environments. (On a
+    # Mac the user's folder is another.)
     environment = {**os.environ, "HOME": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "0"}
     listing = '-m jupyter_client.kernelspecapp list --json; "$PYTHON" -c "import sys; print(sys.prefix)"'
     command = ["bash", "-c", f'source "{ROOT}/workflow/environment.sh"; "$PYTHON" {listing}']
-    *listed, prefix = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    *listed, prefix = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert Path(json.loads("".join(listed))["kernelspecs"]["python3"]["resource_dir"]).is_relative_to(prefix)

@@ -21,7 +21,9 @@ def naive_silhouette(distance, labels):
     for layer, own in enumerate(labels):
         means = {}
         for label in set(labels):
-            others = [distance[layer, other] for other, its in enumerate(labels) if its == label and other != layer]
+            others = [
+                distance[layer, other] for other, its in enumerate(labels) if its == label and other != layer
+            ]
             means[label] = sum(others) / len(others) if others else None
         a = means.pop(own)
         values.append(0.0 if a is None else (min(means.values()) - a) / max(a, min(means.values())))
@@ -33,7 +35,9 @@ def test_silhouette_curve_equals_naive_loops(algorithm):
     for seed, kind in enumerate(["uniform", "banded", "partly negative", "tied"]):
         matrix = random_similarity(np.random.default_rng(seed), 9, kind)
         curve = k_curve(matrix, "silhouette", algorithm)
-        expected = [naive_silhouette(1 - matrix, choose_hint_points(matrix, k, algorithm).labels) for k in range(2, 9)]
+        expected = [
+            naive_silhouette(1 - matrix, choose_hint_points(matrix, k, algorithm).labels) for k in range(2, 9)
+        ]
         assert (curve.criterion, curve.algorithm, curve.ks) == ("silhouette", algorithm, tuple(range(2, 9)))
         assert curve.values == pytest.approx(expected)
         assert curve.errors == (0.0,) * 7
@@ -41,7 +45,9 @@ def test_silhouette_curve_equals_naive_loops(algorithm):
 
 
 def test_silhouette_of_one_cluster_is_no_number_and_never_best():
-    """The seeds for k = 2 and 3 and the middle layer are exactly alike, so that the first centre takes everything."""
+    """The seeds for k = 2 and 3 and the middle layer are exactly alike, so that the first centre takes
+    everything.
+    """
     matrix = np.full((6, 6), 0.2)
     matrix[np.ix_([0, 2, 5], [0, 2, 5])] = 1.0
     matrix[3:5, 3:5] = 0.9
@@ -52,7 +58,11 @@ def test_silhouette_of_one_cluster_is_no_number_and_never_best():
 
 
 def test_silhouette_of_sub_blocks_that_are_all_alike_is_refused():
-    with pytest.raises(ValueError, match="kmeans-index leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as a number"):
+    with pytest.raises(
+        ValueError,
+        match="kmeans-index leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as "
+        "a number",
+    ):
         k_curve(np.ones((6, 6)), "silhouette")
 
 
@@ -98,10 +108,14 @@ def test_reference_without_borders_permutes_within_each_distance_in_depth():
     assert sum(not np.array_equal(reference.diagonal(lag), matrix.diagonal(lag)) for lag in range(12)) > 8
 
 
-@pytest.mark.parametrize(("sizes", "algorithm"), [((5, 5), "segments"), ((7, 3, 5), "kmeans-index"), ((7, 3, 5), "agglomerative")])
+@pytest.mark.parametrize(
+    ("sizes", "algorithm"), [((5, 5), "segments"), ((7, 3, 5), "kmeans-index"), ((7, 3, 5), "agglomerative")]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gap_finds_planted_blocks(sizes, algorithm, seed):
-    lag = np.abs(np.subtract.outer(np.repeat(np.arange(len(sizes)), sizes), np.repeat(np.arange(len(sizes)), sizes)))
+    lag = np.abs(
+        np.subtract.outer(np.repeat(np.arange(len(sizes)), sizes), np.repeat(np.arange(len(sizes)), sizes))
+    )
     matrix = np.where(lag == 0, planted(sizes), 0.8 - 0.3 * lag)
     assert k_curve(matrix, "gap", algorithm, seed=seed).best == len(sizes)
     assert len(choose_hint_points(matrix, "gap", algorithm, seed=seed).indices) == len(sizes)
@@ -133,7 +147,9 @@ def test_gap_takes_the_last_k_where_the_peak_is_there(monkeypatch):
     matrix = planted((3, 3))
     objectives = iter([0.9, 0.5, 0.1] + [1.0] * 3)  # the matrix, then the reference
     cluster = clustering._cluster
-    monkeypatch.setattr(clustering, "_cluster", lambda *args: replace(cluster(*args), objective=next(objectives)))
+    monkeypatch.setattr(
+        clustering, "_cluster", lambda *args: replace(cluster(*args), objective=next(objectives))
+    )
     curve = k_curve(matrix, "gap", draws=1, largest=3)
     assert curve.values == pytest.approx([-math.log(0.9), -math.log(0.5), -math.log(0.1)])
     assert curve.best == 3
@@ -166,7 +182,10 @@ def test_curve_ends_at_the_largest_k(criterion, first):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_curve_without_anything_to_compare_is_refused(criterion):
-    with pytest.raises(ValueError, match="finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are 2, 10 and 50"):
+    with pytest.raises(
+        ValueError,
+        match="finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are 2, 10 and 50",
+    ):
         k_curve(np.eye(2), criterion)
     with pytest.raises(ValueError, match="given are 6, 1 and 50"):
         k_curve(np.eye(6), criterion, largest=1)
@@ -184,7 +203,10 @@ def test_k_can_be_the_name_of_a_criterion(criterion, algorithm):
 
 
 def test_k_is_found_with_the_algorithm_that_takes_the_points():
-    found = [choose_hint_points(planted((3, 3, 8)), "gap", algorithm) for algorithm in ("kmeans-index", "agglomerative")]
+    found = [
+        choose_hint_points(planted((3, 3, 8)), "gap", algorithm)
+        for algorithm in ("kmeans-index", "agglomerative")
+    ]
     assert [len(points.indices) for points in found] == [1, 3]
 
 

@@ -22,28 +22,54 @@ OTHER_POINTS = HintPoints((0, 8), (0,) * 5 + (1,) * 4, "kmeans-index", 1.0, True
 ARMS = ("none", "stage-ends", "pursuhint-r2", "random-1")
 INFINITY = float("inf")
 # Other than the study's own style, so that a leak of the latter shows.
-NOTEBOOK_STYLE = {"font.size": 30, "axes.spines.top": True, "legend.frameon": True, "svg.hashsalt": "mine", "figure.dpi": 77}
+NOTEBOOK_STYLE = {
+    "font.size": 30,
+    "axes.spines.top": True,
+    "legend.frameon": True,
+    "svg.hashsalt": "mine",
+    "figure.dpi": 77,
+}
 
 
 def histories(seeds: int = 2) -> dict:
     run = {"epoch": [0, 1, 2, 3], "accuracy": [None, 50.0, None, 70.0]}
-    return {arm: [run | {"accuracy": [None, 50.0 + seed, None, 70.0 + 2 * seed]} for seed in range(seeds)] for arm in ARMS}
+    return {
+        arm: [run | {"accuracy": [None, 50.0 + seed, None, 70.0 + 2 * seed]} for seed in range(seeds)]
+        for arm in ARMS
+    }
 
 
 def accuracies(low: float = 88.0, high: float = 92.0) -> pd.DataFrame:
-    rows = [(method, arm, seed, 90.0 + seed) for method in ("FitNet", "AT") for arm in ARMS for seed in (0, 1) if (method, arm) != ("AT", "random-1")]
-    return pd.DataFrame(rows, columns=["method", "arm", "seed", "accuracy"]).assign(mean=90.5, low=low, high=high)
+    rows = [
+        (method, arm, seed, 90.0 + seed)
+        for method in ("FitNet", "AT")
+        for arm in ARMS
+        for seed in (0, 1)
+        if (method, arm) != ("AT", "random-1")
+    ]
+    return pd.DataFrame(rows, columns=["method", "arm", "seed", "accuracy"]).assign(
+        mean=90.5, low=low, high=high
+    )
 
 
 def panel(low: float = -1.0, high: float = 2.0, means: tuple = (0.5, -0.25, 1.5)) -> pd.DataFrame:
-    rows = [{"label": f"row {arm}", "arm": arm, "mean": mean, "low": low, "high": high, "n": 2} for arm, mean in zip(ARMS[1:], means, strict=True)]
+    rows = [
+        {"label": f"row {arm}", "arm": arm, "mean": mean, "low": low, "high": high, "n": 2}
+        for arm, mean in zip(ARMS[1:], means, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
 def networks(low: float = 70.0, high: float = 75.0) -> pd.DataFrame:
-    rows = [("resnet56", "teacher", 861_620, 73.0), ("resnet20", "student alone", 278_324, 69.0), ("resnet20", "best student", 278_324, 71.0)]
+    rows = [
+        ("resnet56", "teacher", 861_620, 73.0),
+        ("resnet20", "student alone", 278_324, 69.0),
+        ("resnet20", "best student", 278_324, 71.0),
+    ]
     rows += [("resnet8", "student alone", 78_000, 60.0)]
-    return pd.DataFrame(rows, columns=["network", "role", "parameters", "accuracy"]).assign(low=low, high=high)
+    return pd.DataFrame(rows, columns=["network", "role", "parameters", "accuracy"]).assign(
+        low=low, high=high
+    )
 
 
 def channels() -> pd.DataFrame:
@@ -53,7 +79,11 @@ def channels() -> pd.DataFrame:
 def claims(seeds: int = 3) -> pd.DataFrame:
     generator = np.random.default_rng(0)
     arms = ("alone", "none", "stage-ends", "segment-middles", "random-1", "pursuhint-r2")
-    rows = [("p", "at", arm, seed, 50 + 5 * number + generator.normal()) for seed in range(seeds) for number, arm in enumerate(arms)]
+    rows = [
+        ("p", "at", arm, seed, 50 + 5 * number + generator.normal())
+        for seed in range(seeds)
+        for number, arm in enumerate(arms)
+    ]
     return judge_claims(pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "accuracy"]), margin=0.5)
 
 
@@ -65,34 +95,62 @@ FREQUENCY = np.linspace(0, 1, LAYERS)
 
 def changes() -> pd.DataFrame:
     """Agreement after changes: two kinds, two metrics, one value missing."""
-    rows = [("bootstrap", "r2", 0.4), ("bootstrap", "r2", 0.8), ("bootstrap", "cka", 1.0), ("test images", "r2", np.nan), ("test images", "cka", 0.3)]
+    rows = [
+        ("bootstrap", "r2", 0.4),
+        ("bootstrap", "r2", 0.8),
+        ("bootstrap", "cka", 1.0),
+        ("test images", "r2", np.nan),
+        ("test images", "cka", 0.3),
+    ]
     return pd.DataFrame(rows, columns=["kind", "metric", "ari"])
 
 
 def qualities() -> pd.DataFrame:
     numbers = np.arange(1, LAYERS + 1)
-    return pd.DataFrame({"number": numbers, "quality": numbers / 9, "separation": numbers / 18, "information": 0.1, "efficiency": 0.4})
+    return pd.DataFrame(
+        {
+            "number": numbers,
+            "quality": numbers / 9,
+            "separation": numbers / 18,
+            "information": 0.1,
+            "efficiency": 0.4,
+        }
+    )
 
 
 DEPTHS = {"none": (), "stage-ends": ((2, 0), (5, 1), (8, 2)), "pursuhint-r2": ((1, 0), (4, 1), (7, 2))}
 
 FIGURES = {
-    "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX, "cka": MATRIX}, {"r2": POINTS, "cka": OTHER_POINTS}),
+    "similarity_heatmaps": lambda: plots.similarity_heatmaps(
+        {"r2": MATRIX, "cka": MATRIX}, {"r2": POINTS, "cka": OTHER_POINTS}
+    ),
     "depth_strip": lambda: plots.depth_strip(DEPTHS, LAYERS, (2, 5, 8)),
     "training_curves": lambda: plots.training_curves(histories()),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
-    "forest": lambda: plots.forest({"against the stage ends": panel(), "against random points": panel()}, margin=0.2),
+    "forest": lambda: plots.forest(
+        {"against the stage ends": panel(), "against random points": panel()}, margin=0.2
+    ),
     "effect_grid": lambda: plots.effect_grid({"against the stage ends": panel().assign(p_holm=0.01)}, 0.05),
     "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
     "claim_effects": lambda: plots.claim_effects(claims(), margin=0.5),
-    "kmeans_rounds": lambda: plots.kmeans_rounds({"r2": kmeans_rounds(MATRIX, 3), "cka": [(POINTS.indices, POINTS.labels)] * 9}),
+    "kmeans_rounds": lambda: plots.kmeans_rounds(
+        {"r2": kmeans_rounds(MATRIX, 3), "cka": [(POINTS.indices, POINTS.labels)] * 9}
+    ),
     "clusters_by_k": lambda: plots.clusters_by_k({"r2": BY_K, "cka": BY_K}),
-    "cluster_margins": lambda: plots.cluster_margins({"r2": POINTS}, {"r2": list(range(LAYERS))}, {"r2": ["1–3", "4–6", "7–9"]}),
+    "cluster_margins": lambda: plots.cluster_margins(
+        {"r2": POINTS}, {"r2": list(range(LAYERS))}, {"r2": ["1–3", "4–6", "7–9"]}
+    ),
     "k_curves": lambda: plots.k_curves({"silhouette": {"r2": CURVE, "cka": CURVE}, "gap": {"r2": CURVE}}),
-    "ablation_grid": lambda: plots.ablation_grid({("r2", "kmedoids"): BY_K, ("r2", "spectral"): {}, ("cka", "kmedoids"): BY_K}),
-    "agreement_heatmaps": lambda: plots.agreement_heatmaps({"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}),
-    "stability": lambda: plots.stability({"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()),
+    "ablation_grid": lambda: plots.ablation_grid(
+        {("r2", "kmedoids"): BY_K, ("r2", "spectral"): {}, ("cka", "kmedoids"): BY_K}
+    ),
+    "agreement_heatmaps": lambda: plots.agreement_heatmaps(
+        {"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}
+    ),
+    "stability": lambda: plots.stability(
+        {"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()
+    ),
     "layer_quality": lambda: plots.layer_quality(qualities(), [7, 9]),
     "compression_costs": lambda: plots.compression_costs(
         networks().assign(pair="p", teacher="resnet56", method="at", arm="last"), {"parameters": "parameters"}
@@ -102,7 +160,9 @@ FIGURES = {
 
 # One seed only: no interval, no mean of several.
 SINGLE = {
-    "similarity_heatmaps": lambda: plots.similarity_heatmaps({"r2": MATRIX[:1, :1]}, {"r2": HintPoints((0,), (0,), "kmedoids", 0.0, True, 1)}),
+    "similarity_heatmaps": lambda: plots.similarity_heatmaps(
+        {"r2": MATRIX[:1, :1]}, {"r2": HintPoints((0,), (0,), "kmedoids", 0.0, True, 1)}
+    ),
     "depth_strip": lambda: plots.depth_strip({"last": ((0, 0),)}, 1, (0,)),
     "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
@@ -117,14 +177,25 @@ def dots(axis) -> list[tuple[float, float, str]]:
     found = []
     for collection in axis.collections:
         if isinstance(collection, PathCollection):
-            found += [(float(x), float(y), to_hex(collection.get_facecolor()[0])) for x, y in collection.get_offsets()]
+            found += [
+                (float(x), float(y), to_hex(collection.get_facecolor()[0]))
+                for x, y in collection.get_offsets()
+            ]
     return found
 
 
 def spans(axis) -> list[tuple[float, float, float]]:
     """(from, to, y) of every horizontal line that is drawn by ``hlines``."""
-    lines = [collection for collection in axis.collections if not isinstance(collection, PathCollection) and hasattr(collection, "get_segments")]
-    return [(float(start[0]), float(end[0]), float(start[1])) for collection in lines for start, end in collection.get_segments()]
+    lines = [
+        collection
+        for collection in axis.collections
+        if not isinstance(collection, PathCollection) and hasattr(collection, "get_segments")
+    ]
+    return [
+        (float(start[0]), float(end[0]), float(start[1]))
+        for collection in lines
+        for start, end in collection.get_segments()
+    ]
 
 
 def test_the_table_of_figures_is_complete():
@@ -189,7 +260,9 @@ def test_figures_keep_their_names_and_their_docstrings():
 def test_heatmaps_mark_exactly_the_hint_points():
     figure = FIGURES["similarity_heatmaps"]()
     for axis, points in zip(figure.axes[:2], (POINTS, OTHER_POINTS), strict=True):
-        marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"]
+        marks = [
+            (line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"
+        ]
         assert marks == [(index + 1, index + 1) for index in points.indices]
     assert [axis.get_title() for axis in figure.axes[:2]] == ["r2", "cka"]
 
@@ -208,8 +281,14 @@ def test_a_heatmaps_cells_lie_at_their_numbers():
 
 def test_a_heatmap_frames_each_run_of_one_cluster():
     labels = (0, 0, 1, 1, 0, 2, 2, 2, 2)
-    axis = plots.similarity_heatmaps({"r2": MATRIX}, {"r2": HintPoints((0, 2, 6), labels, "kmeans-index", 1.0, True, 2)}).axes[0]
-    frames = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in axis.patches if not patch.get_fill()]
+    axis = plots.similarity_heatmaps(
+        {"r2": MATRIX}, {"r2": HintPoints((0, 2, 6), labels, "kmeans-index", 1.0, True, 2)}
+    ).axes[0]
+    frames = [
+        (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height())
+        for patch in axis.patches
+        if not patch.get_fill()
+    ]
     assert frames == [(0.5, 0.5, 2, 2), (2.5, 2.5, 2, 2), (4.5, 4.5, 1, 1), (5.5, 5.5, 4, 4)]
     bands = [patch for patch in axis.patches if patch.get_fill()]
     assert [patch.get_y() + 0.5 for patch in bands] == list(range(1, LAYERS + 1))
@@ -220,19 +299,32 @@ def test_a_heatmap_frames_each_run_of_one_cluster():
 def test_the_depth_strip_has_a_row_per_arm_with_dots_at_their_numbers():
     axis = FIGURES["depth_strip"]().axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == list(DEPTHS)
-    expected = [(index + 1, row, plots.arm_colour(arm)) for row, (arm, matched) in enumerate(DEPTHS.items()) for index, _ in matched]
+    expected = [
+        (index + 1, row, plots.arm_colour(arm))
+        for row, (arm, matched) in enumerate(DEPTHS.items())
+        for index, _ in matched
+    ]
     assert dots(axis) == expected
     borders = [line.get_xdata()[0] for line in axis.lines]
     assert borders == [3.5, 6.5]
 
 
 def test_the_forest_shows_means_and_intervals_at_their_places():
-    figure = plots.forest({"first": panel(), "second": panel(means=(1.0, 2.0, 3.0), low=0.75, high=4.0)}, margin=0.2)
+    figure = plots.forest(
+        {"first": panel(), "second": panel(means=(1.0, 2.0, 3.0), low=0.75, high=4.0)}, margin=0.2
+    )
     for axis, title, means, interval in zip(
-        figure.axes, ("first", "second"), ((0.5, -0.25, 1.5), (1.0, 2.0, 3.0)), ((-1.0, 2.0), (0.75, 4.0)), strict=True
+        figure.axes,
+        ("first", "second"),
+        ((0.5, -0.25, 1.5), (1.0, 2.0, 3.0)),
+        ((-1.0, 2.0), (0.75, 4.0)),
+        strict=True,
     ):
         assert axis.get_title() == title
-        assert dots(axis) == [(mean, row, plots.arm_colour(arm)) for row, (mean, arm) in enumerate(zip(means, ARMS[1:], strict=True))]
+        assert dots(axis) == [
+            (mean, row, plots.arm_colour(arm))
+            for row, (mean, arm) in enumerate(zip(means, ARMS[1:], strict=True))
+        ]
         assert spans(axis) == [(*interval, row) for row in range(3)]
         assert [label.get_text() for label in axis.get_yticklabels()] == [f"row {arm}" for arm in ARMS[1:]]
         shaded = axis.patches[0].get_extents().transformed(axis.transData.inverted())
@@ -248,9 +340,15 @@ def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
 
 
 def test_the_interval_of_three_seeds_of_one_arm_is_shown_whole():
-    frame = pd.DataFrame({"method": "student alone", "arm": "alone", "seed": range(3), "accuracy": [33.92, 32.08, 32.34]})
+    frame = pd.DataFrame(
+        {"method": "student alone", "arm": "alone", "seed": range(3), "accuracy": [33.92, 32.08, 32.34]}
+    )
     effect = paired_effect(frame["accuracy"])
-    low, high = plots.accuracy_by_arm(frame.assign(mean=effect.mean, low=effect.low, high=effect.high)).axes[0].get_xlim()
+    low, high = (
+        plots.accuracy_by_arm(frame.assign(mean=effect.mean, low=effect.low, high=effect.high))
+        .axes[0]
+        .get_xlim()
+    )
     assert low < effect.low < effect.high < high
 
 
@@ -260,7 +358,9 @@ def test_accuracies_are_shown_per_seed_and_on_average():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(ARMS)
     for axis, arms in zip(figure.axes, (ARMS, ARMS[:3]), strict=True):
         colours = [(row, plots.arm_colour(arm)) for row, arm in enumerate(arms)]
-        assert sorted(dots(axis)) == sorted((value, *rest) for value in (90.0, 90.5, 91.0) for rest in colours)
+        assert sorted(dots(axis)) == sorted(
+            (value, *rest) for value in (90.0, 90.5, 91.0) for rest in colours
+        )
         assert spans(axis) == [(88.0, 92.0, row) for row in range(len(arms))]
 
 
@@ -285,10 +385,14 @@ def test_each_sub_block_is_compared_with_the_next():
 
 
 def test_the_lines_of_all_metrics_can_be_told_apart():
-    axis = plots.neighbour_similarity({metric: MATRIX ** (number + 1) for number, metric in enumerate(METRICS)}, (2, 5, 8)).axes[0]
+    axis = plots.neighbour_similarity(
+        {metric: MATRIX ** (number + 1) for number, metric in enumerate(METRICS)}, (2, 5, 8)
+    ).axes[0]
     lines = [line for line in axis.lines if line.get_label() in METRICS]
     assert len(lines) == len(METRICS)
-    assert len({(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}) == len(METRICS)
+    assert len(
+        {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}
+    ) == len(METRICS)
 
 
 def test_bars_are_as_high_as_the_channels():
@@ -300,7 +404,9 @@ def test_bars_are_as_high_as_the_channels():
 def test_claims_are_shown_with_their_verdicts():
     table = claims()
     axis = plots.claim_effects(table, margin=0.5).axes[0]
-    assert [(x, y) for x, y, _ in dots(axis)] == [(pytest.approx(mean), row) for row, mean in enumerate(table["mean"])]
+    assert [(x, y) for x, y, _ in dots(axis)] == [
+        (pytest.approx(mean), row) for row, mean in enumerate(table["mean"])
+    ]
     assert [text.get_text() for text in axis.texts] == list(table["verdict"])
     assert [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()] == list(table["claim"])
 
@@ -327,8 +433,14 @@ def test_every_arm_has_a_colour(arm):
 
 def strips(axis) -> dict[float, list[str]]:
     """Row → colours of its sub-blocks from left to right."""
-    runs = sorted((p.get_y() + p.get_height() / 2, p.get_x(), round(p.get_width()), to_hex(p.get_facecolor())) for p in axis.patches)
-    return {row: [colour for r, _, width, colour in runs if r == row for _ in range(width)] for row in sorted({run[0] for run in runs})}
+    runs = sorted(
+        (p.get_y() + p.get_height() / 2, p.get_x(), round(p.get_width()), to_hex(p.get_facecolor()))
+        for p in axis.patches
+    )
+    return {
+        row: [colour for r, _, width, colour in runs if r == row for _ in range(width)]
+        for row in sorted({run[0] for run in runs})
+    }
 
 
 def test_rounds_show_the_clusters_and_centres_of_every_step():
@@ -336,8 +448,12 @@ def test_rounds_show_the_clusters_and_centres_of_every_step():
     axes = plots.kmeans_rounds({"r2": rounds, "cka": [(POINTS.indices, POINTS.labels)] * 12}, shown=5).axes
     assert len(strips(axes[0])) == min(5, len(rounds))
     assert len(strips(axes[1])) == 5
-    for (centres, labels), colours, line in zip(rounds, strips(axes[0]).values(), axes[0].lines, strict=False):
-        assert [colours.index(colour) for colour in colours] == [list(labels).index(label) for label in labels]
+    for (centres, labels), colours, line in zip(
+        rounds, strips(axes[0]).values(), axes[0].lines, strict=False
+    ):
+        assert [colours.index(colour) for colour in colours] == [
+            list(labels).index(label) for label in labels
+        ]
         assert list(line.get_xdata()) == [centre + 1 for centre in centres]
 
 
@@ -349,7 +465,10 @@ def test_clusters_by_k_has_a_row_per_number():
 
 def test_margins_stand_at_their_sub_blocks_in_the_colour_of_their_cluster():
     axis = FIGURES["cluster_margins"]().axes[0]
-    bars = sorted((patch.get_x() + patch.get_width() / 2, patch.get_height(), to_hex(patch.get_facecolor())) for patch in axis.patches)
+    bars = sorted(
+        (patch.get_x() + patch.get_width() / 2, patch.get_height(), to_hex(patch.get_facecolor()))
+        for patch in axis.patches
+    )
     assert [(round(x), height) for x, height, _ in bars] == [(number + 1, number) for number in range(LAYERS)]
     assert len({colour for *_, colour in bars}) == 3
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["1–3", "4–6", "7–9"]

@@ -10,7 +10,14 @@ from pursuhint_lib import plots
 def panel(arms=("none", "pursuhint-r2", "quality"), methods=("AT", "CRD in batch")):
     rows = [(method, arm) for method in methods for arm in arms]
     means = np.linspace(-4.0, 2.0, len(rows))
-    return pd.DataFrame({"label": [m for m, _ in rows], "arm": [a for _, a in rows], "mean": means, "p_holm": [0.001, *[0.5] * (len(rows) - 1)]})
+    return pd.DataFrame(
+        {
+            "label": [m for m, _ in rows],
+            "arm": [a for _, a in rows],
+            "mean": means,
+            "p_holm": [0.001, *[0.5] * (len(rows) - 1)],
+        }
+    )
 
 
 def test_every_number_stands_in_the_row_of_its_method_and_the_column_of_its_arm():
@@ -37,6 +44,12 @@ def test_missing_differences_and_zeros_are_told_apart():
 
 
 def test_two_panels_may_have_different_arms():
-    figure = plots.effect_grid({"first": panel(), "second": panel(arms=("none", "stage-ends", "segment-middles", "pursuhint-cka-linear"))}, 0.05)
+    figure = plots.effect_grid(
+        {
+            "first": panel(),
+            "second": panel(arms=("none", "stage-ends", "segment-middles", "pursuhint-cka-linear")),
+        },
+        0.05,
+    )
     assert [len(axis.get_xticklabels()) for axis in figure.axes] == [3, 4]
     assert [axis.get_title() for axis in figure.axes] == ["first", "second"]

@@ -13,7 +13,14 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from pursuhint_lib.data import DataError, preflight
-from pursuhint_lib.data.preflight import Listing, check_readable, check_structure, digest, find_tree, list_split
+from pursuhint_lib.data.preflight import (
+    Listing,
+    check_readable,
+    check_structure,
+    digest,
+    find_tree,
+    list_split,
+)
 
 IDS = ("n00000002", "n00000010", "n00000300")
 COUNTS, CLASSES = (9, 6), 3
@@ -118,8 +125,14 @@ def test_tree_is_found_in_both_places(tree):
         (("train/",), "has train/ but no val/"),
         (("val/",), "has val/ but no train/"),
         (("train/", "test/"), "has train/ and test/ but no val/: rename test/"),
-        (("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), "is not unpacked yet, it has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar: "),
-        (("train/", "ILSVRC2012_img_val.tar"), "is not unpacked yet, it has ILSVRC2012_img_val.tar (beside train/): unpack"),
+        (
+            ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+            "is not unpacked yet, it has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar: ",
+        ),
+        (
+            ("train/", "ILSVRC2012_img_val.tar"),
+            "is not unpacked yet, it has ILSVRC2012_img_val.tar (beside train/): unpack",
+        ),
         (("imagenet-object-localization-challenge.zip",), "is not unpacked yet"),
         (("imagenet.TAR.GZ",), f"is not unpacked yet, it has imagenet.TAR.GZ: {preflight.UNPACK}"),
         (("n00000002.tar", "n00000010.tar"), "is not unpacked yet, it has n00000002.tar, n00000010.tar"),
@@ -139,7 +152,9 @@ def test_what_is_found_in_place_of_a_tree(tmp_path, entries, text):
 def test_layout_of_kaggle(tree, tmp_path, pointed_at):
     inner = tmp_path / "imagenet" / "ILSVRC" / "Data" / "CLS-LOC"
     shutil.copytree(tree, inner)
-    refused(f"has Kaggle's layout: point at {inner}", call=lambda: find_tree(tmp_path / "imagenet" / pointed_at))
+    refused(
+        f"has Kaggle's layout: point at {inner}", call=lambda: find_tree(tmp_path / "imagenet" / pointed_at)
+    )
     assert find_tree(inner) == inner
 
 
@@ -177,30 +192,48 @@ def flatten(folder: Path, names=IDS) -> None:
 
 def test_flat_validation_folder(tree):
     flatten(tree / "val")
-    refused("val has all its 6 images in one flat folder, first n00000002_11.JPEG", "val/<class>/, with valprep.sh", root=tree)
+    refused(
+        "val has all its 6 images in one flat folder, first n00000002_11.JPEG",
+        "val/<class>/, with valprep.sh",
+        root=tree,
+    )
 
 
 def test_validation_folder_that_was_sorted_in_part(tree):
     flatten(tree / "val", IDS[1:])
-    refused("val has 4 of its images still outside class folders, first n00000010_11.JPEG", "valprep.sh", root=tree)
+    refused(
+        "val has 4 of its images still outside class folders, first n00000010_11.JPEG",
+        "valprep.sh",
+        root=tree,
+    )
 
 
 def test_flat_training_folder(tree):
     flatten(tree / "train", IDS[:1])
-    refused("train has 3 images outside class folders, first n00000002_103.JPEG; move each into train/<class>/", root=tree)
+    refused(
+        "train has 3 images outside class folders, first n00000002_103.JPEG; move each into train/<class>/",
+        root=tree,
+    )
 
 
 @pytest.mark.parametrize("inner", ["train", "ILSVRC2012_img_train"])
 def test_split_nested_twice(tree, inner):
     shutil.move(tree / "train", tree / "moved")
     shutil.move(tree / "moved", tree / "train" / inner)
-    refused(f"train holds only a folder {inner}/, which has the folders {', '.join(IDS)}: move these one level up", root=tree)
+    refused(
+        f"train holds only a folder {inner}/, which has the folders {', '.join(IDS)}: move these one level up",
+        root=tree,
+    )
 
 
 def test_class_nested_twice(tree):
     shutil.move(tree / "train" / IDS[1], tree / "moved")
     shutil.move(tree / "moved", tree / "train" / IDS[1] / "images")
-    refused("1 of 3 class folders without images", f"first {tree / 'train' / IDS[1]}; it has a folder images/", root=tree)
+    refused(
+        "1 of 3 class folders without images",
+        f"first {tree / 'train' / IDS[1]}; it has a folder images/",
+        root=tree,
+    )
 
 
 @pytest.mark.parametrize("names", [("0", "1", "2"), ("ape", "bee", "zebra")])
@@ -208,7 +241,10 @@ def test_names_that_sort_into_other_labels(tree, names):
     for split in ("train", "val"):
         for old, new in zip(IDS, names, strict=True):
             (tree / split / old).rename(tree / split / new)
-    refused(f"not named by WordNet ids n########: {', '.join(names)}; their sorted order gives other labels", root=tree)
+    refused(
+        f"not named by WordNet ids n########: {', '.join(names)}; their sorted order gives other labels",
+        root=tree,
+    )
     check_structure(tree, COUNTS, None)
 
 
@@ -237,7 +273,9 @@ def test_half_extracted_archive(tree):
     refused("train has 2 of 3 class folders; it was unpacked or copied only in part", root=tree)
     for name in IDS[1:]:
         (tree / "train" / f"{name}.tar").touch()
-    refused("train has 2 of 3 class folders; 2 are still packed, first n00000010.tar: unpack each .tar", root=tree)
+    refused(
+        "train has 2 of 3 class folders; 2 are still packed, first n00000010.tar: unpack each .tar", root=tree
+    )
 
 
 def test_archives_only(tree):
@@ -271,7 +309,11 @@ def test_numbers_of_training_images(tree):
 def test_numbers_of_validation_images(tree):
     moved = tree / "val" / IDS[2] / f"{IDS[2]}_2.JPEG"
     moved.rename(tree / "val" / IDS[1] / moved.name)
-    refused("val has 6 images, but some in the wrong class; every class must have 2, but n00000010 has 3 (2 classes are wrong)", root=tree)
+    refused(
+        "val has 6 images, but some in the wrong class; every class must have 2, but n00000010 has 3 (2 "
+        "classes are wrong)",
+        root=tree,
+    )
     (tree / "val" / IDS[1] / moved.name).unlink()
     refused("val has 5 images instead of 6; every class must have 2, but n00000300 has 1", root=tree)
 
@@ -339,7 +381,11 @@ def test_damaged_image_is_named(tree, kind):
     path.write_bytes(content)
     listing = list_split(tree / "train")
     check_readable(list_split(tree / "val"))
-    refused(f"{path} cannot be decoded: {reason}", "1 of 10 images that were tried", call=lambda: check_readable(listing))
+    refused(
+        f"{path} cannot be decoded: {reason}",
+        "1 of 10 images that were tried",
+        call=lambda: check_readable(listing),
+    )
 
 
 def test_image_deleted_since_it_was_listed(tree):
@@ -350,7 +396,9 @@ def test_image_deleted_since_it_was_listed(tree):
 
 
 def test_odd_but_readable_images_pass(tree):
-    """Damaged metadata, transparency in bytes, CMYK, and padding after the end are no reason to refuse a tree."""
+    """Damaged metadata, transparency in bytes, CMYK, and padding after the end are no reason to refuse a
+    tree.
+    """
     folder = tree / "train" / IDS[0]
     (folder / "exif.JPEG").write_bytes(jpeg(1, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x1a\x01\x05\0"))
     palette = Image.new("P", (8, 8))
@@ -397,4 +445,8 @@ def test_number_of_unreadable_images_is_told(tree):
     listing = list_split(tree / "train")
     for index in (4, 7):
         listing.path(index).write_bytes(PICTURE[:99])
-    refused(f"{listing.path(4)} cannot be decoded", "2 of 9 images that were tried", call=lambda: check_readable(listing))
+    refused(
+        f"{listing.path(4)} cannot be decoded",
+        "2 of 9 images that were tried",
+        call=lambda: check_readable(listing),
+    )

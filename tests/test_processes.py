@@ -1,4 +1,6 @@
-"""Training in two processes on a CPU: the same as in one, whatever ends one of them, and resumable in another number."""
+"""Training in two processes on a CPU: the same as in one, whatever ends one of them, and resumable in another
+number.
+"""
 
 import json
 import signal
@@ -16,7 +18,7 @@ from pursuhint_lib import training
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import ROOT, StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study.launch import environment, launch_command
+from pursuhint_lib.study.engine.launch import environment, launch_command
 from pursuhint_lib.training.fitting import check_shares
 
 SCRIPT = ROOT / "tests" / "two_processes.py"
@@ -55,7 +57,9 @@ def networks():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What two processes made of some cases, on a teacher that one has trained; and what one process makes of the same."""
+    """What two processes made of some cases, on a teacher that one has trained; and what one process makes of
+    the same.
+    """
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("one", "two"):
@@ -72,16 +76,18 @@ def trained(tmp_path_factory):
 def test_two_processes_share_out_the_batches_of_one(trained, case):
     _, alone, (first, second) = trained
     # What two cases have in common, the arm without hints, is trained once.
-    lanes = len(alone[case]["seen"]) // (3 * 4)
+    trainees = len(alone[case]["seen"]) // (3 * 4)
     batches = [sorted(a + b) for a, b in zip(first[case]["seen"], second[case]["seen"], strict=True)]
-    # One after the other in a process, at the same time in the other: the order of the lanes may differ.
+    # One after the other in a process, at the same time in the other: the order of the trainees may differ.
     assert sorted(batches) == sorted(sorted(batch) for batch in alone[case]["seen"])
     assert all(not set(a) & set(b) for a, b in zip(first[case]["seen"], second[case]["seen"], strict=True))
     per_epoch = len(batches) // 3
     epochs = [batches[start : start + per_epoch] for start in range(0, len(batches), per_epoch)]
-    assert all(sorted(chain(*epoch)) == sorted([*range(53)] * lanes) for epoch in epochs)
+    assert all(sorted(chain(*epoch)) == sorted([*range(53)] * trainees) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert [len(part) for part in (first[case]["seen"][per_epoch - 1], second[case]["seen"][per_epoch - 1])] == [3, 2]
+    assert [
+        len(part) for part in (first[case]["seen"][per_epoch - 1], second[case]["seen"][per_epoch - 1])
+    ] == [3, 2]
 
 
 @pytest.mark.parametrize(("case", "tolerance"), [("at", 1e-5), ("crd", 1e-5), ("normalised", 1e-4)])
@@ -102,7 +108,11 @@ def test_the_first_process_alone_writes(trained):
     folder, _, _ = trained
     written = [path for path in (folder / "two").rglob("*") if path.is_file()]
     assert not [path for path in written if path.name.endswith(".tmp")]
-    metrics = [path for path in written if path.suffix == ".jsonl" and "at_seed" in path.name and "plain_from" in path.name]
+    metrics = [
+        path
+        for path in written
+        if path.suffix == ".jsonl" and "at_seed" in path.name and "plain_from" in path.name
+    ]
     rows = [json.loads(line) for line in metrics[0].read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in rows)
@@ -126,7 +136,9 @@ def wait_for_epochs(launched: subprocess.Popen, folder: Path, count: int) -> Non
         time.sleep(0.02)
 
 
-def test_a_training_goes_on_after_a_kill_and_a_request_to_end_also_in_one_process(trained, tmp_path, monkeypatch):
+def test_a_training_goes_on_after_a_kill_and_a_request_to_end_also_in_one_process(
+    trained, tmp_path, monkeypatch
+):
     _, alone, _ = trained
     use(tmp_path, monkeypatch)
     training.train_teacher(TEACHER)
@@ -159,7 +171,10 @@ def test_a_training_goes_on_after_a_kill_and_a_request_to_end_also_in_one_proces
 def test_a_training_ends_at_its_deadline_and_goes_on_later(monkeypatch):
     training.train_teacher(TEACHER)
     monkeypatch.setenv("PURSUHINT_DEADLINE", str(time.time() - 1))
-    with pytest.raises(training.Stopped, match=r"stopped at the time given with --max-minutes in epoch 1 of 20, before batch 2 of 4; the state is"):
+    with pytest.raises(
+        training.Stopped,
+        match=r"stopped at the time given with --max-minutes in epoch 1 of 20, before batch 2 of 4; the state is",
+    ):
         training.distill(CASES["long"])
     monkeypatch.delenv("PURSUHINT_DEADLINE")
     assert {record.status for record in training.distill(CASES["long"])} == {"ok"}
@@ -168,8 +183,19 @@ def test_a_training_ends_at_its_deadline_and_goes_on_later(monkeypatch):
 @pytest.mark.parametrize(
     ("images", "batch", "processes", "expected"),
     [
-        (100, 50, 3, "a batch of 50 images cannot be shared out evenly among 3 processes; give 1, 2, 5, 10, 25, 50 processes"),
-        (101, 50, 2, "the last of 101 images in batches of 50 are 1, too few for 2 processes, which need 2 each"),
+        (
+            100,
+            50,
+            3,
+            "a batch of 50 images cannot be shared out evenly among 3 processes; give 1, 2, 5, 10, 25, 50 "
+            "processes",
+        ),
+        (
+            101,
+            50,
+            2,
+            "the last of 101 images in batches of 50 are 1, too few for 2 processes, which need 2 each",
+        ),
         (103, 50, 2, "the last of 103 images in batches of 50 are 3, too few"),
     ],
 )
@@ -179,6 +205,9 @@ def test_batches_that_cannot_be_shared_are_refused(images, batch, processes, exp
     assert expected in str(refused.value)
 
 
-@pytest.mark.parametrize(("images", "batch", "processes"), [(101, 50, 1), (104, 50, 2), (100, 50, 2), (53, 16, 2), (1_281_167, 256, 64)])
+@pytest.mark.parametrize(
+    ("images", "batch", "processes"),
+    [(101, 50, 1), (104, 50, 2), (100, 50, 2), (53, 16, 2), (1_281_167, 256, 64)],
+)
 def test_batches_that_can_be_shared_are_taken(images, batch, processes):
     check_shares(images, batch, processes)

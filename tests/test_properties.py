@@ -1,4 +1,6 @@
-"""What must hold for any input: settings and their hash, similarity, clustering, statistics, and the readers of files that people edit."""
+"""What must hold for any input: settings and their hash, similarity, clustering, statistics, and the readers
+of files that people edit.
+"""
 
 import copy
 import dataclasses
@@ -39,21 +41,35 @@ from pursuhint_lib.similarity import METRICS, similarity_matrices
 from pursuhint_lib.statistics import bootstrap_interval, equivalence_p, holm, paired_effect
 
 # The same examples every time; the folder of a test is used by all of them.
-few = settings(max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=25,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 # Tables of characters that Hypothesis makes for itself; they do not belong into the checkout.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")
 
 
-# Settings -----------------------------------------------------------------------------------------------------------
+# Settings
+# -----------------------------------------------------------------------------------------------------------
 
 NAMES = some.text("abcdefghijklmnopqrstuvwxyz0123456789._/", min_size=1, max_size=12)
 POSITIVE = some.floats(1e-6, 1e6) | some.integers(1, 1000).map(float)
 SEEDS = some.integers(0, 2**32 - 1)
 WHOLE = some.none() | some.integers(1, 10**6)
 DATA = some.builds(
-    Data, dataset=NAMES, train_images=WHOLE, subset_seed=SEEDS, test_images=WHOLE, root=some.none() | NAMES, image_size=WHOLE, classes=WHOLE
+    Data,
+    dataset=NAMES,
+    train_images=WHOLE,
+    subset_seed=SEEDS,
+    test_images=WHOLE,
+    root=some.none() | NAMES,
+    image_size=WHOLE,
+    classes=WHOLE,
 )
 
 
@@ -62,21 +78,45 @@ def schedules(draw) -> Schedule:
     epochs = draw(some.integers(1, 300))
     milestones = draw(some.sets(some.integers(1, epochs - 1), max_size=3)) if epochs > 1 else ()
     return Schedule(
-        epochs, draw(some.integers(1, 512)), draw(POSITIVE), tuple(sorted(milestones)), draw(POSITIVE), draw(some.floats(0, 0.99)),
-        draw(some.floats(0, 1)), draw(some.integers(1, 50)), draw(some.booleans()),
-    )  # fmt: skip
+        epochs,
+        draw(some.integers(1, 512)),
+        draw(POSITIVE),
+        tuple(sorted(milestones)),
+        draw(POSITIVE),
+        draw(some.floats(0, 0.99)),
+        draw(some.floats(0, 1)),
+        draw(some.integers(1, 50)),
+        draw(some.booleans()),
+    )
 
 
 TEACHERS = some.builds(
-    TeacherSettings, network=NAMES, data=DATA, schedule=schedules(), seed=SEEDS, precision=some.sampled_from(["fp32", "bf16"]),
-    checkpoint=some.none() | NAMES, profile=some.just(""),
-)  # fmt: skip
+    TeacherSettings,
+    network=NAMES,
+    data=DATA,
+    schedule=schedules(),
+    seed=SEEDS,
+    precision=some.sampled_from(["fp32", "bf16"]),
+    checkpoint=some.none() | NAMES,
+    profile=some.just(""),
+)
 POINTS = some.lists(NAMES, max_size=4).map(tuple)
 STUDENTS = some.builds(
-    StudentSettings, teacher=TEACHERS, student=NAMES, method=NAMES, teacher_points=POINTS, student_points=POINTS, ce_weight=POSITIVE,
-    kd_weight=POSITIVE, hint_weight=POSITIVE, temperature=POSITIVE, data=DATA, schedule=schedules(), seed=SEEDS,
+    StudentSettings,
+    teacher=TEACHERS,
+    student=NAMES,
+    method=NAMES,
+    teacher_points=POINTS,
+    student_points=POINTS,
+    ce_weight=POSITIVE,
+    kd_weight=POSITIVE,
+    hint_weight=POSITIVE,
+    temperature=POSITIVE,
+    data=DATA,
+    schedule=schedules(),
+    seed=SEEDS,
     part_weights=some.lists(POSITIVE, max_size=3).map(tuple),
-)  # fmt: skip
+)
 
 
 @few
@@ -99,14 +139,23 @@ def shuffled(value, draws: random.Random):
 @few
 @given(STUDENTS, some.randoms(use_true_random=False))
 def test_the_hash_knows_no_order_of_keys(given_settings, draws):
-    assert settings_hash(build(StudentSettings, shuffled(resolved(given_settings), draws), "here")) == settings_hash(given_settings)
+    assert settings_hash(
+        build(StudentSettings, shuffled(resolved(given_settings), draws), "here")
+    ) == settings_hash(given_settings)
 
 
 @few
 @given(some.integers(1, 10**6), some.integers(1, 10**6))
 def test_the_hash_knows_no_spelling_of_numbers(rate, decay):
-    spelt = [{"epochs": 5, "batch_size": 4, "learning_rate": kind(rate), "decay": kind(decay)} for kind in (int, float)]
-    texts = [*map(yaml.safe_dump, spelt), *map(json.dumps, spelt), f"epochs: 0x5\nbatch_size: 4\nlearning_rate: {rate}.00\ndecay: +{decay}\n"]
+    spelt = [
+        {"epochs": 5, "batch_size": 4, "learning_rate": kind(rate), "decay": kind(decay)}
+        for kind in (int, float)
+    ]
+    texts = [
+        *map(yaml.safe_dump, spelt),
+        *map(json.dumps, spelt),
+        f"epochs: 0x5\nbatch_size: 4\nlearning_rate: {rate}.00\ndecay: +{decay}\n",
+    ]
     assert len({settings_hash(build(Schedule, yaml.safe_load(text), "here")) for text in texts}) == 1
 
 
@@ -145,10 +194,15 @@ def test_every_change_changes_the_hash(given_settings, data):
 def plain_hash(plain: dict) -> str:
     """Hash of plain values as ``settings_hash`` takes it: of their fields, all of which are given."""
     kinds = dataclasses.make_dataclass("Plain", [(name, object) for name in plain])
-    return settings_hash(kinds(**{name: plain_hash(value) if isinstance(value, dict) else value for name, value in plain.items()}))
+    return settings_hash(
+        kinds(
+            **{name: plain_hash(value) if isinstance(value, dict) else value for name, value in plain.items()}
+        )
+    )
 
 
-# Similarity ---------------------------------------------------------------------------------------------------------
+# Similarity
+# ---------------------------------------------------------------------------------------------------------
 
 # Without centring a shift matters, and PWCCA's weights follow the channels of one side.
 ORTHOGONAL = [metric for metric in METRICS if metric not in ("r2-raw", "pwcca")]
@@ -161,7 +215,8 @@ def layers_of(seed: int) -> dict[str, torch.Tensor]:
     common = torch.randn(40, 3, generator=draws, dtype=torch.float64)
     widths = (3, 5, 8)
     return {
-        str(w): common @ torch.randn(3, w, generator=draws, dtype=torch.float64) + torch.randn(40, w, generator=draws, dtype=torch.float64)
+        str(w): common @ torch.randn(3, w, generator=draws, dtype=torch.float64)
+        + torch.randn(40, w, generator=draws, dtype=torch.float64)
         for w in widths
     }
 
@@ -184,7 +239,9 @@ def test_a_similarity_looks_at_neither_rotation_scale_shift_nor_order(seed, scal
     order = torch.randperm(40, generator=draws)
     moved = {}
     for name, layer in layers_of(seed).items():
-        rotation = torch.linalg.qr(torch.randn(layer.shape[1], layer.shape[1], generator=draws, dtype=torch.float64))[0]
+        rotation = torch.linalg.qr(
+            torch.randn(layer.shape[1], layer.shape[1], generator=draws, dtype=torch.float64)
+        )[0]
         moved[name] = (scale * layer @ rotation + shift)[order]
     before, after = (similarity_matrices(features, ORTHOGONAL) for features in (layers_of(seed), moved))
     for metric in ORTHOGONAL:
@@ -196,12 +253,18 @@ def test_a_similarity_looks_at_neither_rotation_scale_shift_nor_order(seed, scal
 def test_the_order_of_layers_is_that_of_rows_and_columns(seed, order):
     layers = layers_of(seed)
     names = [list(layers)[i] for i in order]
-    before, after = similarity_matrices(layers, METRICS), similarity_matrices({name: layers[name] for name in names}, METRICS)
+    before, after = (
+        similarity_matrices(layers, METRICS),
+        similarity_matrices({name: layers[name] for name in names}, METRICS),
+    )
     for metric in METRICS:
-        torch.testing.assert_close(after[metric], before[metric][list(order)][:, list(order)], atol=1e-9, rtol=0, msg=metric)
+        torch.testing.assert_close(
+            after[metric], before[metric][list(order)][:, list(order)], atol=1e-9, rtol=0, msg=metric
+        )
 
 
-# Clustering ---------------------------------------------------------------------------------------------------------
+# Clustering
+# ---------------------------------------------------------------------------------------------------------
 
 
 @some.composite
@@ -228,7 +291,9 @@ def test_hint_points_are_sorted_members_of_their_own_clusters(similarity, algori
     assert set(points.labels) == set(range(k))
     assert [points.labels[index] for index in points.indices] == list(range(k))
     chosen = [points.indices[label] for label in points.labels]
-    assert points.objective == pytest.approx(sum(1 - similarity[layer, centre] for layer, centre in enumerate(chosen)))
+    assert points.objective == pytest.approx(
+        sum(1 - similarity[layer, centre] for layer, centre in enumerate(chosen))
+    )
 
 
 @few
@@ -237,7 +302,10 @@ def test_nothing_is_tighter_than_the_medoids_and_more_points_are_never_looser(si
     layers = len(similarity)
     k = data.draw(some.integers(1, layers))
     best = choose_hint_points(similarity, k, "kmedoids").objective
-    every = min((1 - similarity[:, list(points)]).min(axis=1).sum() for points in itertools.combinations(range(layers), k))
+    every = min(
+        (1 - similarity[:, list(points)]).min(axis=1).sum()
+        for points in itertools.combinations(range(layers), k)
+    )
     assert best == pytest.approx(every, abs=1e-9)
     for algorithm in ALGORITHMS:
         assert choose_hint_points(similarity, k, algorithm).objective >= best - 1e-9, algorithm
@@ -254,8 +322,12 @@ def test_medoids_do_not_depend_on_how_layers_are_numbered(similarity, data):
         points = choose_hint_points(similarity, k, algorithm)
         again = choose_hint_points(similarity[np.ix_(order, order)], k, algorithm)
         assert again.objective == pytest.approx(points.objective, abs=1e-9)
-        clusters = {frozenset(np.flatnonzero(np.array(points.labels) == label).tolist()) for label in range(k)}
-        assert {frozenset(order[i] for i in np.flatnonzero(np.array(again.labels) == label)) for label in range(k)} == clusters
+        clusters = {
+            frozenset(np.flatnonzero(np.array(points.labels) == label).tolist()) for label in range(k)
+        }
+        assert {
+            frozenset(order[i] for i in np.flatnonzero(np.array(again.labels) == label)) for label in range(k)
+        } == clusters
 
 
 @few
@@ -282,7 +354,8 @@ def test_points_that_look_at_nothing_are_valid_and_kept(layers, data):
     assert found[:1] == random_points(layers, k, 1)
 
 
-# Statistics ---------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------
 
 DIFFERENCES = some.lists(some.floats(-100, 100).map(lambda value: round(value, 3)), min_size=2, max_size=12)
 P_VALUES = some.lists(some.floats(0, 1), min_size=1, max_size=12)
@@ -293,10 +366,14 @@ P_VALUES = some.lists(some.floats(0, 1), min_size=1, max_size=12)
 def test_an_interval_holds_the_mean_and_turns_with_the_sign(values):
     effect, turned = paired_effect(values), paired_effect([-value for value in values])
     assert effect.low <= effect.mean <= effect.high
-    assert (turned.mean, turned.low, turned.high, turned.p) == pytest.approx((-effect.mean, -effect.high, -effect.low, effect.p))
+    assert (turned.mean, turned.low, turned.high, turned.p) == pytest.approx(
+        (-effect.mean, -effect.high, -effect.low, effect.p)
+    )
     assert 0 <= effect.p <= 1
     # The test and the interval say the same.
-    assert (effect.p < statistics.LEVEL) == (not effect.low <= 0 <= effect.high) or effect.p == pytest.approx(statistics.LEVEL)
+    assert (effect.p < statistics.LEVEL) == (not effect.low <= 0 <= effect.high) or effect.p == pytest.approx(
+        statistics.LEVEL
+    )
     assert paired_effect([*values, math.nan]) == effect
 
 
@@ -306,7 +383,9 @@ def test_a_bootstrap_interval_turns_with_the_sign(values):
     found = pd.DataFrame({"pair": "p", "seed": range(len(values)), "difference": values})
     low, high = bootstrap_interval(found, resamples=99)
     assert low <= high
-    assert bootstrap_interval(found.assign(difference=-found["difference"]), resamples=99) == pytest.approx((-high, -low), abs=1e-9)
+    assert bootstrap_interval(found.assign(difference=-found["difference"]), resamples=99) == pytest.approx(
+        (-high, -low), abs=1e-9
+    )
 
 
 @few
@@ -324,26 +403,35 @@ def test_holm_keeps_the_order_and_never_makes_smaller(values):
 @few
 @given(DIFFERENCES, some.floats(1e-3, 50), some.floats(1e-3, 50))
 def test_equivalence_is_easier_within_a_wider_margin_and_turns_with_the_sign(values, margin, more):
-    narrow, wide = equivalence_p(paired_effect(values), margin), equivalence_p(paired_effect(values), margin + more)
+    narrow, wide = (
+        equivalence_p(paired_effect(values), margin),
+        equivalence_p(paired_effect(values), margin + more),
+    )
     assert 0 <= wide <= narrow + 1e-12 <= 1 + 1e-9
     assert equivalence_p(paired_effect([-value for value in values]), margin) == pytest.approx(narrow)
     # A mean outside the margin is never surely inside.
     assert narrow >= 0.5 - 1e-9 or abs(np.mean(values)) < margin
 
 
-# Readers ------------------------------------------------------------------------------------------------------------
+# Readers
+# ------------------------------------------------------------------------------------------------------------
 
 SMOKE = (CONFIG / "smoke.yaml").read_bytes()
 ODD = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=8) | some.dates(),
-    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5) | some.integers() | some.none(), inner, max_size=3),
+    lambda inner: (
+        some.lists(inner, max_size=3)
+        | some.dictionaries(some.text(max_size=5) | some.integers() | some.none(), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def mutated(content: bytes):
     """Copies of a file with a part taken out, doubled or replaced by any bytes."""
-    cut = some.tuples(some.integers(0, len(content)), some.integers(0, 40), some.binary(max_size=6), some.booleans())
+    cut = some.tuples(
+        some.integers(0, len(content)), some.integers(0, 40), some.binary(max_size=6), some.booleans()
+    )
 
     def apply(change: tuple[int, int, bytes, bool]) -> bytes:
         start, length, put, doubled = change
@@ -372,7 +460,9 @@ def test_any_bytes_are_a_profile_or_refused_by_name(tmp_path, content):
 @settings(few, max_examples=100)
 @given(some.sampled_from([f.name for f in dataclasses.fields(Profile)]), ODD)
 def test_any_value_of_a_setting_is_taken_or_refused_by_name(tmp_path, name, value):
-    only_settings_errors(read_profile, tmp_path / "mine.yaml", yaml.safe_dump({**yaml.safe_load(SMOKE), name: value}).encode())
+    only_settings_errors(
+        read_profile, tmp_path / "mine.yaml", yaml.safe_dump({**yaml.safe_load(SMOKE), name: value}).encode()
+    )
 
 
 @cache
@@ -380,7 +470,13 @@ def record_bytes() -> bytes:
     teacher = TeacherSettings("resnet14", Data("digits"), Schedule(2, 50, 0.05))
     name = records.record_name(teacher)
     record = records.Record(
-        name, "teacher", resolved(teacher), "ok", {"accuracy": 50.0, "parameters": 7}, {"accuracy": [None, 50.0]}, {"seconds": 1.5}
+        name,
+        "teacher",
+        resolved(teacher),
+        "ok",
+        {"accuracy": 50.0, "parameters": 7},
+        {"accuracy": [None, 50.0]},
+        {"seconds": 1.5},
     )
     return json.dumps(asdict(record), indent=1).encode()
 

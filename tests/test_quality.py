@@ -25,12 +25,19 @@ def by_loops(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
             kept.append(shares[len(kept)])
         kept = np.array(kept) / sum(kept)
         entropies.append(-sum(p * math.log(p) for p in kept))
-    gaps = [min(np.linalg.norm(x[i] - x[j]) for i, j in pairs if labels[i] == c != labels[j]) for c in classes]
+    gaps = [
+        min(np.linalg.norm(x[i] - x[j]) for i, j in pairs if labels[i] == c != labels[j]) for c in classes
+    ]
     separation = np.mean([np.mean(inside[c]) for c in classes]) - np.mean(between)
     information = (1 - np.mean([min(inside[c]) for c in classes])) * np.mean(entropies) / math.log(5)
     length = np.mean([np.linalg.norm(row) for row in x])
     efficiency = 2 * np.mean(gaps) / length * (n / math.pi) ** (1 / np.linalg.matrix_rank(x - x.mean(0)))
-    return {"score": separation + math.sqrt(information * efficiency), "separation": separation, "information": information, "efficiency": efficiency}
+    return {
+        "score": separation + math.sqrt(information * efficiency),
+        "separation": separation,
+        "information": information,
+        "efficiency": efficiency,
+    }
 
 
 @pytest.fixture

@@ -15,7 +15,16 @@ from pursuhint_lib.files import unsealed, write_json
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.progress import Progress
 from pursuhint_lib.records import PACKAGES, Record, load, provenance, record_name, save
-from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, SettingsError, TeacherSettings, resolved, settings_hash
+from pursuhint_lib.settings import (
+    Arm,
+    Data,
+    DistillSettings,
+    Schedule,
+    SettingsError,
+    TeacherSettings,
+    resolved,
+    settings_hash,
+)
 
 TEACHER = TeacherSettings("resnet14", Data("digits", train_images=100), Schedule(2, 50, 0.05), profile="mine")
 CELL = DistillSettings(
@@ -55,7 +64,9 @@ def path_of(settings, profile: str = "mine"):
 # ---- records
 
 
-@pytest.mark.parametrize(("settings", "kind"), [(TEACHER, "teacher"), (STUDENT, "student"), (PLAIN, "student")])
+@pytest.mark.parametrize(
+    ("settings", "kind"), [(TEACHER, "teacher"), (STUDENT, "student"), (PLAIN, "student")]
+)
 def test_a_saved_record_comes_back_as_it_was(settings, kind):
     record = record_of(settings, kind)
     save("mine", record)
@@ -73,13 +84,18 @@ def test_there_is_no_record_before_the_run_nor_in_another_profile():
 
 def test_names_are_readable_and_end_in_the_hash():
     assert record_name(TEACHER) == f"teacher_resnet14_seed0_{settings_hash(TEACHER)}"
-    assert record_name(STUDENT) == f"resnet8x0.25_from_resnet14_fitnet_layer1.1+layer2.1_seed3_{settings_hash(STUDENT)}"
+    assert (
+        record_name(STUDENT)
+        == f"resnet8x0.25_from_resnet14_fitnet_layer1.1+layer2.1_seed3_{settings_hash(STUDENT)}"
+    )
     assert record_name(PLAIN) == f"resnet8x0.25_from_resnet14_kd_no-hints_seed3_{settings_hash(PLAIN)}"
     assert re.fullmatch("[0-9a-f]{12}", settings_hash(STUDENT))
 
 
 def test_a_network_with_a_slash_in_its_name_gives_one_file():
-    student = replace(STUDENT, student="torchvision/resnet18", teacher=replace(TEACHER, network="torchvision/resnet34"))
+    student = replace(
+        STUDENT, student="torchvision/resnet18", teacher=replace(TEACHER, network="torchvision/resnet34")
+    )
     assert "/" not in record_name(student)
     save("mine", record_of(student))
     assert load("mine", student) is not None
@@ -88,7 +104,13 @@ def test_a_network_with_a_slash_in_its_name_gives_one_file():
 @pytest.mark.parametrize("blocks", [1, 3, 9])
 def test_a_run_with_many_points_can_be_saved(blocks):
     points = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18 - blocks, 18))
-    student = replace(STUDENT, teacher=replace(TEACHER, network="resnet110"), student="resnet56", teacher_points=points, student_points=points)
+    student = replace(
+        STUDENT,
+        teacher=replace(TEACHER, network="resnet110"),
+        student="resnet56",
+        teacher_points=points,
+        student_points=points,
+    )
     save("mine", record_of(student))
     assert load("mine", student) is not None
 
@@ -196,7 +218,9 @@ def test_a_truncated_record_is_refused(share):
         load("mine", STUDENT)
 
 
-@pytest.mark.parametrize("keys", [("precision",), ("schedule", "momentum"), ("teacher", "checkpoint"), ("teacher", "data", "root")])
+@pytest.mark.parametrize(
+    "keys", [("precision",), ("schedule", "momentum"), ("teacher", "checkpoint"), ("teacher", "data", "root")]
+)
 def test_a_setting_younger_than_the_record_is_not_asked_about(keys):
     record = record_of(STUDENT)
     inner = record.settings
@@ -213,8 +237,13 @@ def test_a_record_is_refused_when_any_value_was_changed_and_taken_in_any_spacing
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(dict(reversed(content.items())), indent=4), encoding="utf-8")
     assert load("mine", STUDENT) == record_of(STUDENT)
-    path.write_text(json.dumps(content | {"metrics": content["metrics"] | {"accuracy": 91.26}}), encoding="utf-8")
-    with pytest.raises(SettingsError, match=r"is not a record \(it is not what was written: its sha256 is of something else\); delete it to run"):
+    path.write_text(
+        json.dumps(content | {"metrics": content["metrics"] | {"accuracy": 91.26}}), encoding="utf-8"
+    )
+    with pytest.raises(
+        SettingsError,
+        match=r"is not a record \(it is not what was written: its sha256 is of something else\); delete it to run",
+    ):
         load("mine", STUDENT)
 
 
@@ -277,8 +306,12 @@ def test_the_status_file_counts(status):
     with Progress("training", 3, done=1) as progress:
         first = json.loads(status.read_text())
         assert {key: first[key] for key in ("label", "done", "total", "unit", "figures")} == {
-            "label": "training", "done": 1, "total": 3, "unit": "epoch", "figures": "",
-        }  # fmt: skip
+            "label": "training",
+            "done": 1,
+            "total": 3,
+            "unit": "epoch",
+            "figures": "",
+        }
         progress.advance("loss 0.5")
         second = json.loads(status.read_text())
         progress.advance()

@@ -18,12 +18,12 @@ from report_study import ARMS, NASTY, PATHS, Element, make_study, page, rows_of,
 from pursuhint_lib.files import sealed, unsealed
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import __main__ as command_line
-from pursuhint_lib.study import report as report_module
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.report import write_report
-from pursuhint_lib.study.report_tables import rounded
-from pursuhint_lib.study.runs import results_frame
-from pursuhint_lib.study.verify import write_sums
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.grid.cells import results_frame
+from pursuhint_lib.study.publish import report as report_module
+from pursuhint_lib.study.publish.report import write_report
+from pursuhint_lib.study.publish.report_tables import rounded
+from pursuhint_lib.study.publish.verify import write_sums
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,12 @@ def test_every_address_is_inside_the_page_or_a_file_beside_it():
     root = page()
     ids = [element.attrs["id"] for element in all_elements(root) if "id" in element.attrs]
     assert len(ids) == len(set(ids))
-    links = [element.attrs[name] for element in all_elements(root) for name in ("href", "src", "action", "poster") if element.attrs.get(name)]
+    links = [
+        element.attrs[name]
+        for element in all_elements(root)
+        for name in ("href", "src", "action", "poster")
+        if element.attrs.get(name)
+    ]
     assert len(links) > 50
     for link in links:
         if link.startswith("#"):
@@ -76,7 +81,10 @@ def test_what_files_say_is_text_and_not_part_of_the_page():
 
 
 def test_figures_are_the_published_vectors_with_their_captions():
-    found = {figure.attrs["id"].removeprefix("figure-"): figure for figure in page().find("figure", **{"class": "picture"})}
+    found = {
+        figure.attrs["id"].removeprefix("figure-"): figure
+        for figure in page().find("figure", **{"class": "picture"})
+    }
     files = {file.name.removesuffix(".svgz"): file for file in PATHS.figures.glob("*.svgz")}
     assert found.keys() == files.keys()
     for name, file in files.items():
@@ -84,7 +92,9 @@ def test_figures_are_the_published_vectors_with_their_captions():
         kind, _, body = image.attrs["src"].partition(",")
         assert kind == "data:image/svg+xml;charset=utf-8"
         assert image.attrs["alt"] == file.with_name(f"{name}.md").read_text().strip()
-        shown, published = (ElementTree.fromstring(text) for text in (unquote(body), gzip.decompress(file.read_bytes())))
+        shown, published = (
+            ElementTree.fromstring(text) for text in (unquote(body), gzip.decompress(file.read_bytes()))
+        )
         for one, other in zip(shown.iter(), published.iter(), strict=True):
             assert one.tag == other.tag
             if not one.tag.endswith("style"):
@@ -95,7 +105,10 @@ def test_figures_are_the_published_vectors_with_their_captions():
 
 
 def test_tables_have_every_digit_of_their_files_and_are_rounded_to_be_read():
-    found = {figure.attrs["id"].removeprefix("table-"): figure for figure in page().find("figure", **{"class": "table"})}
+    found = {
+        figure.attrs["id"].removeprefix("table-"): figure
+        for figure in page().find("figure", **{"class": "table"})
+    }
     files = {file.name.removesuffix(".csv"): file for file in PATHS.tables.glob("*.csv")}
     assert found.keys() == files.keys()
     for name, file in files.items():
@@ -105,15 +118,29 @@ def test_tables_have_every_digit_of_their_files_and_are_rounded_to_be_read():
         shown = [[row[place] for place in places] for row in rows_of(found[name])]
         assert [[cell.attrs.get("title") or cell.text for cell in row] for row in shown] == lines
         for cell in (cell for row in shown for cell in row if "title" in cell.attrs):
-            assert abs(float(cell.text) - float(cell.attrs["title"])) <= max(0.005001, 0.05 * abs(float(cell.text)))
+            assert abs(float(cell.text) - float(cell.attrs["title"])) <= max(
+                0.005001, 0.05 * abs(float(cell.text))
+            )
     assert [head.text for head in found["05_results-claims"].find("th")][:3] == ["claim", "runs", "verdict"]
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("1.67309", "1.67"), ("-0.261419", "-0.26"), ("0.0004321", "0.00043"), ("1e-05", "1e-05"), ("0.5", "0.5"), ("272186", "272186"),
-     ("0", "0"), ("−3.14159", "-3.14"), ("85.52 ± 4.84", "85.52 ± 4.84"), ("1, 5, 7", "1, 5, 7"), ("", ""), ("nan", "nan")],
-)  # fmt: skip
+    [
+        ("1.67309", "1.67"),
+        ("-0.261419", "-0.26"),
+        ("0.0004321", "0.00043"),
+        ("1e-05", "1e-05"),
+        ("0.5", "0.5"),
+        ("272186", "272186"),
+        ("0", "0"),
+        ("−3.14159", "-3.14"),
+        ("85.52 ± 4.84", "85.52 ± 4.84"),
+        ("1, 5, 7", "1, 5, 7"),
+        ("", ""),
+        ("nan", "nan"),
+    ],
+)
 def test_numbers_are_rounded_and_nothing_else(text, shown):
     cell = rounded(text)
     assert cell.text == shown
@@ -125,7 +152,9 @@ def test_a_mean_is_that_of_the_records_which_its_row_links():
     for arm, runs, mean, _, n, *_ in rows_of(table):
         found = accuracies(runs)
         assert len(runs.find("a")) == int(n.text) == 2
-        assert plain.mean(found.values()) == pytest.approx(float(mean.attrs.get("title") or mean.text), abs=1e-4), arm.text
+        assert plain.mean(found.values()) == pytest.approx(
+            float(mean.attrs.get("title") or mean.text), abs=1e-4
+        ), arm.text
     (grid,) = page().find("figure", id="table-05_results-accuracy")
     for _, runs, at in rows_of(grid):
         assert f"{plain.mean(accuracies(runs).values()):.2f}" == at.text.split(" ± ")[0]
@@ -134,20 +163,36 @@ def test_a_mean_is_that_of_the_records_which_its_row_links():
 def test_the_runs_that_a_claim_leads_to_give_its_number():
     root = page()
     (table,), (runs,) = root.find("figure", id="table-05_results-claims"), root.find("table", id="runs")
-    everything = [[cell.text for cell in row[:3]] + [int(row[3].text), float(row[4].attrs["title"]), row[5].find("a")[0]] for row in rows_of(runs)]
+    everything = [
+        [cell.text for cell in row[:3]]
+        + [int(row[3].text), float(row[4].attrs["title"]), row[5].find("a")[0]]
+        for row in rows_of(runs)
+    ]
     assert len(everything) == len(results_frame(small_profile()))
     for *_, accuracy, link in everything:
-        assert json.loads((PATHS.results / unquote(link.attrs["href"])).read_text())["metrics"]["accuracy"] == accuracy
+        assert (
+            json.loads((PATHS.results / unquote(link.attrs["href"])).read_text())["metrics"]["accuracy"]
+            == accuracy
+        )
     judged = rows_of(table)
     assert len(judged) == 5
     for row in judged:
         wanted = json.loads(row[1].find("a")[0].attrs["data-shown"])
-        shown = [run for run in everything if run[0] in wanted["pair"] and run[1] in wanted["method"] and run[2] in wanted["arm"]]
+        shown = [
+            run
+            for run in everything
+            if run[0] in wanted["pair"] and run[1] in wanted["method"] and run[2] in wanted["arm"]
+        ]
         per_seed = []
         for seed in (0, 1):
-            sides = [[run[4] for run in shown if run[3] == seed and run[2].startswith("pursuhint-") == paper] for paper in (True, False)]
+            sides = [
+                [run[4] for run in shown if run[3] == seed and run[2].startswith("pursuhint-") == paper]
+                for paper in (True, False)
+            ]
             per_seed.append(plain.mean(sides[0]) - plain.mean(sides[1]))
-        assert plain.mean(per_seed) == pytest.approx(float(row[3].attrs.get("title") or row[3].text), abs=1e-4), row[0].text
+        assert plain.mean(per_seed) == pytest.approx(
+            float(row[3].attrs.get("title") or row[3].text), abs=1e-4
+        ), row[0].text
 
 
 def test_the_layer_map_holds_what_the_hints_say():
@@ -166,7 +211,11 @@ def test_the_layer_map_holds_what_the_hints_say():
     matrix = json.loads(PATHS.similarity("resnet14").read_text())["similarity"]["r2"]
     assert teacher["similarity"]["r2"] == pytest.approx([value for row in matrix for value in row], abs=5e-4)
     # All six sub-blocks can be drawn in one way only.
-    assert teacher["choices"]["random-2"][""][4] == {"points": [], "clusters": [], "text": teacher["choices"]["random-2"][""][4]["text"]}
+    assert teacher["choices"]["random-2"][""][4] == {
+        "points": [],
+        "clusters": [],
+        "text": teacher["choices"]["random-2"][""][4]["text"],
+    }
     assert "random-2 cannot give 6 points here" in teacher["choices"]["random-2"][""][4]["text"]
 
 
@@ -175,7 +224,11 @@ def test_the_layer_map_holds_what_the_hints_say():
 
 def test_the_same_files_give_the_same_bytes_and_nothing_is_written_twice():
     profile = small_profile()
-    steps, content, written = make_plan(profile, "smoke"), PATHS.report.read_bytes(), PATHS.report.stat().st_mtime_ns
+    steps, content, written = (
+        make_plan(profile, "smoke"),
+        PATHS.report.read_bytes(),
+        PATHS.report.stat().st_mtime_ns,
+    )
     assert write_report(profile, steps).stat().st_mtime_ns == written
     PATHS.report.unlink()
     assert write_report(profile, steps).read_bytes() == content
@@ -185,7 +238,10 @@ def test_the_same_files_give_the_same_bytes_and_nothing_is_written_twice():
 def test_it_is_made_again_when_something_has_changed(change, tmp_path, monkeypatch):
     profile = small_profile()
     steps, content = make_plan(profile, "smoke"), PATHS.report.read_bytes()
-    path = {"caption": PATHS.tables / "05_results-claims.md", "record": next(PATHS.records.glob("*_at_*"))}.get(change)
+    path = {
+        "caption": PATHS.tables / "05_results-claims.md",
+        "record": next(PATHS.records.glob("*_at_*")),
+    }.get(change)
     if change == "template":
         folder = Path(shutil.copytree(report_module.TEMPLATES, tmp_path / "templates"))
         monkeypatch.setattr(report_module, "TEMPLATES", folder)
@@ -201,7 +257,9 @@ def test_it_is_made_again_when_something_has_changed(change, tmp_path, monkeypat
             path.write_text(json.dumps(sealed(other)))
         write_report(profile, steps)
         text = PATHS.report.read_text()
-        assert {"caption": "The claims and no others.", "record": "12.345", "template": "/* changed */"}[change] in text
+        assert {"caption": "The claims and no others.", "record": "12.345", "template": "/* changed */"}[
+            change
+        ] in text
     finally:
         if path:
             path.write_bytes(before)
@@ -209,16 +267,22 @@ def test_it_is_made_again_when_something_has_changed(change, tmp_path, monkeypat
 
 
 DAMAGES = {
-    "table cut": ("tables/05_results-claims.csv", lambda text: text[:-30]), "zeros": ("tables/05_results-claims.csv", lambda text: "\0" * 99),
-    "table empty": ("tables/05_results-claims.csv", lambda text: ""), "caption empty": ("tables/05_results-claims.md", lambda text: "\n"),
+    "table cut": ("tables/05_results-claims.csv", lambda text: text[:-30]),
+    "zeros": ("tables/05_results-claims.csv", lambda text: "\0" * 99),
+    "table empty": ("tables/05_results-claims.csv", lambda text: ""),
+    "caption empty": ("tables/05_results-claims.md", lambda text: "\n"),
     "caption gone": ("figures/02_hint_points-resnet14-3-one.md", None),
     "figure cut": ("figures/05_results-claims.svgz", lambda content: content[:-9]),
     "no figure": ("figures/05_results-claims.svgz", lambda _: gzip.compress(b"<svg/>")),
     "not compressed": ("figures/05_results-claims.svgz", lambda content: gzip.decompress(content)),
     "no text": ("figures/05_results-claims.svgz", lambda _: gzip.compress(b"\xff\xfe")),
-    "bit turned": ("figures/05_results-claims.svgz", lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:]),
-    "hints": ("hints/resnet14-similarity.json", lambda text: text.replace("0.", "1.", 1)), "record": ("records/*_at_*.json", lambda text: text[:-9]),
-}  # fmt: skip
+    "bit turned": (
+        "figures/05_results-claims.svgz",
+        lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:],
+    ),
+    "hints": ("hints/resnet14-similarity.json", lambda text: text.replace("0.", "1.", 1)),
+    "record": ("records/*_at_*.json", lambda text: text[:-9]),
+}
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
@@ -268,7 +332,9 @@ def test_checksums_leave_the_report_out():
 
 def test_a_run_ends_with_the_path_of_the_report(monkeypatch, capsys):
     profile = small_profile()
-    monkeypatch.setattr(command_line, "make_plan", lambda *given: [replace(step, done=True) for step in make_plan(*given)])
+    monkeypatch.setattr(
+        command_line, "make_plan", lambda *given: [replace(step, done=True) for step in make_plan(*given)]
+    )
     PATHS.report.unlink()
     options = command_line._parser().parse_args(["smoke"])
     options.engine = []

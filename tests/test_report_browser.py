@@ -1,4 +1,6 @@
-"""The report in a browser: nothing fails, nothing is asked for, nothing sticks out, and what can be touched does what it says."""
+"""The report in a browser: nothing fails, nothing is asked for, nothing sticks out, and what can be touched
+does what it says.
+"""
 
 import json
 import re
@@ -15,7 +17,9 @@ from selenium.webdriver.support.select import Select
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs the programs chromium and chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs the programs chromium and chromedriver"
+)
 WIDE, NARROW = (1440, 1000), (390, 844)
 
 
@@ -49,8 +53,13 @@ def browser():
 def opened(browser, size=WIDE, scheme="light"):
     """The report in a window of that size, once the map is drawn."""
     width, height = size
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     browser.get("about:blank")
     browser.get(PATHS.report.as_uri())
     wait_for(lambda: browser.execute_script("return document.querySelector('#layer-map-text').textContent"))
@@ -72,18 +81,26 @@ def test_the_page_opens_without_error_request_or_overflow(browser, size, scheme)
     browser.get_log("browser")
     opened(browser, size, scheme)
     browser.execute_script("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-    decoded = "const done = arguments[0]; Promise.all([...document.images].map((i) => i.decode())).then(() => done(true), (e) => done(String(e)))"
+    decoded = (
+        "const done = arguments[0]; Promise.all([...document.images].map((i) => i.decode())).then(() "
+        "=> done(true), (e) => done(String(e)))"
+    )
     assert browser.execute_async_script(decoded) is True
     widths = browser.execute_script("return [...document.images].map((image) => image.naturalWidth)")
     assert len(widths) == len(list(PATHS.figures.glob("*.svgz")))
     assert min(widths) > 0
     page_width, window, columns = browser.execute_script(
-        "return [document.documentElement.scrollWidth, innerWidth, getComputedStyle(document.body).gridTemplateColumns.split(' ').length]"
+        "return [document.documentElement.scrollWidth, innerWidth, "
+        "getComputedStyle(document.body).gridTemplateColumns.split(' ').length]"
     )
     assert page_width <= window == size[0]
     assert columns == (2 if size == WIDE else 1)
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    asked = {
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
     assert PATHS.report.as_uri() in asked
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
     assert [url for url in asked if url.startswith("file:") and url != PATHS.report.as_uri()] == []
@@ -92,7 +109,10 @@ def test_the_page_opens_without_error_request_or_overflow(browser, size, scheme)
 
 def luminance(colour: str) -> float:
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    return sum(w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4) for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+    return sum(
+        w * (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4)
+        for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+    )
 
 
 def test_text_can_be_read_on_its_ground_in_light_and_dark(browser):
@@ -101,8 +121,10 @@ def test_text_can_be_read_on_its_ground_in_light_and_dark(browser):
         opened(browser, WIDE, scheme)
         pairs = browser.execute_script(
             "const colour = (s, what) => getComputedStyle(document.querySelector(s))[what];"
-            "return [['body', 'body'], ['figcaption a', 'body'], ['.study', 'body'], ['nav a', 'nav'], ['thead th', 'thead th'], ['.note', '.note'],"
-            " ['td .verdict', 'body']].map(([text, ground]) => [colour(text, 'color'), colour(ground, 'backgroundColor')])"
+            "return [['body', 'body'], ['figcaption a', 'body'], ['.study', 'body'], ['nav a', 'nav'], "
+            "['thead th', 'thead th'], ['.note', '.note'],"
+            " ['td .verdict', 'body']].map(([text, ground]) => [colour(text, 'color'), colour(ground, "
+            "'backgroundColor')])"
         )
         grounds.add(pairs[0][1])
         for text, ground in pairs:
@@ -116,7 +138,8 @@ def test_the_layer_map_follows_each_of_its_controls(browser, size):
     opened(browser, size)
     drawn = (
         "const all = Bokeh.documents[0]; const said = document.querySelector('#layer-map-text').textContent;"
-        "return [said, JSON.stringify(['cells', 'band', 'frames', 'points'].map((name) => all.get_model_by_name(name).data))]"
+        "return [said, JSON.stringify(['cells', 'band', 'frames', 'points'].map((name) => "
+        "all.get_model_by_name(name).data))]"
     )
     seen = [browser.execute_script(drawn)]
     changes = {"teacher": "resnet20", "metric": "cka-linear", "k": "4", "selector": "random-2"}
@@ -131,9 +154,15 @@ def test_the_layer_map_follows_each_of_its_controls(browser, size):
     points = [int(number) for number in re.search(r"hint points ([\d, ]+) of 9", seen[-1][0])[1].split(", ")]
     assert json.loads(seen[-1][1])[3]["place"] == points
     assert len(points) == 4
-    labelled = "return [...document.querySelectorAll('#layer-map-controls select')].every((s) => s.labels.length === 1)"
+    labelled = (
+        "return [...document.querySelectorAll('#layer-map-controls select')].every((s) => "
+        "s.labels.length === 1)"
+    )
     assert browser.execute_script(labelled)
-    size_of = "const box = document.querySelector('#layer-map-plot').getBoundingClientRect(); return [box.width, box.height]"
+    size_of = (
+        "const box = document.querySelector('#layer-map-plot').getBoundingClientRect(); return "
+        "[box.width, box.height]"
+    )
     width, height = browser.execute_script(size_of)
     assert 250 < width <= size[0]
     assert height > 200
@@ -143,13 +172,17 @@ def test_the_layer_map_follows_each_of_its_controls(browser, size):
 def test_tables_are_sorted_up_and_down_by_each_column(browser, by):
     opened(browser)
     table = browser.find_element("id", f"table-03_distillation-{PAIR}-at-accuracy")
-    browser.execute_script("arguments[0].closest('details') && (arguments[0].closest('details').open = true)", table)
+    browser.execute_script(
+        "arguments[0].closest('details') && (arguments[0].closest('details').open = true)", table
+    )
     heads = table.find_elements("css selector", "th")
     for place, head in enumerate(heads):
         button = head.find_element("css selector", "button")
         for order in ("ascending", "descending"):
             button.click() if by == "click" else button.send_keys(Keys.ENTER)
-            assert [other.get_attribute("aria-sort") for other in heads] == [order if other == head else "none" for other in heads]
+            assert [other.get_attribute("aria-sort") for other in heads] == [
+                order if other == head else "none" for other in heads
+            ]
             cells = table.find_elements("css selector", f"tbody td:nth-child({place + 1})")
             shown = [cell.get_attribute("title") or cell.text for cell in cells]
             if shown[-1] == "–":
@@ -187,7 +220,9 @@ def test_a_claim_leads_to_its_runs_and_a_link_unfolds_what_it_leads_to(browser):
     assert contents.is_displayed()
     part = browser.find_element("id", f"03_distillation-{PAIR}-at")
     assert part.get_attribute("open") is None
-    browser.execute_script("arguments[0].click()", contents.find_element("css selector", f'a[href="#03_distillation-{PAIR}-at"]'))
+    browser.execute_script(
+        "arguments[0].click()", contents.find_element("css selector", f'a[href="#03_distillation-{PAIR}-at"]')
+    )
     wait_for(lambda: part.get_attribute("open"))
     assert not contents.is_displayed()
     link = browser.find_element("css selector", "#summary a.shown")
@@ -197,7 +232,9 @@ def test_a_claim_leads_to_its_runs_and_a_link_unfolds_what_it_leads_to(browser):
     frame = pd.DataFrame(rows, columns=["pair", "method", "arm"])
     fits = frame[frame["arm"].isin(wanted["arm"]) & frame["method"].isin(wanted["method"])]
     assert len(wanted["arm"]) == 2
-    assert browser.find_element("id", "run-count").text.startswith(f"{len(fits)} of {len(frame)} rows are shown: those behind ")
+    assert browser.find_element("id", "run-count").text.startswith(
+        f"{len(fits)} of {len(frame)} rows are shown: those behind "
+    )
     assert len(browser.find_elements("css selector", "#runs tbody tr:not([hidden])")) == len(fits)
     browser.find_element("css selector", "#run-filter button").click()
     assert len(browser.find_elements("css selector", "#runs tbody tr:not([hidden])")) == len(frame)

@@ -10,9 +10,9 @@ from scipy import stats
 
 from pursuhint_lib.clustering import choose_hint_points
 from pursuhint_lib.statistics import score_correlations
-from pursuhint_lib.study.hints import hint_choices, layer_similarity
-from pursuhint_lib.study.profile import checked, load_profile
-from pursuhint_lib.study.scores import coverage, point_scores
+from pursuhint_lib.study.experiments.scores import coverage, point_scores
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile
 from pursuhint_lib.training import train_teacher
 
 
@@ -26,7 +26,11 @@ def test_k_medoids_has_the_best_coverage_of_all_sets():
 
 def test_every_arm_with_a_point_for_each_of_the_student_has_all_scores():
     profile = checked(
-        replace(load_profile("smoke"), metrics=("r2", "cka-linear"), arms=("none", "stage-ends", "all", "reversed", "last", "random-1"))
+        replace(
+            load_profile("smoke"),
+            metrics=("r2", "cka-linear"),
+            arms=("none", "stage-ends", "all", "reversed", "last", "random-1"),
+        )
     )
     pair = profile.pairs[0]
     assert point_scores(profile, pair).empty
@@ -39,7 +43,9 @@ def test_every_arm_with_a_point_for_each_of_the_student_has_all_scores():
     points = hint_choices(profile, pair.teacher, pair.k)["random-1"].indices
     assert table.loc["random-1", "depth"] == np.mean(points) + 1
     assert table.loc["random-1", "deepest"] == max(points) + 1
-    nearest = [max(layer_map.similarity["r2"][layer, point] for point in points) for layer in range(layer_map.layers)]
+    nearest = [
+        max(layer_map.similarity["r2"][layer, point] for point in points) for layer in range(layer_map.layers)
+    ]
     assert table.loc["random-1", "coverage, r2"] == pytest.approx(np.mean(nearest))
 
 
@@ -81,7 +87,9 @@ def test_pairs_of_one_teacher_are_no_more_proof_than_one():
     one, its = frame[frame["pair"] == "p"], scores[scores["pair"] == "p"]
     copies = [(one.assign(pair=str(number)), its.assign(pair=str(number))) for number in range(6)]
     alone = score_correlations(one, its, draws=2999)["p"].item()
-    six = score_correlations(pd.concat([a for a, _ in copies]), pd.concat([b for _, b in copies]), draws=2999)["p"].item()
+    six = score_correlations(
+        pd.concat([a for a, _ in copies]), pd.concat([b for _, b in copies]), draws=2999
+    )["p"].item()
     assert six == pytest.approx(alone, abs=0.02)
 
 
@@ -99,10 +107,14 @@ def test_arms_of_the_same_accuracy_with_other_points_are_two():
     frame = frame[frame["method"] == "at"]
     equal = frame[frame["arm"] == "random-0"].assign(arm="last")
     other = scores[scores["arm"] == "random-0"].assign(arm="last", value=lambda t: t["value"] + 1)
-    assert score_correlations(pd.concat([frame, equal]), pd.concat([scores, other]), draws=9)["arms"].item() == 5
+    assert (
+        score_correlations(pd.concat([frame, equal]), pd.concat([scores, other]), draws=9)["arms"].item() == 5
+    )
 
 
 def test_scores_of_a_pair_without_these_methods_change_nothing():
     frame, scores = measured(2, 1.0)
     one = frame[frame["pair"] == "p"]
-    assert score_correlations(one, scores, draws=9).equals(score_correlations(one, scores[scores["pair"] == "p"], draws=9))
+    assert score_correlations(one, scores, draws=9).equals(
+        score_correlations(one, scores[scores["pair"] == "p"], draws=9)
+    )

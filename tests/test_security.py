@@ -1,4 +1,6 @@
-"""Nothing that comes from outside is run: no pickled code, no shell that reads values, no unchecked download."""
+"""Nothing that comes from outside is run: no pickled code, no shell that reads values, no
+unchecked download.
+"""
 
 import ast
 import json
@@ -17,15 +19,19 @@ from papermill.parameterize import parameterize_notebook
 from pursuhint_lib.files import write_json
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, SNAKEFILE
 from pursuhint_lib.settings import SettingsError, read_profile
-from pursuhint_lib.study.plan import make_plan, write_plan
-from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.engine.plan import make_plan, write_plan
+from pursuhint_lib.study.grid.profiles import load_profile
 
 SHELLS = [ROOT / "run_all.sh", ROOT / "run_tests.sh", *sorted((ROOT / "workflow").glob("*.sh"))]
 
 
 def sources() -> dict[str, str]:
     """Every Python source outside the tests, notebooks and the Snakefile among them."""
-    found = {str(path.relative_to(ROOT)): path.read_text() for folder in ("pursuhint_lib", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    found = {
+        str(path.relative_to(ROOT)): path.read_text()
+        for folder in ("pursuhint_lib", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
     for path in NOTEBOOKS.glob("*.ipynb"):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         found[path.name] = "\n".join("".join(cell["source"]) for cell in cells)
@@ -40,31 +46,62 @@ SOURCES = sources()
 def wrong_in(source: str) -> list[str]:
     """What a source may not say, with its line."""
     tree = ast.parse(source)
-    return [f"line {node.lineno}: {ast.unparse(node)[:80]} ({reason})" for node in ast.walk(tree) if (reason := _reason(node))]
+    return [
+        f"line {node.lineno}: {ast.unparse(node)[:80]} ({reason})"
+        for node in ast.walk(tree)
+        if (reason := _reason(node))
+    ]
 
 
 def _reason(node: ast.AST) -> str | None:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        names = (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        )
         # The error that torch raises where it refuses pickled code lives there.
-        allowed = isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["UnpicklingError"]
-        if not allowed and {name.partition(".")[0] for name in names} & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}:
+        allowed = isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == [
+            "UnpicklingError"
+        ]
+        if not allowed and {name.partition(".")[0] for name in names} & {
+            "pickle",
+            "cPickle",
+            "dill",
+            "cloudpickle",
+            "shelve",
+            "marshal",
+            "joblib",
+        }:
             return "loads code"
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"(http|ftp)://", node.value):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.match(r"(http|ftp)://", node.value)
+    ):
         return "an address that is not https"
     return _wrong_call(node) if isinstance(node, ast.Call) else None
 
 
 def _wrong_call(node: ast.Call) -> str | None:
-    name, given = ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    name, given = (
+        ast.unparse(node.func),
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+    )
     last = name.rpartition(".")[2]
-    if name in ("eval", "exec", "compile", "__import__") or name.startswith(("os.system", "os.popen", "os.exec", "os.spawn")):
+    if name in ("eval", "exec", "compile", "__import__") or name.startswith(
+        ("os.system", "os.popen", "os.exec", "os.spawn")
+    ):
         return "runs code"
     if name == "torch.load" and given.get("weights_only") != "True":
         return "torch.load without weights_only=True"
     if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
         return "allow_pickle"
-    if name.startswith("yaml.") and last in ("load", "load_all", "full_load", "unsafe_load", "unsafe_load_all"):
+    if name.startswith("yaml.") and last in (
+        "load",
+        "load_all",
+        "full_load",
+        "unsafe_load",
+        "unsafe_load_all",
+    ):
         return "yaml, but not safe_load"
     if name == "yaml.compose" and given.get("Loader") != "yaml.SafeLoader":
         return "yaml without its safe loader"
@@ -72,7 +109,11 @@ def _wrong_call(node: ast.Call) -> str | None:
         return "unpacks by the archive's own names"
     if "shell" in given and given["shell"] != "False":
         return "shell"
-    if name.startswith("subprocess.") and node.args and isinstance(node.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp)):
+    if (
+        name.startswith("subprocess.")
+        and node.args
+        and isinstance(node.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp))
+    ):
         return "a command that is no list"
     if last in ("mktemp", "urlretrieve"):
         return "unsafe"
@@ -87,19 +128,36 @@ def test_a_source_runs_nothing_from_outside(name):
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from joblib import load", "import shelve as s", "torch.load(p)", "torch.load(p, weights_only=False)",
-        "np.load(p, allow_pickle=True)", "yaml.load(t)", "yaml.unsafe_load(t)", "yaml.compose(t)", "eval(t)", "exec(t)", "os.system(t)",
-        "os.popen(t)",        "subprocess.run(t, shell=True)",
-        "subprocess.run('ls ' + t)", "subprocess.Popen(f'ls {t}')", "tar.extractall(p)", "shutil.unpack_archive(p)", "tempfile.mktemp()",
+        "import pickle",
+        "from joblib import load",
+        "import shelve as s",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "yaml.load(t)",
+        "yaml.unsafe_load(t)",
+        "yaml.compose(t)",
+        "eval(t)",
+        "exec(t)",
+        "os.system(t)",
+        "os.popen(t)",
+        "subprocess.run(t, shell=True)",
+        "subprocess.run('ls ' + t)",
+        "subprocess.Popen(f'ls {t}')",
+        "tar.extractall(p)",
+        "shutil.unpack_archive(p)",
+        "tempfile.mktemp()",
         "a = 'http://example.org/x.pth'",
     ],
-)  # fmt: skip
+)
 def test_the_scan_finds_what_it_looks_for(line):
     assert len(wrong_in(line)) == 1
 
 
 def bare_variables(line: str) -> list[str]:
-    """Variables of a line of shell that are split into words: outside double quotes, and no plain assignment."""
+    """Variables of a line of shell that are split into words: outside double quotes, and no plain
+    assignment.
+    """
     code = re.sub(r"'[^']*'|(^|\s)#.*", "", line)
     # The only way to hand on an array that may be empty.
     code = re.sub(r'\$\{(\w+)\[@\]\+"\$\{\1\[@\]\}"\}', "", code)
@@ -126,7 +184,10 @@ def test_a_shell_script_stops_at_errors_quotes_its_variables_and_evaluates_nothi
         subprocess.run([shellcheck, "--severity=warning", "--external-sources", str(script)], check=True)
 
 
-@pytest.mark.parametrize("line", ["rm $file", 'cd "$(dirname $0)"', "for f in $files; do", 'cp ${a} "$b"', "[ -n $x ]", 'echo $@ "$@"'])
+@pytest.mark.parametrize(
+    "line",
+    ["rm $file", 'cd "$(dirname $0)"', "for f in $files; do", 'cp ${a} "$b"', "[ -n $x ]", 'echo $@ "$@"'],
+)
 def test_the_scan_finds_variables_without_quotes(line):
     assert len(bare_variables(line)) == 1
 
@@ -156,8 +217,24 @@ HOSTILE = {
 
 def printed_command(plan: Path, folder: Path) -> str:
     """The command of the plan's step as snakemake would give it to the shell."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder), "--config", f"plan={plan}"]
-    done = subprocess.run([*command, "--nolock", "--cores", "1", "-n", "-p"], cwd=folder, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(SNAKEFILE),
+        "--directory",
+        str(folder),
+        "--config",
+        f"plan={plan}",
+    ]
+    done = subprocess.run(
+        [*command, "--nolock", "--cores", "1", "-n", "-p"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     return done.stdout + done.stderr
 
@@ -171,12 +248,19 @@ def smoke_step(tmp_path):
 
 
 def words_of(command: str, folder: Path) -> list[list[str]]:
-    """What bash takes a command for: the words of each program that it would start, none of which is really started."""
+    """What bash takes a command for: the words of each program that it would start, none of which is really
+    started.
+    """
     log = folder / "words.json"
     stub = folder / "python-stub"
-    stub.write_text(f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n")
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + "
+        "chr(10))\n"
+    )
     stub.chmod(0o755)
-    subprocess.run(["bash", "-c", command.replace(sys.executable, str(stub))], cwd=folder, check=True, timeout=60)
+    subprocess.run(
+        ["bash", "-c", command.replace(sys.executable, str(stub))], cwd=folder, check=True, timeout=60
+    )
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -185,14 +269,24 @@ def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(smoke_ste
     odd = tmp_path / "a b $(touch pwned) 'q'"
     odd.mkdir()
     steps = [
-        replace(step, name=f"step{number}", parameters={"profile": value, "pair": value}, key=f"key{number}", stamp=str(odd / f"stamp{number}.json"))
+        replace(
+            step,
+            name=f"step{number}",
+            parameters={"profile": value, "pair": value},
+            key=f"key{number}",
+            stamp=str(odd / f"stamp{number}.json"),
+        )
         for number, value in enumerate(HOSTILE.values())
     ]
     plan = write_plan(profile, steps, 1, 0)
     # Names that no profile could have: the shell must take them all the same.
     content = json.loads(plan.read_text()) | {"profile": "pro $(touch pwned) file"}
     for number, entry in enumerate(content["steps"]):
-        entry |= {"log": str(odd / f"log{number}.txt"), "draft": str(odd / f"draft{number}.ipynb"), "usage": str(odd / f"usage{number}.tsv")}
+        entry |= {
+            "log": str(odd / f"log{number}.txt"),
+            "draft": str(odd / f"draft{number}.ipynb"),
+            "usage": str(odd / f"usage{number}.tsv"),
+        }
     write_json(plan, content)
     said = printed_command(plan, tmp_path)
     commands = re.findall(r"^Shell command: (PURSUHINT_PROGRESS=.*)$", said, flags=re.MULTILINE)
@@ -212,13 +306,25 @@ def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(smoke_ste
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
 def test_a_notebooks_parameter_is_a_value_and_never_code(value, tmp_path):
     notebook = load_notebook_node(str(NOTEBOOKS / "01_teacher_and_layers.ipynb"))
-    filled = parameterize_notebook(notebook, {"profile": value, "teacher": value}, kernel_name="python3", language="python")
+    filled = parameterize_notebook(
+        notebook, {"profile": value, "teacher": value}, kernel_name="python3", language="python"
+    )
     (cell,) = [cell for cell in filled.cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assigned = ast.parse(cell.source).body
-    assert {node.targets[0].id: ast.literal_eval(node.value) for node in assigned} == {"profile": value, "teacher": value}
+    assert {node.targets[0].id: ast.literal_eval(node.value) for node in assigned} == {
+        "profile": value,
+        "teacher": value,
+    }
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch pwned']", "!!python/name:os.system", "name: !!python/object/new:str [x]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch pwned']",
+        "!!python/name:os.system",
+        "name: !!python/object/new:str [x]",
+    ],
+)
 def test_yaml_that_would_run_code_is_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(text)
@@ -227,7 +333,9 @@ def test_yaml_that_would_run_code_is_refused(text, tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("name", [value for key, value in HOSTILE.items() if key != "unicode"] + ["..", "-x", "/etc"])
+@pytest.mark.parametrize(
+    "name", [value for key, value in HOSTILE.items() if key != "unicode"] + ["..", "-x", "/etc"]
+)
 def test_a_profile_cannot_have_a_name_that_leads_elsewhere(name, tmp_path):
     content = {**yaml.safe_load((CONFIG / "smoke.yaml").read_text()), "name": name}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))

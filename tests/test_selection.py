@@ -13,12 +13,12 @@ from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.profiling import profile_layers
 from pursuhint_lib.settings import SettingsError, Stability
 from pursuhint_lib.similarity import similarity_matrices
-from pursuhint_lib.study import ablation, stability
-from pursuhint_lib.study.arms import LayerMap, check_arm, choose_points
-from pursuhint_lib.study.explain import describe_walk, explain, ranges
-from pursuhint_lib.study.hints import layer_similarity
-from pursuhint_lib.study.profile import load_profile, network_points
-from pursuhint_lib.study.runs import runs_of
+from pursuhint_lib.study.experiments import ablation, stability
+from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points
+from pursuhint_lib.study.grid.cells import runs_of
+from pursuhint_lib.study.grid.hint_layers import layer_similarity
+from pursuhint_lib.study.grid.profiles import load_profile, network_points
+from pursuhint_lib.study.grid.reasons import describe_walk, explain, ranges
 from pursuhint_lib.training import load_teacher
 
 
@@ -42,8 +42,15 @@ def test_a_reason_is_what_its_matrix_says():
     assert second.nearest == 1
     assert (third.sub_block, third.members, third.inside, third.margin) == (6, (6,), None, None)
     assert third.outside == pytest.approx(0.2)
-    assert first.sentence("r2") == "Sub-block 1 stands for 1–3: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.50, margin 0.40."
-    assert third.sentence("r2") == "Sub-block 6 stands for itself alone, to the nearest other cluster (of 1) 0.20."
+    assert (
+        first.sentence("r2")
+        == "Sub-block 1 stands for 1–3: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.50, "
+        "margin 0.40."
+    )
+    assert (
+        third.sentence("r2")
+        == "Sub-block 6 stands for itself alone, to the nearest other cluster (of 1) 0.20."
+    )
 
 
 def test_a_single_cluster_has_no_neighbour():
@@ -62,7 +69,11 @@ def test_inside_and_outside_equal_loops_over_pairs():
         mine = [i for i in range(11) if points.labels[i] == label]
         pairs = [matrix[i, j] for i in mine for j in mine if i != j]
         assert reason.inside == (pytest.approx(np.mean(pairs)) if pairs else None)
-        means = {o: np.mean([matrix[i, j] for i in mine for j in range(11) if points.labels[j] == o]) for o in range(4) if o != label}
+        means = {
+            o: np.mean([matrix[i, j] for i in mine for j in range(11) if points.labels[j] == o])
+            for o in range(4)
+            if o != label
+        }
         assert reason.outside == pytest.approx(max(means.values()))
         assert reason.nearest == points.indices[max(means, key=means.get)] + 1
 
@@ -86,7 +97,9 @@ def test_runs_of_numbers_are_written_short():
 def test_every_clustering_arm_uses_its_algorithm_and_the_others_their_rule():
     matrix = blocks(2, 4, 3)
     layer_map = LayerMap(9, (1, 5, 8), {"r2": matrix}, (0.1, 0.9, 0.2, 0.8, 0.3, 0.9, 0.0, 0.1, 0.2))
-    prefixes = {"pursuhint": "kmeans-index", "settled": "kmeans-settled"} | {name: name for name in ALGORITHMS if not name.startswith("kmeans")}
+    prefixes = {"pursuhint": "kmeans-index", "settled": "kmeans-settled"} | {
+        name: name for name in ALGORITHMS if not name.startswith("kmeans")
+    }
     assert set(prefixes.values()) == set(ALGORITHMS)
     for prefix, algorithm in prefixes.items():
         check_arm(f"{prefix}-r2", ["r2"])
@@ -95,9 +108,22 @@ def test_every_clustering_arm_uses_its_algorithm_and_the_others_their_rule():
         assert choice.indices == choose_hint_points(matrix, 3, algorithm).indices
         assert len(choice.reasons) == 3
     assert choose_points("quality", layer_map, 3).indices == (1, 3, 5)
-    assert choose_points("quality", layer_map, 3).reason == "The 3 sub-blocks of the best class geometry: 2 (0.90), 6 (0.90), 4 (0.80)."
+    assert (
+        choose_points("quality", layer_map, 3).reason
+        == "The 3 sub-blocks of the best class geometry: 2 (0.90), 6 (0.90), 4 (0.80)."
+    )
     assert choose_points("reversed", layer_map, 3).indices == (8, 5, 1)
-    assert choose_points("all", layer_map, 3).matched == ((0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2))
+    assert choose_points("all", layer_map, 3).matched == (
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (4, 1),
+        (5, 1),
+        (6, 2),
+        (7, 2),
+        (8, 2),
+    )
     assert choose_points("all", LayerMap(4, (3,), {}), 3).matched == ((0, 0), (1, 0), (2, 1), (3, 2))
     assert choose_points("stage-ends", layer_map, 3).matched == ((1, 0), (5, 1), (8, 2))
 
@@ -106,10 +132,19 @@ def test_the_mixed_arms_are_the_papers_points_and_the_stage_ends_with_their_deep
     layer_map = LayerMap(9, (1, 5, 8), {"r2": blocks(3, 3, 3)})
     check_arm("deepened-r2", ["r2"])
     assert choose_points("pursuhint-r2", layer_map, 3).indices == (1, 4, 7)
-    deepened, shallowed = choose_points("deepened-r2", layer_map, 3), choose_points("shallowed-r2", layer_map, 3)
+    deepened, shallowed = (
+        choose_points("deepened-r2", layer_map, 3),
+        choose_points("shallowed-r2", layer_map, 3),
+    )
     assert (deepened.indices, shallowed.indices) == ((1, 4, 8), (1, 5, 7))
-    assert deepened.reason == "The paper's points under r2, with the deepest of them, 8, moved to the last stage end, 9."
-    assert shallowed.reason == "The stage ends, with the deepest of them, 9, moved to the paper's deepest point under r2, 8."
+    assert (
+        deepened.reason
+        == "The paper's points under r2, with the deepest of them, 8, moved to the last stage end, 9."
+    )
+    assert (
+        shallowed.reason
+        == "The stage ends, with the deepest of them, 9, moved to the paper's deepest point under r2, 8."
+    )
     with pytest.raises(SettingsError, match="arm deepened-cka-rbf: metric 'cka-rbf' is not computed"):
         check_arm("deepened-cka-rbf", ["r2"])
 
@@ -139,7 +174,9 @@ def test_the_grid_has_every_choice_and_the_frame_its_figures():
     assert (frame.loc[frame["algorithm"] == "kmeans-index", ["from paper"]] == 0).all(axis=None)
     row = frame[(frame["algorithm"] == "kmedoids") & (frame["k"] == 3)].iloc[0]
     assert row["sub-blocks"] == "1 3 8"
-    assert row["from middles"] == pytest.approx(np.mean(np.abs(np.array([0, 2, 7]) - np.array(segment_middles(9, 3)))))
+    assert row["from middles"] == pytest.approx(
+        np.mean(np.abs(np.array([0, 2, 7]) - np.array(segment_middles(9, 3))))
+    )
 
 
 def test_the_centre_rule_finds_the_medoid_that_was_passed_over():
@@ -148,7 +185,9 @@ def test_the_centre_rule_finds_the_medoid_that_was_passed_over():
     matrix[4, :4] = matrix[:4, 4] = 0.9
     points = choose_hint_points(matrix, 2)
     table = ablation.centre_rule(points, matrix)
-    assert table.iloc[0].to_dict() == pytest.approx({"members": 5, "centre": 3, "medoid": 5, "to centre": (3 * 0.5 + 0.9) / 4, "to medoid": 0.9})
+    assert table.iloc[0].to_dict() == pytest.approx(
+        {"members": 5, "centre": 3, "medoid": 5, "to centre": (3 * 0.5 + 0.9) / 4, "to medoid": 0.9}
+    )
     assert table.iloc[1]["to centre"] == table.iloc[1]["to medoid"] == pytest.approx(0.5)
 
 
@@ -189,7 +228,9 @@ def study_folder(tmp_path_factory):
 
 @pytest.fixture
 def studied(study_folder, monkeypatch):
-    """The smoke profile and the stability of its teacher's hint points; computed by the first test that asks."""
+    """The smoke profile and the stability of its teacher's hint points; computed by the first
+    test that asks.
+    """
     monkeypatch.setenv("PURSUHINT_RESULTS", str(study_folder / "results"))
     monkeypatch.setenv("PURSUHINT_WORK", str(study_folder / "work"))
     profile = load_profile("smoke")
@@ -208,14 +249,24 @@ def test_a_change_gives_what_the_plain_functions_give(studied):
     profile, frame = studied
     splits = load_splits(profile.data, "cpu")
     names = network_points("resnet14", profile.data).candidates
-    reference = choose_hint_points(layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"], 3)
+    reference = choose_hint_points(
+        layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"], 3
+    )
     cases = {
-        ("test images", 100): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.test.spread(100), names),
-        ("teacher seed", 1): profile_layers(load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.spread(100), names),
-        ("images", 80): profile_layers(load_teacher(profile.teacher_settings("resnet14")), splits.train.spread(80), names),
+        ("test images", 100): profile_layers(
+            load_teacher(profile.teacher_settings("resnet14")), splits.test.spread(100), names
+        ),
+        ("teacher seed", 1): profile_layers(
+            load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.spread(100), names
+        ),
+        ("images", 80): profile_layers(
+            load_teacher(profile.teacher_settings("resnet14")), splits.train.spread(80), names
+        ),
     }
     for (kind, value), features in cases.items():
-        row = frame[(frame["kind"] == kind) & (frame["value"] == value) & (frame["metric"] == "cka-linear")].iloc[0]
+        row = frame[
+            (frame["kind"] == kind) & (frame["value"] == value) & (frame["metric"] == "cka-linear")
+        ].iloc[0]
         points = choose_hint_points(similarity_matrices(features, ["cka-linear"])["cka-linear"], 3)
         assert row["points"] == points.indices
         assert row["shift"] == np.mean(np.abs(np.array(points.indices) - reference.indices))
@@ -238,7 +289,9 @@ def test_the_further_teacher_has_a_record_of_its_own(studied):
     other = profile.teacher_settings("resnet14", 1)
     assert records.load(profile.name, other).settings["seed"] == 1
     assert other != profile.teacher_settings("resnet14")
-    assert stability.further_teachers(replace(profile, stability=Stability(teacher_seeds=(1,))), "resnet14") == [other]
+    assert stability.further_teachers(
+        replace(profile, stability=Stability(teacher_seeds=(1,))), "resnet14"
+    ) == [other]
 
 
 def test_a_stored_study_is_loaded_without_a_teacher_and_other_settings_make_a_new_one(studied):
@@ -256,7 +309,9 @@ def test_pairwise_metrics_use_fewer_images(studied, monkeypatch):
     profile, _ = studied
     monkeypatch.setattr(stability, "PAIRWISE_IMAGES", dict.fromkeys(stability.PAIRWISE_IMAGES, 60))
     features = profile_layers(
-        load_teacher(profile.teacher_settings("resnet14")), load_splits(profile.data, "cpu").train.spread(100), ("layer1.0", "layer2.0")
+        load_teacher(profile.teacher_settings("resnet14")),
+        load_splits(profile.data, "cpu").train.spread(100),
+        ("layer1.0", "layer2.0"),
     )
     change = stability.Change("bootstrap", 0, features)
     assert stability._chosen(change, "cka-rbf", 1)["images"] == 60
@@ -265,7 +320,13 @@ def test_pairwise_metrics_use_fewer_images(studied, monkeypatch):
 
 def test_frequency_is_the_share_of_samples():
     frame = pd.DataFrame(
-        [("bootstrap", "r2", (0, 2)), ("bootstrap", "r2", (0, 3)), ("bootstrap", "r2", None), ("images", "r2", (1, 2)), ("bootstrap", "cka", (1, 3))],
+        [
+            ("bootstrap", "r2", (0, 2)),
+            ("bootstrap", "r2", (0, 3)),
+            ("bootstrap", "r2", None),
+            ("images", "r2", (1, 2)),
+            ("bootstrap", "cka", (1, 3)),
+        ],
         columns=["kind", "metric", "points"],
     )
     shares = stability.selection_frequency(frame, ["r2", "cka"], 4)

@@ -57,7 +57,9 @@ def changed(dotted: str, value) -> dict:
 
 def written(folder: Path, content: dict | str) -> Path:
     path = folder / "mine.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    path.write_text(
+        content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+    )
     return path
 
 
@@ -80,7 +82,11 @@ ARMS = (Arm("none"), Arm("stage-ends", ("layer1.2", "layer2.2")))
 
 
 def distill(**other) -> DistillSettings:
-    shared = {f.name: getattr(STUDENT, f.name) for f in dataclasses.fields(StudentSettings) if f.name != "teacher_points"}
+    shared = {
+        f.name: getattr(STUDENT, f.name)
+        for f in dataclasses.fields(StudentSettings)
+        if f.name != "teacher_points"
+    }
     return DistillSettings(**{**shared, "arms": ARMS, "profile": "mine", **other})
 
 
@@ -171,7 +177,10 @@ def test_a_binary_file_is_refused_by_name(tmp_path, content):
 
 def test_a_good_profile_becomes_nested_dataclasses_and_tuples(tmp_path):
     content = changed("teacher.milestones", [2, 3])
-    content |= {"checkpoints": {"resnet14": "a.pth"}, "example_pair": {"teacher": "resnet8", "student": "resnet8", "student_points": ["layer1"]}}
+    content |= {
+        "checkpoints": {"resnet14": "a.pth"},
+        "example_pair": {"teacher": "resnet8", "student": "resnet8", "student_points": ["layer1"]},
+    }
     profile = read_profile(written(tmp_path, content))
     assert profile.data == Data("digits")
     assert profile.teacher == Schedule(4, 50, 0.05, (2, 3))
@@ -187,7 +196,12 @@ def test_a_good_profile_becomes_nested_dataclasses_and_tuples(tmp_path):
 def test_ints_are_taken_for_floats():
     schedule = build(Schedule, {"epochs": 2, "batch_size": 5, "learning_rate": 1, "momentum": 0}, "here")
     weights = build(Weights, {"kd": 2, "hint": {"at": 1000}}, "here")
-    for value, expected in ((schedule.learning_rate, 1.0), (schedule.momentum, 0.0), (weights.kd, 2.0), (weights.hint["at"], 1000.0)):
+    for value, expected in (
+        (schedule.learning_rate, 1.0),
+        (schedule.momentum, 0.0),
+        (weights.kd, 2.0),
+        (weights.hint["at"], 1000.0),
+    ):
         assert type(value) is float
         assert value == expected
 
@@ -204,7 +218,9 @@ def test_every_shipped_profile_is_read_under_its_own_name(path):
 
 
 def test_a_pair_is_found_by_name_and_a_wrong_name_is_explained(tmp_path):
-    profile = read_profile(written(tmp_path, changed("pairs", [{"teacher": "torchvision/resnet18", "student": "resnet8"}])))
+    profile = read_profile(
+        written(tmp_path, changed("pairs", [{"teacher": "torchvision/resnet18", "student": "resnet8"}]))
+    )
     assert profile.pair("torchvision_resnet18-resnet8") == profile.pairs[0]
     with pytest.raises(SettingsError, match="did you mean 'torchvision_resnet18-resnet8'"):
         profile.pair("torchvision_resnet18-resnet14")
@@ -221,10 +237,22 @@ def test_choose_returns_what_is_valid_and_suggests_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("epoch", "expected"), [(0, 0.05), (149, 0.05), (150, 0.005), (179, 0.005), (180, 0.0005), (209, 0.0005), (210, 0.00005), (239, 0.00005)]
+    ("epoch", "expected"),
+    [
+        (0, 0.05),
+        (149, 0.05),
+        (150, 0.005),
+        (179, 0.005),
+        (180, 0.0005),
+        (209, 0.0005),
+        (210, 0.00005),
+        (239, 0.00005),
+    ],
 )
 def test_the_learning_rate_drops_at_its_milestones(epoch, expected):
-    assert Schedule(240, 64, 0.05, (150, 180, 210)).learning_rate_at(epoch) == pytest.approx(expected, rel=1e-12)
+    assert Schedule(240, 64, 0.05, (150, 180, 210)).learning_rate_at(epoch) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_the_learning_rate_is_constant_without_milestones_and_follows_decay():
@@ -233,8 +261,12 @@ def test_the_learning_rate_is_constant_without_milestones_and_follows_decay():
 
 
 def test_one_and_one_point_nought_have_the_same_hash():
-    whole = replace(STUDENT, ce_weight=2, hint_weight=100, temperature=3, schedule=Schedule(10, 64, 1, (5, 8)))
-    point = replace(STUDENT, ce_weight=2.0, hint_weight=100.0, temperature=3.0, schedule=Schedule(10, 64, 1.0, (5, 8)))
+    whole = replace(
+        STUDENT, ce_weight=2, hint_weight=100, temperature=3, schedule=Schedule(10, 64, 1, (5, 8))
+    )
+    point = replace(
+        STUDENT, ce_weight=2.0, hint_weight=100.0, temperature=3.0, schedule=Schedule(10, 64, 1.0, (5, 8))
+    )
     assert settings_hash(whole) == settings_hash(point)
     assert settings_hash(replace(point, ce_weight=2.5)) != settings_hash(point)
 
@@ -255,12 +287,37 @@ def test_the_profile_name_does_not_enter_the_hash():
 
 
 OTHER = {
-    "network": "resnet56", "student": "resnet14", "method": "at", "teacher_points": ("layer1.0",), "student_points": ("layer3.0",),
-    "ce_weight": 0.5, "kd_weight": 0.25, "hint_weight": 3.0, "temperature": 2.0, "seed": 7, "precision": "bf16", "checkpoint": "a.pth",
-    "dataset": "cifar10", "train_images": 300, "subset_seed": 3, "test_images": 200, "root": "mine", "image_size": 64, "classes": 5,
-    "epochs": 12, "batch_size": 32, "learning_rate": 0.1, "milestones": (4,), "decay": 0.2, "momentum": 0.8, "weight_decay": 1e-4,
-    "evaluate_every": 2, "sync_batchnorm": True, "deterministic": True, "part_weights": (1.0, 2.0),
-}  # fmt: skip
+    "network": "resnet56",
+    "student": "resnet14",
+    "method": "at",
+    "teacher_points": ("layer1.0",),
+    "student_points": ("layer3.0",),
+    "ce_weight": 0.5,
+    "kd_weight": 0.25,
+    "hint_weight": 3.0,
+    "temperature": 2.0,
+    "seed": 7,
+    "precision": "bf16",
+    "checkpoint": "a.pth",
+    "dataset": "cifar10",
+    "train_images": 300,
+    "subset_seed": 3,
+    "test_images": 200,
+    "root": "mine",
+    "image_size": 64,
+    "classes": 5,
+    "epochs": 12,
+    "batch_size": 32,
+    "learning_rate": 0.1,
+    "milestones": (4,),
+    "decay": 0.2,
+    "momentum": 0.8,
+    "weight_decay": 1e-4,
+    "evaluate_every": 2,
+    "sync_batchnorm": True,
+    "deterministic": True,
+    "part_weights": (1.0, 2.0),
+}
 
 
 def variants(settings):
@@ -270,14 +327,24 @@ def variants(settings):
             continue
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
-            yield from ((f"{f.name}.{inner}", replace(settings, **{f.name: variant})) for inner, variant in variants(value))
+            yield from (
+                (f"{f.name}.{inner}", replace(settings, **{f.name: variant}))
+                for inner, variant in variants(value)
+            )
         else:
             yield f.name, replace(settings, **{f.name: OTHER[f.name]})
 
 
 def test_every_hashed_setting_of_a_student_changes_the_hash():
     hashes = {name: settings_hash(variant) for name, variant in variants(STUDENT)}
-    assert {"teacher.data.root", "teacher.schedule.decay", "teacher.checkpoint", "schedule.evaluate_every", "precision", "seed"} <= set(hashes)
+    assert {
+        "teacher.data.root",
+        "teacher.schedule.decay",
+        "teacher.checkpoint",
+        "schedule.evaluate_every",
+        "precision",
+        "seed",
+    } <= set(hashes)
     assert settings_hash(STUDENT) not in hashes.values()
     assert len(set(hashes.values())) == len(hashes)
 
@@ -296,7 +363,9 @@ def test_a_new_setting_at_its_default_keeps_the_hash_and_another_value_changes_i
 
 
 def test_a_default_written_out_has_the_hash_of_a_default_left_out():
-    assert settings_hash(Schedule(10, 64, 0.05, (), 0.1, 0.9, 5e-4, 1)) == settings_hash(Schedule(10, 64, 0.05))
+    assert settings_hash(Schedule(10, 64, 0.05, (), 0.1, 0.9, 5e-4, 1)) == settings_hash(
+        Schedule(10, 64, 0.05)
+    )
 
 
 def test_the_hash_of_an_example_never_changes():
@@ -307,9 +376,16 @@ def test_the_hash_of_an_example_never_changes():
 def test_resolved_settings_are_plain_and_hold_the_defaults():
     plain = resolved(STUDENT)
     assert plain["schedule"] == {
-        "epochs": 10, "batch_size": 64, "learning_rate": 0.05, "milestones": [5, 8], "decay": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-        "evaluate_every": 1, "sync_batchnorm": False,
-    }  # fmt: skip
+        "epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 0.05,
+        "milestones": [5, 8],
+        "decay": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "evaluate_every": 1,
+        "sync_batchnorm": False,
+    }
     assert plain["teacher"]["checkpoint"] is None
     assert plain["teacher_points"] == ["layer1.2", "layer2.2"]
 
@@ -319,7 +395,17 @@ def test_a_run_takes_everything_but_the_points_from_the_cell(arm):
     cell = distill(precision="bf16", seed=3, ce_weight=0.5)
     run = cell.run(arm)
     assert run.teacher_points == arm.teacher_points
-    for name in ("teacher", "student", "ce_weight", "kd_weight", "temperature", "data", "schedule", "seed", "precision"):
+    for name in (
+        "teacher",
+        "student",
+        "ce_weight",
+        "kd_weight",
+        "temperature",
+        "data",
+        "schedule",
+        "seed",
+        "precision",
+    ):
         assert getattr(run, name) == getattr(cell, name)
 
 
@@ -332,14 +418,26 @@ def test_an_arm_with_points_keeps_method_weight_and_points():
 def test_an_arm_without_points_is_one_plain_run_for_every_method(kd_weight, method):
     runs = {
         distill(method=name, hint_weight=weight, kd_weight=kd_weight, student_points=points).run(ARMS[0])
-        for name, weight, points in (("fitnet", 100.0, ("layer1.0",)), ("at", 1000.0, ("layer2.0", "layer3.0")), ("kd", 0.0, ()))
+        for name, weight, points in (
+            ("fitnet", 100.0, ("layer1.0",)),
+            ("at", 1000.0, ("layer2.0", "layer3.0")),
+            ("kd", 0.0, ()),
+        )
     }
     assert len(runs) == 1
     run = runs.pop()
-    assert (run.method, run.hint_weight, run.teacher_points, run.student_points, run.kd_weight) == (method, 0.0, (), (), kd_weight)
+    assert (run.method, run.hint_weight, run.teacher_points, run.student_points, run.kd_weight) == (
+        method,
+        0.0,
+        (),
+        (),
+        kd_weight,
+    )
 
 
 def test_a_profile_hands_its_settings_to_its_teachers():
     profile = build(Profile, GOOD | {"teacher_seed": 5, "precision": "bf16", "deterministic": True}, "here")
     teacher = profile.teacher_settings("resnet14")
-    assert teacher == TeacherSettings("resnet14", Data("digits"), Schedule(4, 50, 0.05), 5, "bf16", None, True, "mine")
+    assert teacher == TeacherSettings(
+        "resnet14", Data("digits"), Schedule(4, 50, 0.05), 5, "bf16", None, True, "mine"
+    )

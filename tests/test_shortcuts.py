@@ -1,4 +1,6 @@
-"""The comparison of fast and plain training: the same runs in every way, side by side the same to the last digit."""
+"""The comparison of fast and plain training: the same runs in every way, side by side the same to the last
+digit.
+"""
 
 from dataclasses import replace
 
@@ -7,15 +9,21 @@ import pytest
 from pursuhint_lib import records
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study.hints import layer_similarity
-from pursuhint_lib.study.profile import checked, load_profile
-from pursuhint_lib.study.shortcuts import REFERENCE, WAYS, shortcut_frame, shortcut_runs
+from pursuhint_lib.study.experiments.speed_check import REFERENCE, WAYS, shortcut_frame, shortcut_runs
+from pursuhint_lib.study.grid.hint_layers import layer_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile
 from pursuhint_lib.training import train_teacher
 
 
 @pytest.fixture
 def profile():
-    changes = {"arms": ("none", "stage-ends"), "metrics": ("r2",), "shortcut_seeds": 2, "precision": "fp32", "example_pair": None}
+    changes = {
+        "arms": ("none", "stage-ends"),
+        "metrics": ("r2",),
+        "shortcut_seeds": 2,
+        "precision": "fp32",
+        "example_pair": None,
+    }
     smoke = checked(replace(load_profile("smoke"), **changes))
     train_teacher(smoke.teacher_settings("resnet14"))
     return smoke
@@ -45,7 +53,11 @@ def test_runs_of_their_own_are_trained_apart_and_recorded_apart(profile):
     assert len(apart) == 6
     together = {path.name for path in StudyPaths("smoke").records.glob("*.json")}
     assert set(apart) < together
-    low = [records.read(StudyPaths("smoke").records / name) for name in together - set(apart) if not name.startswith("teacher")]
+    low = [
+        records.read(StudyPaths("smoke").records / name)
+        for name in together - set(apart)
+        if not name.startswith("teacher")
+    ]
     assert {record.settings["precision"] for record in low} == {"bf16"}
     # The teacher is the same one.
     assert {record.settings["teacher"]["precision"] for record in low} == {"fp32"}

@@ -13,17 +13,19 @@ from types import SimpleNamespace
 import pytest
 from process_state import gone
 
-from pursuhint_lib.study import engine
-from pursuhint_lib.study.estimate import Estimate
-from pursuhint_lib.study.plan import make_plan, write_plan
-from pursuhint_lib.study.profile import load_profile
+from pursuhint_lib.study.engine import execution as engine
+from pursuhint_lib.study.engine.estimate import Estimate
+from pursuhint_lib.study.engine.plan import make_plan, write_plan
+from pursuhint_lib.study.grid.profiles import load_profile
 
 # Threads of the numerical libraries make Python 3.12 and later warn of fork; they are idle here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 def in_a_copy(work: Callable[[], int], hangup=signal.SIG_DFL) -> multiprocessing.Process:
-    """A copy of this process, which takes no time to start and may be sent signals; ``hangup`` is what it does with SIGHUP when it begins."""
+    """A copy of this process, which takes no time to start and may be sent signals; ``hangup`` is what it
+    does with SIGHUP when it begins.
+    """
 
     def answers_signals():
         # Tests that were started under nohup, or in the background, ignore some.
@@ -57,7 +59,9 @@ def stand_in(seconds: float, ran: Path) -> Callable[[], int]:
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_run_and_its_processes_and_lets_go_of_the_profile(number, tmp_path):
     ran = tmp_path / "pid"
     process = in_a_copy(stand_in(60, ran))

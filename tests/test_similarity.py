@@ -1,6 +1,7 @@
 """Every similarity metric against an independent route, what it does not depend on, and what it refuses.
 
-The routes work on N×N matrices or on vectors over images, in numpy and scipy; the package works on C×C second moments.
+The routes work on N×N matrices or on vectors over images, in numpy and scipy; the package works on C×C second
+moments.
 """
 
 import itertools
@@ -12,7 +13,19 @@ import scipy.linalg
 import torch
 
 from pursuhint_lib.clustering import choose_hint_points
-from pursuhint_lib.similarity import METRICS, kernels, linear_cka, moments, procrustes, pwcca, r2_cca, rank, rbf_cka, similarity_matrices, svcca
+from pursuhint_lib.similarity import (
+    METRICS,
+    kernels,
+    linear_cka,
+    moments,
+    procrustes,
+    pwcca,
+    r2_cca,
+    rank,
+    rbf_cka,
+    similarity_matrices,
+    svcca,
+)
 from pursuhint_lib.similarity import similarity_matrix as one_matrix
 
 IMAGES = 48
@@ -43,7 +56,12 @@ def make_features(kind, latent, width, rng):
     return np.hstack([x, 3 * x[:, :2], x[:, 2:3] - x[:, 3:4], np.zeros((len(x), 2))])
 
 
-@pytest.fixture(params=itertools.product(["random", "correlated", "rank-deficient", "post-relu"], [(11, 18), (18, 11), (12, 12)]), ids=str)
+@pytest.fixture(
+    params=itertools.product(
+        ["random", "correlated", "rank-deficient", "post-relu"], [(11, 18), (18, 11), (12, 12)]
+    ),
+    ids=str,
+)
 def pair(request):
     """Two layers as arrays, and the columns that span each."""
     kind, widths = request.param
@@ -68,7 +86,9 @@ def make_network(seed=3, images=80):
     latent, layers = rng.normal(size=(images, 6)), {}
     for depth in range(10):
         latent = latent + (1.2 if depth in (3, 7) else 0.25) * rng.normal(size=latent.shape)
-        layers[f"stage{9 - depth}"] = torch.from_numpy(make_features("post-relu", latent, 6 + depth, rng)).float()
+        layers[f"stage{9 - depth}"] = torch.from_numpy(
+            make_features("post-relu", latent, 6 + depth, rng)
+        ).float()
     return layers
 
 
@@ -85,12 +105,18 @@ def unbiased_hsic(k, m):
     n = len(k)
     k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
     one = np.ones(n)
-    total = np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ m @ one)
+    total = (
+        np.trace(k @ m)
+        + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (one @ k @ m @ one)
+    )
     return total / (n * (n - 3))
 
 
 def leading_part(x):
-    """Projection [N, C] of centred features onto the fewest principal directions with 99 % of their variance."""
+    """Projection [N, C] of centred features onto the fewest principal directions with 99 % of
+    their variance.
+    """
     x = shifted(x)
     _, sizes, directions = np.linalg.svd(x, full_matrices=False)
     kept = next(k for k in range(1, len(sizes) + 1) if np.sum(sizes[:k] ** 2) >= 0.99 * np.sum(sizes**2))
@@ -98,7 +124,9 @@ def leading_part(x):
 
 
 def weighted_correlations(variates, correlations, x):
-    """Morcos et al. (2018), section 3: Σ α ρ / Σ α with α_k = Σ_c |⟨h_k, x_c⟩|, one vector over images at a time."""
+    """Morcos et al. (2018), section 3: Σ α ρ / Σ α with α_k = Σ_c |⟨h_k, x_c⟩|, one vector over images at a
+    time.
+    """
     weights = [sum(abs(float(h @ channel)) for channel in shifted(x).T) for h in variates.T]
     return sum(w * c for w, c in zip(weights, correlations, strict=True)) / sum(weights)
 
@@ -132,14 +160,18 @@ def test_r2_equals_the_angles_between_the_spanned_spaces_the_qr_route_and_the_tr
 def test_svcca_equals_the_mean_cosine_between_the_leading_principal_directions(pair):
     x, y, *_ = pair
     parts = leading_part(x), leading_part(y)
-    assert value("svcca", x, y) == pytest.approx(np.mean(np.cos(scipy.linalg.subspace_angles(*parts))), abs=1e-10)
+    assert value("svcca", x, y) == pytest.approx(
+        np.mean(np.cos(scipy.linalg.subspace_angles(*parts))), abs=1e-10
+    )
 
 
 def test_pwcca_weighs_by_the_channels_of_the_side_with_fewer_directions(pair):
     x, y, span_x, span_y = pair
     directions = (x, span_x, span_y), (y, span_y, span_x)
     for variates in (variates_by_svd, variates_by_eigenproblem):
-        sides = [weighted_correlations(*variates(a, b), z) for z, a, b in directions if a.shape[1] <= b.shape[1]]
+        sides = [
+            weighted_correlations(*variates(a, b), z) for z, a, b in directions if a.shape[1] <= b.shape[1]
+        ]
         assert value("pwcca", x, y) == pytest.approx(np.mean(sides), abs=1e-10)
     assert len(sides) == 1 or abs(sides[0] - sides[1]) > 1e-4, "the mean of both sides is no formality"
 
@@ -150,7 +182,9 @@ def test_procrustes_equals_the_distance_after_the_best_rotation(pair):
     x, y = (np.pad(z, ((0, 0), (0, wide - z.shape[1]))) for z in (x, y))
     rotation, nuclear_norm = scipy.linalg.orthogonal_procrustes(y, x)
     assert value("procrustes", *pair[:2]) == pytest.approx(nuclear_norm, abs=1e-10)
-    assert value("procrustes", *pair[:2]) == pytest.approx(1 - np.linalg.norm(x - y @ rotation) ** 2 / 2, abs=1e-10)
+    assert value("procrustes", *pair[:2]) == pytest.approx(
+        1 - np.linalg.norm(x - y @ rotation) ** 2 / 2, abs=1e-10
+    )
 
 
 def test_linear_cka_equals_the_forms_with_explicit_grams(pair):
@@ -168,7 +202,9 @@ def test_all_matrices_at_once_equal_the_pairwise_functions_in_the_order_of_the_l
     found = similarity_matrices(layers, METRICS)
     assert list(found) == list(METRICS) == list(PAIRWISE)
     for metric, matrix in found.items():
-        expected = torch.tensor([[value(metric, a, b) for b in layers.values()] for a in layers.values()], dtype=torch.float64)
+        expected = torch.tensor(
+            [[value(metric, a, b) for b in layers.values()] for a in layers.values()], dtype=torch.float64
+        )
         torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-10)
         assert torch.equal(matrix, matrix.T)
         assert torch.equal(matrix.diagonal(), torch.ones(5, dtype=torch.float64))
@@ -183,7 +219,12 @@ def test_all_matrices_at_once_equal_the_pairwise_functions_in_the_order_of_the_l
 def test_no_value_depends_on_the_sizes_of_panels_and_blocks(monkeypatch, panel, rows):
     layers = {str(i): layer for i, layer in enumerate(make_layers())}
     expected = similarity_matrices(layers, METRICS)
-    for module, name, size in ((moments, "PANEL", panel), (moments, "ROWS", rows), (kernels, "TILE", rows), (kernels, "SIDE", rows + 1)):
+    for module, name, size in (
+        (moments, "PANEL", panel),
+        (moments, "ROWS", rows),
+        (kernels, "TILE", rows),
+        (kernels, "SIDE", rows + 1),
+    ):
         monkeypatch.setattr(module, name, size)
     for metric, matrix in similarity_matrices(layers, METRICS).items():
         torch.testing.assert_close(matrix, expected[metric], rtol=0, atol=1e-11)
@@ -195,9 +236,13 @@ def test_features_are_computed_in_float64_and_left_as_they_were(dtype):
     doubles = [layer.double().clone() for layer in layers]
     for metric in (*METRICS, *METRICS):
         assert torch.equal(one_matrix(layers, metric), one_matrix(doubles, metric))
-        assert value(metric, *layers[:2]) == pytest.approx(float(one_matrix(doubles, metric)[0, 1]), abs=1e-12)
+        assert value(metric, *layers[:2]) == pytest.approx(
+            float(one_matrix(doubles, metric)[0, 1]), abs=1e-12
+        )
     assert [rank(layer) for layer in layers] == [3, 8, 5, 12, 8]
-    assert all(torch.equal(layer, original.to(dtype)) for layer, original in zip(layers, make_layers(), strict=True))
+    assert all(
+        torch.equal(layer, original.to(dtype)) for layer, original in zip(layers, make_layers(), strict=True)
+    )
 
 
 def test_memory_mapped_and_strided_features_give_the_same_values(tmp_path, monkeypatch):
@@ -205,11 +250,15 @@ def test_memory_mapped_and_strided_features_give_the_same_values(tmp_path, monke
     layers, mapped = make_network(), {}
     for name, layer in layers.items():
         layer.numpy().tofile(tmp_path / name)
-        mapped[name] = torch.from_file(str(tmp_path / name), size=layer.numel(), dtype=torch.float32).view(layer.shape)
+        mapped[name] = torch.from_file(str(tmp_path / name), size=layer.numel(), dtype=torch.float32).view(
+            layer.shape
+        )
     strided = {name: torch.stack([layer, layer + 1], dim=2)[:, :, 0] for name, layer in layers.items()}
     expected = similarity_matrices(layers, METRICS)
     for other, metric in itertools.product((mapped, strided), METRICS):
-        torch.testing.assert_close(similarity_matrices(other, [metric])[metric], expected[metric], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            similarity_matrices(other, [metric])[metric], expected[metric], rtol=0, atol=1e-12
+        )
 
 
 def transformed(x, kind):
@@ -227,7 +276,8 @@ def transformed(x, kind):
 
 
 KINDS = ("rotation", "isotropic scale", "translation", "order and signs", "anisotropic map", "invertible map")
-# PWCCA's weights come from the channels of the first layer, which has fewer directions; so it sees no map of the second one.
+# PWCCA's weights come from the channels of the first layer, which has fewer directions; so it sees no map of
+# the second one.
 INVARIANT = (
     {("r2", kind, side) for kind in KINDS for side in (0, 1)}
     | {("r2-raw", kind, side) for kind in KINDS if kind != "translation" for side in (0, 1)}
@@ -262,7 +312,9 @@ def reordered(layers):
 CHANGES = {
     "order of images": reordered,
     "order of channels": lambda layers: {name: layer.flip(1) for name, layer in layers.items()},
-    "scale of layers": lambda layers: {name: layer.double() * (0.7 * 10.0 ** (3 * i - 12)) for i, (name, layer) in enumerate(layers.items())},
+    "scale of layers": lambda layers: {
+        name: layer.double() * (0.7 * 10.0 ** (3 * i - 12)) for i, (name, layer) in enumerate(layers.items())
+    },
     "device": on_accelerator,
 }
 
@@ -270,7 +322,10 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_matter_changes_neither_the_matrix_nor_the_chosen_points(change):
     layers = make_network()
-    before, after = similarity_matrices(layers, METRICS), similarity_matrices(CHANGES[change](layers), METRICS)
+    before, after = (
+        similarity_matrices(layers, METRICS),
+        similarity_matrices(CHANGES[change](layers), METRICS),
+    )
     for metric in METRICS:
         assert (after[metric] - before[metric]).abs().max() < 1e-9
         assert after[metric].device.type == "cpu"
@@ -304,7 +359,11 @@ def test_shared_dead_channels_change_no_metric_of_independent_features_but_the_o
     assert value("r2", x, y) < 0.06
     for metric in METRICS:
         # Without centring, all constants of both sides are one more direction, which they share.
-        expected = (8 * value(metric, shifted(x), shifted(y)) + 1) / 9 if metric == "r2-raw" and constant else value(metric, x, y)
+        expected = (
+            (8 * value(metric, shifted(x), shifted(y)) + 1) / 9
+            if metric == "r2-raw" and constant
+            else value(metric, x, y)
+        )
         assert value(metric, np.hstack([x, dead]), np.hstack([y, dead])) == pytest.approx(expected, abs=1e-9)
     assert rank(torch.from_numpy(np.hstack([x, dead]))) == 8
 
@@ -364,7 +423,9 @@ def test_undefined_features_are_refused_by_number_and_name(how, metric):
     with pytest.raises(ValueError, match=f"sub-block 4 of 5 {reason}"):
         one_matrix(layers, metric)
     with pytest.raises(ValueError, match=rf"sub-block 4 of 5 \(layer2.1\) {reason}"):
-        similarity_matrices(dict(zip(["conv1", "layer1.0", "layer1.1", "layer2.1", "layer3"], layers, strict=True)), [metric])
+        similarity_matrices(
+            dict(zip(["conv1", "layer1.0", "layer1.1", "layer2.1", "layer3"], layers, strict=True)), [metric]
+        )
     with pytest.raises(ValueError, match=f"sub-block 2 of 2 {reason}"):
         PAIRWISE[metric](layers[0], layers[3])
 
@@ -372,7 +433,11 @@ def test_undefined_features_are_refused_by_number_and_name(how, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_only_canonical_correlations_refuse_a_layer_that_spans_every_direction(metric):
     full = torch.from_numpy(scipy.stats.ortho_group.rvs(14, random_state=0) * np.linspace(0.6, 1.4, 14))
-    layers = {"narrow": full[:, :3] + full[:, 1:4].square(), "wide": full, "deficient": full[:, :4] @ torch.ones(4, 30).double().tril(1)}
+    layers = {
+        "narrow": full[:, :3] + full[:, 1:4].square(),
+        "wide": full,
+        "deficient": full[:, :4] @ torch.ones(4, 30).double().tril(1),
+    }
     if metric in CCA:
         reason = rf"span all {14 if metric == 'r2-raw' else 13} directions that 14 images have.*use more than 15 images.*cka-linear-debiased"
         with pytest.raises(ValueError, match=rf"sub-block 2 of 3 \(wide\) {reason}"):
@@ -388,8 +453,13 @@ def test_debiased_cka_refuses_too_few_images_and_layers_that_bias_explains_alone
     assert -1 <= value("cka-linear-debiased", x[:4], y[:4]) <= 1
     # One image is apart from all others: without the diagonal nothing is left.
     lonely = torch.zeros_like(y).index_fill_(0, torch.tensor(5), 2.5)
-    assert unbiased_hsic(*2 * [shifted(lonely.numpy()) @ shifted(lonely.numpy()).T]) == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ValueError, match=r"sub-block 2 of 3 \(b\) have nothing left once the bias of 8 images is taken off.*cka-linear"):
+    assert unbiased_hsic(*2 * [shifted(lonely.numpy()) @ shifted(lonely.numpy()).T]) == pytest.approx(
+        0, abs=1e-12
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"sub-block 2 of 3 \(b\) have nothing left once the bias of 8 images is taken off.*cka-linear",
+    ):
         similarity_matrices({"a": x, "b": lonely, "c": z}, ["cka-linear-debiased"])
 
 

@@ -1,4 +1,6 @@
-"""RBF CKA against explicit N×N kernels, its exact median; and every metric on features that tempt it to divide by nothing."""
+"""RBF CKA against explicit N×N kernels, its exact median; and every metric on features that tempt it to
+divide by nothing.
+"""
 
 import collections
 import itertools
@@ -15,19 +17,35 @@ def make_pair(kind, images=48, seed=7):
     """Two related layers of different width, float64."""
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(images, 5))
-    x, y = (latent @ rng.normal(size=(5, width)) + 0.3 * rng.normal(size=(images, width)) for width in (11, 18))
+    x, y = (
+        latent @ rng.normal(size=(5, width)) + 0.3 * rng.normal(size=(images, width)) for width in (11, 18)
+    )
     return {
         "random": lambda: (rng.normal(size=x.shape) + 0.5, rng.normal(size=y.shape)),
         "correlated": lambda: (x - 2.0, 40 * y + 1000.0),
-        "rank-deficient": lambda: (np.hstack([x, 3 * x[:, :2], x[:, :1] - x[:, 1:2], np.full((images, 1), 7.7)]), y),
+        "rank-deficient": lambda: (
+            np.hstack([x, 3 * x[:, :2], x[:, :1] - x[:, 1:2], np.full((images, 1), 7.7)]),
+            y,
+        ),
         "post-relu": lambda: (np.maximum(x, 0), np.maximum(y - 1, 0)),
         "most images coincide": lambda: (np.where(np.arange(images)[:, None] < 40, 1.3 * x[:1], x), y),
-        "most images are silent": lambda: (np.where(np.arange(images)[:, None] < 40, 0, x), y.repeat(2, axis=1)),
+        "most images are silent": lambda: (
+            np.where(np.arange(images)[:, None] < 40, 0, x),
+            y.repeat(2, axis=1),
+        ),
         "one image is far away": lambda: (np.where(np.arange(images)[:, None] == 3, 1000, x), y),
     }[kind]()
 
 
-KINDS = ["random", "correlated", "rank-deficient", "post-relu", "most images coincide", "most images are silent", "one image is far away"]
+KINDS = [
+    "random",
+    "correlated",
+    "rank-deficient",
+    "post-relu",
+    "most images coincide",
+    "most images are silent",
+    "one image is far away",
+]
 
 
 def median_squared_distance(x):
@@ -63,20 +81,26 @@ def test_tiles_of_any_size_give_the_naive_values(monkeypatch, size):
     monkeypatch.setattr(kernels, "TILE", size)
     monkeypatch.setattr(kernels, "SIDE", size + 1)
     layers = {f"{kind} {side}": z for kind in KINDS for side, z in zip("xy", make_pair(kind), strict=True)}
-    matrix = similarity_matrices({name: torch.from_numpy(z) for name, z in layers.items()}, ["cka-rbf"])["cka-rbf"]
+    matrix = similarity_matrices({name: torch.from_numpy(z) for name, z in layers.items()}, ["cka-rbf"])[
+        "cka-rbf"
+    ]
     for i, x in enumerate(layers.values()):
         assert matrix[i].tolist() == pytest.approx([naive_rbf_cka(x, y) for y in layers.values()], abs=1e-9)
 
 
 @pytest.mark.parametrize("images", [2, 3, 4, 9, 50, 51, 300])
 @pytest.mark.parametrize("sample", [2, 40, 200_000])
-def test_median_distance_is_exact_for_even_and_odd_numbers_and_whatever_the_sample_says(monkeypatch, images, sample):
+def test_median_distance_is_exact_for_even_and_odd_numbers_and_whatever_the_sample_says(
+    monkeypatch, images, sample
+):
     monkeypatch.setattr(kernels, "SAMPLE", sample)
     monkeypatch.setattr(kernels, "SIDE", 7)
     x = torch.randn(images, 3, generator=torch.Generator().manual_seed(images), dtype=torch.float64)
     for same in (0, images // 4, images // 2, images - 1):
         x[:same] = x[0]
-        assert kernels._median_squared_distance(moments.Layers([x]), 0) == pytest.approx(median_squared_distance(x), rel=1e-12)
+        assert kernels._median_squared_distance(moments.Layers([x]), 0) == pytest.approx(
+            median_squared_distance(x), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("images", [7, 8])
@@ -85,18 +109,23 @@ def test_median_distance_is_exact_whatever_bracket_is_tried_first(monkeypatch, i
     distances = np.sort(cdist(x, x, "sqeuclidean").ravel())[images::2]
     for low, high in itertools.combinations([-1.0, 0.0, *(distances + 1e-9), 1e9], 2):
         monkeypatch.setattr(kernels, "_bracket", lambda *_, bracket=(low, high): bracket)
-        assert kernels._median_squared_distance(moments.Layers([x]), 0) == pytest.approx(median_squared_distance(x), rel=1e-12)
+        assert kernels._median_squared_distance(moments.Layers([x]), 0) == pytest.approx(
+            median_squared_distance(x), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0], ids=["around-zero", "far-from-zero"])
 @pytest.mark.parametrize("same", [1060, 1061, 1062, 1350, 1498, 1499])
 def test_median_distance_is_exact_around_the_border_where_half_of_all_pairs_coincide(same, shift):
     rng = np.random.default_rng(same)
-    # Rows are repeated bit for bit, but not next to each other: 1061² entries of the matrix are half of 1500².
+    # Rows are repeated bit for bit, but not next to each other: 1061² entries of the matrix are half of
+    # 1500².
     x = rng.normal(size=(1500, 4)).astype(np.float32) + np.float32(shift)
     x[rng.permutation(1500)[:same]] = x[0]
     expected = median_squared_distance(x.astype(np.float64))
-    assert kernels._median_squared_distance(moments.Layers([torch.from_numpy(x)]), 0) == pytest.approx(expected, rel=1e-9)
+    assert kernels._median_squared_distance(moments.Layers([torch.from_numpy(x)]), 0) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_median_distance_of_images_in_few_groups_is_one_of_their_distances():
@@ -111,7 +140,14 @@ def degenerate_features(images, rng):
     width = int(rng.integers(1, 7))
     x = rng.normal(size=(images, width))
     lonely = np.arange(images)[:, None] == rng.integers(images)
-    kinds = [x, np.maximum(x, 0), x[rng.integers(0, max(1, images // 2), images)], np.eye(13)[:images, :width], lonely * x, np.rint(x)]
+    kinds = [
+        x,
+        np.maximum(x, 0),
+        x[rng.integers(0, max(1, images // 2), images)],
+        np.eye(13)[:images, :width],
+        lonely * x,
+        np.rint(x),
+    ]
     x = [*kinds, x[:, :1] * x[0], x + 10.0 ** rng.integers(-8, 9), 1 + 1e-16 * x][rng.integers(9)]
     dead = np.full((images, 1), rng.normal() * 10.0 ** rng.integers(-20, 21))
     x = np.hstack([x, *[extra for extra in (dead, x[:, :1], x[:, :1] + x[:, -1:]) if rng.random() < 0.3]])
@@ -136,7 +172,9 @@ def test_degenerate_features_give_a_similarity_or_a_message_and_never_nan(monkey
                 refusals.append(few or f"of {len(layers)} (" in str(error))
                 continue
             lowest = -1 if metric == "cka-linear-debiased" else 0
-            assert ((matrix >= lowest - 1e-7) & (matrix <= 1 + 1e-7)).all(), f"seed {seed}, {metric}: {matrix}"
+            assert ((matrix >= lowest - 1e-7) & (matrix <= 1 + 1e-7)).all(), (
+                f"seed {seed}, {metric}: {matrix}"
+            )
             assert torch.equal(matrix, matrix.T)
             assert torch.equal(matrix.diagonal(), torch.ones(len(layers), dtype=torch.float64))
             given[metric] += 1

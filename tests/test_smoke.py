@@ -1,4 +1,6 @@
-"""The whole study on its smallest profile, through run_all.sh: it ends well, repeats nothing, and survives being killed."""
+"""The whole study on its smallest profile, through run_all.sh: it ends well, repeats nothing, and survives
+being killed.
+"""
 
 import gzip
 import json
@@ -16,17 +18,26 @@ import pytest
 
 from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
-from pursuhint_lib.study import verify
+from pursuhint_lib.study.publish import verify
 
 STEPS = 11
 # What 05_results and its predecessors must have published.
 FIGURES = (
-    "00_start_here-toy", "01_teacher_and_layers-resnet14-curve", "02_hint_points-resnet14-3-similarity", "02_hint_points-resnet14-3-depth",
-    "02_hint_points-resnet14-3-ablation", "02_hint_points-resnet14-3-stability", "02_hint_points-resnet14-3-margins",
-    "03_distillation-resnet14-resnet8x0.25-at-curves", "03_distillation-resnet14-resnet8x0.25-at-differences",
-    "05_results-accuracy-resnet14-resnet8x0.25", "05_results-differences", "05_results-compression", "05_results-claims",
+    "00_start_here-toy",
+    "01_teacher_and_layers-resnet14-curve",
+    "02_hint_points-resnet14-3-similarity",
+    "02_hint_points-resnet14-3-depth",
+    "02_hint_points-resnet14-3-ablation",
+    "02_hint_points-resnet14-3-stability",
+    "02_hint_points-resnet14-3-margins",
+    "03_distillation-resnet14-resnet8x0.25-at-curves",
+    "03_distillation-resnet14-resnet8x0.25-at-differences",
+    "05_results-accuracy-resnet14-resnet8x0.25",
+    "05_results-differences",
+    "05_results-compression",
+    "05_results-claims",
     "08_export-costs-resnet14",
-)  # fmt: skip
+)
 TABLES = (
     "01_teacher_and_layers-resnet14-sub-blocks",
     "02_hint_points-resnet14-3-points",
@@ -38,7 +49,11 @@ TABLES = (
 
 
 def environment(folder: Path) -> dict:
-    return {**os.environ, "PURSUHINT_RESULTS": str(folder / "results"), "PURSUHINT_WORK": str(folder / "work")}
+    return {
+        **os.environ,
+        "PURSUHINT_RESULTS": str(folder / "results"),
+        "PURSUHINT_WORK": str(folder / "work"),
+    }
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -48,14 +63,19 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def records(folder: Path) -> dict[str, int]:
     """Name → time of writing, which changes when a run is repeated."""
-    return {file.name: file.stat().st_mtime_ns for file in (folder / "results" / "smoke" / "records").glob("*.json")}
+    return {
+        file.name: file.stat().st_mtime_ns
+        for file in (folder / "results" / "smoke" / "records").glob("*.json")
+    }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A study that was killed in the middle and then run to its end, with what was there at the kill."""
     folder = tmp_path_factory.mktemp("study")
-    with subprocess.Popen([str(ROOT / "run_all.sh"), "smoke"], env=environment(folder), stdout=subprocess.DEVNULL) as first:
+    with subprocess.Popen(
+        [str(ROOT / "run_all.sh"), "smoke"], env=environment(folder), stdout=subprocess.DEVNULL
+    ) as first:
         deadline = time.monotonic() + 200
         # Some students are done, others are not.
         while not any(name.startswith("resnet8") for name in records(folder)):
@@ -83,12 +103,21 @@ def test_every_notebook_is_executed_without_error_and_without_noise(finished):
     assert len(executed) == STEPS
     # test_imagenet.py runs the other way to distil.
     left_out = {"04_imagenet", "09_hint_weight", "10_deepest_point"}
-    assert {file.stem.split("-")[0] for file in executed} == {file.stem for file in NOTEBOOKS.glob("*.ipynb")} - left_out
+    assert {file.stem.split("-")[0] for file in executed} == {
+        file.stem for file in NOTEBOOKS.glob("*.ipynb")
+    } - left_out
     for file in executed:
         text = file.read_text()
-        outputs = [output for cell in json.loads(text)["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+        outputs = [
+            output
+            for cell in json.loads(text)["cells"]
+            if cell["cell_type"] == "code"
+            for output in cell["outputs"]
+        ]
         assert outputs
-        assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+        assert not [
+            output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"
+        ]
         assert "it/s" not in text
         assert str(folder) not in text
         assert file.stat().st_size < 1_000_000
@@ -100,7 +129,9 @@ def test_figures_and_tables_are_there_in_every_form(finished):
     for name in FIGURES:
         for ending in (".png", ".svgz", ".md"):
             assert (results / "figures" / f"{name}{ending}").stat().st_size > 40, name
-        assert "Smoke profile" in gzip.decompress((results / "figures" / f"{name}.svgz").read_bytes()).decode(), "the note stands on every figure"
+        assert (
+            "Smoke profile" in gzip.decompress((results / "figures" / f"{name}.svgz").read_bytes()).decode()
+        ), "the note stands on every figure"
     for name in TABLES:
         for ending in (".csv", ".md", ".tex"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 40, name
@@ -122,7 +153,10 @@ def test_a_second_run_trains_nothing_and_says_so(finished):
     before = records(folder)
     again = run(folder)
     assert again.returncode == 0
-    assert f"Nothing to do: all {STEPS} steps are done and every run is on record; nothing is trained." in again.stdout
+    assert (
+        f"Nothing to do: all {STEPS} steps are done and every run is on record; nothing is trained."
+        in again.stdout
+    )
     assert records(folder) == before
 
 
@@ -133,7 +167,9 @@ def test_a_deleted_figure_is_made_again_without_training(finished):
     figure.unlink()
     again = run(folder)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{STEPS - 1} of {STEPS} steps are done; every run is on record, nothing is trained" in again.stdout
+    assert (
+        f"{STEPS - 1} of {STEPS} steps are done; every run is on record, nothing is trained" in again.stdout
+    )
     assert figure.read_bytes() == content, "the same numbers give the same picture"
     assert records(folder) == before
 
@@ -150,7 +186,10 @@ def test_an_edited_record_is_named_before_anything_runs(finished):
     finally:
         record.write_text(content)
     assert edited.returncode == 2
-    assert f"{record.name} was made with other settings (method) than its name says; delete it to run again" in edited.stderr
+    assert (
+        f"{record.name} was made with other settings (method) than its name says; delete it to run again"
+        in edited.stderr
+    )
 
 
 @pytest.fixture
@@ -163,14 +202,20 @@ def digit_changed(file: Path, pattern: str) -> str:
     """Add one to the last digit of the first number that follows the pattern; the file's name is returned."""
     compressed, content = file.suffix == ".svgz", file.read_bytes()
     text = (gzip.decompress(content) if compressed else content).decode()
-    changed, times = re.subn(rf"({pattern}-?[0-9.]*)(\d)", lambda found: f"{found[1]}{(int(found[2]) + 1) % 10}", text, count=1)
+    changed, times = re.subn(
+        rf"({pattern}-?[0-9.]*)(\d)", lambda found: f"{found[1]}{(int(found[2]) + 1) % 10}", text, count=1
+    )
     assert times == 1
     file.write_bytes(gzip.compress(changed.encode()) if compressed else changed.encode())
     return "/".join(file.parts[-2:])
 
 
-EDITS = {"records": ("*_at_*.json", '"accuracy": '), "tables": ("05*-claims.csv", "alone,"), "figures": ("05*-claims.svgz", 'd="M '),
-         "hints": ("*-similarity.json", '"r2": \\[\\[1.0, ')}  # fmt: skip
+EDITS = {
+    "records": ("*_at_*.json", '"accuracy": '),
+    "tables": ("05*-claims.csv", "alone,"),
+    "figures": ("05*-claims.svgz", 'd="M '),
+    "hints": ("*-similarity.json", '"r2": \\[\\[1.0, '),
+}
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -182,26 +227,45 @@ def test_an_edited_number_is_named_by_its_checksum(copied, kind, capsys):
 
 
 def test_what_the_records_do_not_give_is_named_whatever_the_checksums_say(copied, monkeypatch, capsys):
-    names = [digit_changed(sorted((copied / kind).glob(EDITS[kind][0]))[0], EDITS[kind][1]) for kind in ("figures", "tables")]
+    names = [
+        digit_changed(sorted((copied / kind).glob(EDITS[kind][0]))[0], EDITS[kind][1])
+        for kind in ("figures", "tables")
+    ]
     verify.write_sums(copied)
     plan = verify.make_plan
     # One notebook will do here.
-    monkeypatch.setattr(verify, "make_plan", lambda *profile: [step for step in plan(*profile) if step.name == "05_results"])
+    monkeypatch.setattr(
+        verify, "make_plan", lambda *profile: [step for step in plan(*profile) if step.name == "05_results"]
+    )
     assert verify.main([str(copied)]) == 1
-    found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ") and "05_results" in line]
+    found = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("error: ") and "05_results" in line
+    ]
     assert found == [f"error: {name} is not what the records give" for name in names]
 
 
 @pytest.mark.slow
 def test_results_are_what_their_records_give_bit_for_bit(finished, copied):
     def command() -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "pursuhint_lib.records", "verify", str(copied)], capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            [sys.executable, "-m", "pursuhint_lib.records", "verify", str(copied)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     fresh = command()
     assert fresh.returncode == 0, fresh.stderr
-    assert re.fullmatch(rf"{copied}: all \d+ files have .*; {STEPS} notebooks, .* give the same \d+ files\.\n", fresh.stdout)
+    assert re.fullmatch(
+        rf"{copied}: all \d+ files have .*; {STEPS} notebooks, .* give the same \d+ files\.\n", fresh.stdout
+    )
     # An accuracy that was edited with all care, and found by what it leads to.
-    found = {file: unsealed(json.loads(file.read_text())) for file in (copied / "records").glob("*_fitnet_layer1.1+layer2.1+layer3.1_seed0_*")}
+    found = {
+        file: unsealed(json.loads(file.read_text()))
+        for file in (copied / "records").glob("*_fitnet_layer1.1+layer2.1+layer3.1_seed0_*")
+    }
     record, content = next(pair for pair in found.items() if pair[1]["settings"]["precision"] == "fp32")
     content["metrics"]["accuracy"] += 1
     write_json(record, sealed(content))

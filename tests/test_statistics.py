@@ -57,22 +57,41 @@ def test_verdict_weighs_direction_chance_and_margin(mean, p_adjusted, p_equivale
 
 @pytest.mark.parametrize(
     ("family", "members"),
-    [("random-", ["random-2", "random-1"]), ("random-1", ["random-1"]), ("none", ["none"]), ("pursuhint-", ["pursuhint-r2"]), ("absent-", [])],
+    [
+        ("random-", ["random-2", "random-1"]),
+        ("random-1", ["random-1"]),
+        ("none", ["none"]),
+        ("pursuhint-", ["pursuhint-r2"]),
+        ("absent-", []),
+    ],
 )
 def test_family_is_a_prefix_or_one_name_in_order_of_appearance(family, members):
-    assert arms_of(make_frame({"none": [1], "random-2": [1, 2], "pursuhint-r2": [1], "random-1": [1], "nonesuch": [1]}), family) == members
+    assert (
+        arms_of(
+            make_frame(
+                {"none": [1], "random-2": [1, 2], "pursuhint-r2": [1], "random-1": [1], "nonesuch": [1]}
+            ),
+            family,
+        )
+        == members
+    )
 
 
 def test_differences_are_taken_within_pair_method_and_seed():
     frame = pd.DataFrame(
         [
-            ("p", "at", "none", 0, 70.0), ("p", "at", "pursuhint-r2", 0, 71.5),
-            ("p", "at", "none", 1, 60.0), ("p", "at", "pursuhint-r2", 1, 62.0),
-            ("q", "at", "none", 0, 50.0), ("q", "at", "pursuhint-r2", 0, 49.0),
-            ("p", "sp", "none", 0, 10.0), ("p", "sp", "pursuhint-r2", 0, 14.0), ("p", "sp", "pursuhint-r2", 1, 33.0),
+            ("p", "at", "none", 0, 70.0),
+            ("p", "at", "pursuhint-r2", 0, 71.5),
+            ("p", "at", "none", 1, 60.0),
+            ("p", "at", "pursuhint-r2", 1, 62.0),
+            ("q", "at", "none", 0, 50.0),
+            ("q", "at", "pursuhint-r2", 0, 49.0),
+            ("p", "sp", "none", 0, 10.0),
+            ("p", "sp", "pursuhint-r2", 0, 14.0),
+            ("p", "sp", "pursuhint-r2", 1, 33.0),
         ],
         columns=["pair", "method", "arm", "seed", "accuracy"],
-    )  # fmt: skip
+    )
     table = differences(frame.sample(frac=1, random_state=0), "none").sort_index()
     assert set(table["arm"]) == {"pursuhint-r2"}
     assert table["difference"].tolist()[:4] == [1.5, 2.0, -1.0, 4.0]
@@ -81,9 +100,16 @@ def test_differences_are_taken_within_pair_method_and_seed():
 
 
 def test_differences_from_a_family_are_taken_from_its_mean():
-    frame = make_frame({"random-1": [60, 70], "random-2": [64, 71], "pursuhint-r2": [63, 72], "none": [60, 60]})
+    frame = make_frame(
+        {"random-1": [60, 70], "random-2": [64, 71], "pursuhint-r2": [63, 72], "none": [60, 60]}
+    )
     table = differences(frame, "random-").set_index(["arm", "seed"])["difference"]
-    assert table.to_dict() == {("pursuhint-r2", 0): 1.0, ("pursuhint-r2", 1): 1.5, ("none", 0): -2.0, ("none", 1): -10.5}
+    assert table.to_dict() == {
+        ("pursuhint-r2", 0): 1.0,
+        ("pursuhint-r2", 1): 1.5,
+        ("none", 0): -2.0,
+        ("none", 1): -10.5,
+    }
 
 
 def test_differences_are_missing_where_a_run_failed_or_the_reference_is_absent():
@@ -93,21 +119,33 @@ def test_differences_are_missing_where_a_run_failed_or_the_reference_is_absent()
 
 
 def test_effects_average_within_a_seed_and_adjust_over_groups():
-    frame = make_frame({"none": [60, 60, 60], "pursuhint-r2": [61, 61.5, 62.5], "stage-ends": [60, 61, 59.5]}, pairs=("p", "q"))
+    frame = make_frame(
+        {"none": [60, 60, 60], "pursuhint-r2": [61, 61.5, 62.5], "stage-ends": [60, 61, 59.5]},
+        pairs=("p", "q"),
+    )
     frame.loc[(frame["pair"] == "q") & (frame["arm"] == "pursuhint-r2"), "accuracy"] += [1.0, 0.0, -1.0]
     table = effects(differences(frame, "none"), ["arm"]).set_index("arm")
     expected = {"pursuhint-r2": [1.5, 1.5, 2.0], "stage-ends": [0.0, 1.0, -0.5]}
     for arm, per_seed in expected.items():
         effect = paired_effect(per_seed)
         row = table.loc[arm]
-        assert (row["mean"], row["low"], row["high"], row["n"], row["p"]) == pytest.approx((effect.mean, effect.low, effect.high, 3, effect.p))
-    assert table["p_holm"].tolist() == pytest.approx(holm([paired_effect(d).p for d in expected.values()]).tolist())
+        assert (row["mean"], row["low"], row["high"], row["n"], row["p"]) == pytest.approx(
+            (effect.mean, effect.low, effect.high, 3, effect.p)
+        )
+    assert table["p_holm"].tolist() == pytest.approx(
+        holm([paired_effect(d).p for d in expected.values()]).tolist()
+    )
 
 
 def test_effects_of_several_keys_have_one_row_per_group_in_order():
     frame = make_frame({"none": [60, 60], "stage-ends": [61, 62], "first": [59, 60]}, pairs=("q", "p"))
     table = effects(differences(frame, "none"), ["pair", "arm"])
-    assert list(zip(table["pair"], table["arm"], strict=True)) == [("q", "stage-ends"), ("q", "first"), ("p", "stage-ends"), ("p", "first")]
+    assert list(zip(table["pair"], table["arm"], strict=True)) == [
+        ("q", "stage-ends"),
+        ("q", "first"),
+        ("p", "stage-ends"),
+        ("p", "first"),
+    ]
     assert list(table.columns) == ["pair", "arm", "mean", "low", "high", "n", "p", "p_holm"]
     assert effects(differences(frame, "none").iloc[:0], ["arm"]).empty
 
@@ -127,14 +165,24 @@ NOISE = np.array([0.1, -0.1, 0.05, -0.05, 0.02, -0.02])
     ids=["gain", "loss", "equivalence", "noise"],
 )
 @pytest.mark.parametrize(
-    ("reference", "claim"), [("alone", CLAIM_ALONE), ("none", CLAIM_NONE), ("stage-ends", CLAIM_ENDS), ("segment-middles", CLAIM_MIDDLES)]
+    ("reference", "claim"),
+    [
+        ("alone", CLAIM_ALONE),
+        ("none", CLAIM_NONE),
+        ("stage-ends", CLAIM_ENDS),
+        ("segment-middles", CLAIM_MIDDLES),
+    ],
 )
 def test_known_difference_gives_its_verdict(reference, claim, difference, expected):
-    table = judge_claims(make_frame({reference: BASE, "pursuhint-r2": BASE + difference}, pairs=("p", "q")), 0.5)
+    table = judge_claims(
+        make_frame({reference: BASE, "pursuhint-r2": BASE + difference}, pairs=("p", "q")), 0.5
+    )
     assert table["claim"].tolist() == [claim]
     row, effect = table.iloc[0], paired_effect(difference)
     assert row["verdict"] == expected
-    assert (row["mean"], row["low"], row["high"], row["p"]) == pytest.approx((effect.mean, effect.low, effect.high, effect.p))
+    assert (row["mean"], row["low"], row["high"], row["p"]) == pytest.approx(
+        (effect.mean, effect.low, effect.high, effect.p)
+    )
     assert row["p_equivalent"] == pytest.approx(equivalence_p(effect, 0.5))
 
 
@@ -156,7 +204,14 @@ def test_pooled_claim_has_seeds_as_its_sample():
 
 
 def test_claims_are_adjusted_together_and_keep_their_order():
-    frame = make_frame({"none": BASE, "alone": BASE - 1, "stage-ends": BASE + 5 * NOISE, "pursuhint-r2": BASE + 0.3 + 3 * NOISE[::-1]})
+    frame = make_frame(
+        {
+            "none": BASE,
+            "alone": BASE - 1,
+            "stage-ends": BASE + 5 * NOISE,
+            "pursuhint-r2": BASE + 0.3 + 3 * NOISE[::-1],
+        }
+    )
     table = judge_claims(frame, 0.5)
     assert table["claim"].tolist() == [CLAIM_ALONE, CLAIM_NONE, CLAIM_ENDS]
     assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
@@ -171,10 +226,17 @@ def test_claims_without_their_arms_are_left_out(arms):
 
 @pytest.mark.parametrize(
     ("claim", "arm"),
-    [(CLAIM_NONE, "pursuhint-r2"), (CLAIM_NONE, "none"), (CLAIM_RANDOM, "pursuhint-r2"), (CLAIM_RANDOM, "random-1")],
+    [
+        (CLAIM_NONE, "pursuhint-r2"),
+        (CLAIM_NONE, "none"),
+        (CLAIM_RANDOM, "pursuhint-r2"),
+        (CLAIM_RANDOM, "random-1"),
+    ],
 )
 def test_a_failed_run_is_counted_wherever_it_happens(claim, arm):
-    frame = make_frame({"none": BASE, "random-1": BASE - 1, "random-2": BASE + 1, "pursuhint-r2": BASE + 2 + NOISE})
+    frame = make_frame(
+        {"none": BASE, "random-1": BASE - 1, "random-2": BASE + 1, "pursuhint-r2": BASE + 2 + NOISE}
+    )
     assert judge_claims(frame, 0.5)["failed"].tolist() == [0, 0]
     frame.loc[(frame["arm"] == arm) & (frame["seed"] == 2), "accuracy"] = NAN
     assert judge_claims(frame, 0.5).set_index("claim").loc[claim, "failed"] == 1
@@ -197,7 +259,9 @@ def test_single_seed_decides_nothing():
 def test_false_claims_are_rarely_reproduced_when_cells_share_their_seed():
     rng = np.random.default_rng(0)
     cells = list(itertools.product("pq", ("at", "sp"), ("pursuhint-r2", "pursuhint-cka-linear", "alone")))
-    keys = pd.DataFrame([(*cell, seed) for cell in cells for seed in range(5)], columns=["pair", "method", "arm", "seed"])
+    keys = pd.DataFrame(
+        [(*cell, seed) for cell in cells for seed in range(5)], columns=["pair", "method", "arm", "seed"]
+    )
     hinted = keys["arm"].ne("alone").to_numpy()
     reproduced = fooled = 0
     for _ in range(300):
@@ -223,34 +287,49 @@ def test_random_points_are_a_sample_too():
     found = same_in_every_seed[["mean", "low", "high", "p"]]
     assert found.tolist() == pytest.approx([4 / 3, interval.low, interval.high, expected.pvalue])
     same_everywhere = random_claim(dict.fromkeys(sets, BASE) | {"pursuhint-r2": BASE + 1 + NOISE})
-    assert same_everywhere[["low", "high", "p"]].tolist() == pytest.approx([getattr(paired_effect(1 + NOISE), name) for name in ("low", "high", "p")])
+    assert same_everywhere[["low", "high", "p"]].tolist() == pytest.approx(
+        [getattr(paired_effect(1 + NOISE), name) for name in ("low", "high", "p")]
+    )
 
 
 def test_variances_of_seeds_and_of_random_points_add_up():
     rng = np.random.default_rng(3)
-    arms = {f"random-{number}": BASE + rng.normal(size=6) for number in range(1, 5)} | {"pursuhint-r2": BASE + rng.normal(size=6)}
+    arms = {f"random-{number}": BASE + rng.normal(size=6) for number in range(1, 5)} | {
+        "pursuhint-r2": BASE + rng.normal(size=6)
+    }
     two = random_claim(arms, pairs=("p", "q"), methods=("at", "sp"))
     null = np.array([values for arm, values in arms.items() if arm.startswith("random")])
     seeds = np.var(arms["pursuhint-r2"] - null.mean(axis=0), ddof=1) / 6
     sets = np.var(null.mean(axis=1), ddof=1) / 4
     freedom = (seeds + sets) ** 2 / (seeds**2 / 5 + sets**2 / 3)
-    assert (two["high"] - two["low"]) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(seeds + sets))
+    assert (two["high"] - two["low"]) / 2 == pytest.approx(
+        stats.t.ppf(0.975, freedom) * math.sqrt(seeds + sets)
+    )
 
 
 def test_one_random_set_says_nothing_of_random_points():
     row = random_claim({"random-1": BASE, "pursuhint-r2": BASE + 3 + NOISE})
-    assert (row["verdict"], row["low"], row["high"], row["p_equivalent"]) == ("undecided", -math.inf, math.inf, 1.0)
+    assert (row["verdict"], row["low"], row["high"], row["p_equivalent"]) == (
+        "undecided",
+        -math.inf,
+        math.inf,
+        1.0,
+    )
 
 
 def test_a_pair_without_random_points_leaves_the_random_claim_alone():
     arms = {"random-1": BASE - 4, "random-2": BASE + 2, "pursuhint-r2": BASE + 1 + NOISE}
     without = make_frame({"pursuhint-r2": BASE}, pairs=("q",))
     both = judge_claims(pd.concat([make_frame(arms), without]), 0.5).set_index("claim").loc[CLAIM_RANDOM]
-    assert both[["mean", "low", "high"]].tolist() == pytest.approx(random_claim(arms)[["mean", "low", "high"]].tolist())
+    assert both[["mean", "low", "high"]].tolist() == pytest.approx(
+        random_claim(arms)[["mean", "low", "high"]].tolist()
+    )
 
 
 def test_a_random_arm_is_one_value_over_all_cells_and_seeds():
-    frame = make_frame({"random-1": BASE - 4, "random-2": BASE + 2, "pursuhint-r2": BASE + 1}, methods=("at", "sp"))
+    frame = make_frame(
+        {"random-1": BASE - 4, "random-2": BASE + 2, "pursuhint-r2": BASE + 1}, methods=("at", "sp")
+    )
     frame.loc[(frame["method"] == "sp") & frame["arm"].str.startswith("random"), "accuracy"] -= 10
     diffs = differences(frame, "pursuhint-")
     assert pooled_effect(diffs, "arm").row() == pytest.approx(paired_effect([-10, -4]).row())
@@ -262,14 +341,19 @@ def test_a_random_arm_is_one_value_over_all_cells_and_seeds():
 def test_points_that_are_one_more_random_draw_rarely_beat_random_points():
     rng = np.random.default_rng(0)
     keys = pd.DataFrame(
-        itertools.product("pq", ("at", "sp"), ["pursuhint-r2", *(f"random-{number}" for number in range(1, 6))], range(5)),
+        itertools.product(
+            "pq", ("at", "sp"), ["pursuhint-r2", *(f"random-{number}" for number in range(1, 6))], range(5)
+        ),
         columns=["pair", "method", "arm", "seed"],
     )
     sets = keys.groupby(["pair", "arm"], sort=False).ngroup()
     decided = fooled = 0
     for _ in range(300):
-        frame = keys.assign(accuracy=60 + rng.normal(scale=1.0, size=12)[sets] + rng.normal(scale=0.3, size=len(keys)))
-        # Centred: over many teachers PURSUhInT's points are as good as random ones, and its own draw is not the question.
+        frame = keys.assign(
+            accuracy=60 + rng.normal(scale=1.0, size=12)[sets] + rng.normal(scale=0.3, size=len(keys))
+        )
+        # Centred: over many teachers PURSUhInT's points are as good as random ones, and its own draw is not
+        # the question.
         own = frame["arm"].eq("pursuhint-r2")
         frame.loc[own, "accuracy"] += 60 - frame[own].groupby("pair")["accuracy"].transform("mean")
         decided += judge_claims(frame, 1e-6)["verdict"].tolist() != ["undecided"]
@@ -282,7 +366,12 @@ def test_points_that_are_one_more_random_draw_rarely_beat_random_points():
 def test_mean_with_interval_equals_scipys_t_interval():
     frame = make_frame({"none": [60, 61, 63.5], "first": [50, NAN, 52]}, pairs=("q", "p"))
     table = mean_with_interval(frame, ["pair", "arm"])
-    assert list(zip(table["pair"], table["arm"], strict=True)) == [("q", "none"), ("q", "first"), ("p", "none"), ("p", "first")]
+    assert list(zip(table["pair"], table["arm"], strict=True)) == [
+        ("q", "none"),
+        ("q", "first"),
+        ("p", "none"),
+        ("p", "first"),
+    ]
     for row in table.itertuples():
         values = [60, 61, 63.5] if row.arm == "none" else [50, 52]
         low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
@@ -292,7 +381,11 @@ def test_mean_with_interval_equals_scipys_t_interval():
 
 def test_text_table_keeps_order_and_marks_gaps():
     means = pd.DataFrame(
-        [("none", "sp", 60.0, 59.5, 60.5), ("none", "at", 61.256, -math.inf, math.inf), ("first", "sp", 9.999, 9.9, 10.1)],
+        [
+            ("none", "sp", 60.0, 59.5, 60.5),
+            ("none", "at", 61.256, -math.inf, math.inf),
+            ("first", "sp", 9.999, 9.9, 10.1),
+        ],
         columns=["arm", "method", "mean", "low", "high"],
     )
     table = text_table(means, "arm", "method")
@@ -302,20 +395,33 @@ def test_text_table_keeps_order_and_marks_gaps():
 
 
 def test_text_table_takes_what_mean_with_interval_returns():
-    table = text_table(mean_with_interval(make_frame({"none": [60, 62], "first": [50, 50]}), ["method", "arm"]), "arm", "method")
+    table = text_table(
+        mean_with_interval(make_frame({"none": [60, 62], "first": [50, 50]}), ["method", "arm"]),
+        "arm",
+        "method",
+    )
     half = stats.t.ppf(0.975, 1)
     assert table.values.tolist() == [["none", f"61.00 ± {half:.2f}"], ["first", "50.00 ± 0.00"]]
 
 
 def test_rank_is_the_share_of_random_arms_beaten():
     frame = make_frame(
-        {"random-1": [60, 62], "random-2": [64, 64], "random-3": [66, 64], "random-4": [70, 70], "pursuhint-r2": [65, 64], "first": [50, 52]}
+        {
+            "random-1": [60, 62],
+            "random-2": [64, 64],
+            "random-3": [66, 64],
+            "random-4": [70, 70],
+            "pursuhint-r2": [65, 64],
+            "first": [50, 52],
+        }
     )
     table = rank_among_random(frame).set_index("arm")
     assert table.index.tolist() == ["pursuhint-r2", "first"]
     assert table["better_than"].to_dict() == {"pursuhint-r2": 0.5, "first": 0.0}
     assert table["mean"].to_dict() == {"pursuhint-r2": 64.5, "first": 51.0}
-    assert table[["random_mean", "random_low", "random_high"]].drop_duplicates().values.tolist() == [[65.0, 61.0, 70.0]]
+    assert table[["random_mean", "random_low", "random_high"]].drop_duplicates().values.tolist() == [
+        [65.0, 61.0, 70.0]
+    ]
 
 
 def test_rank_does_not_count_a_tie_as_beaten():
@@ -324,15 +430,30 @@ def test_rank_does_not_count_a_tie_as_beaten():
 
 
 def test_rank_leaves_out_cells_without_random_arms():
-    frame = pd.concat([make_frame({"random-1": [60], "none": [61]}, pairs=("p",)), make_frame({"none": [61]}, pairs=("q",))])
+    frame = pd.concat(
+        [make_frame({"random-1": [60], "none": [61]}, pairs=("p",)), make_frame({"none": [61]}, pairs=("q",))]
+    )
     assert rank_among_random(frame)["pair"].tolist() == ["p"]
     assert rank_among_random(make_frame({"none": [61]})).empty
 
 
 def test_a_study_without_the_reference_arms_has_no_claims_and_no_ranks():
-    frame = pd.DataFrame({"pair": "a-b", "method": "at", "arm": ["last", "last"], "seed": [0, 1], "accuracy": [90.0, 91.0]})
+    frame = pd.DataFrame(
+        {"pair": "a-b", "method": "at", "arm": ["last", "last"], "seed": [0, 1], "accuracy": [90.0, 91.0]}
+    )
     claims, ranks = judge_claims(frame, 0.5), rank_among_random(frame)
     assert claims.empty
-    assert {"claim", "mean", "low", "high", "n", "cells", "failed", "p_holm", "p_equivalent", "verdict"} <= set(claims.columns)
+    assert {
+        "claim",
+        "mean",
+        "low",
+        "high",
+        "n",
+        "cells",
+        "failed",
+        "p_holm",
+        "p_equivalent",
+        "verdict",
+    } <= set(claims.columns)
     assert ranks.empty
     assert "better_than" in ranks.columns

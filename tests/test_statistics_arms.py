@@ -12,11 +12,22 @@ from pursuhint_lib.statistics import deviations, effects, spread_of_arms
 NAN = float("nan")
 
 
-def study(values: dict[tuple[str, str], np.ndarray], arms: list[str], points: list[str] | None = None) -> pd.DataFrame:
-    """Rows of (pair, method) → accuracies [seeds, arms]; each arm has points of its own unless they are given."""
+def study(
+    values: dict[tuple[str, str], np.ndarray], arms: list[str], points: list[str] | None = None
+) -> pd.DataFrame:
+    """Rows of (pair, method) → accuracies [seeds, arms]; each arm has points of its own unless they are
+    given.
+    """
     return pd.DataFrame(
         [
-            {"pair": pair, "method": method, "seed": seed, "arm": arm, "points": (points or arms)[place], "accuracy": float(table[seed, place])}
+            {
+                "pair": pair,
+                "method": method,
+                "seed": seed,
+                "arm": arm,
+                "points": (points or arms)[place],
+                "accuracy": float(table[seed, place]),
+            }
             for (pair, method), table in values.items()
             for seed in range(len(table))
             for place, arm in enumerate(arms)
@@ -34,7 +45,9 @@ def test_p_is_the_share_of_all_permutations_that_lie_as_far_apart():
     found = spread_of_arms(study({("p", "at"): first, ("p", "vid"): second}, ["a", "b", "c"]))
     centred = [table - table.mean(1, keepdims=True) for table in (first, second)]
     spreads = [
-        np.std([sum(table[s, order[s][a]] for table in centred for s in range(3)) / 6 for a in range(3)], ddof=1)
+        np.std(
+            [sum(table[s, order[s][a]] for table in centred for s in range(3)) / 6 for a in range(3)], ddof=1
+        )
         for order in itertools.product(itertools.permutations(range(3)), repeat=3)
     ]
     assert found["spread"] == pytest.approx(spreads[0], rel=1e-12)
@@ -60,7 +73,9 @@ def test_arms_without_meaning_are_found_to_differ_as_rarely_as_said_also_when_me
     generator, below = np.random.default_rng(0), 0
     for _ in range(300):
         shared = generator.normal(0, 1, (4, 6))
-        values = {("p", method): 70 + shared + generator.normal(0, 0.3, (4, 6)) for method in ("at", "vid", "sp")}
+        values = {
+            ("p", method): 70 + shared + generator.normal(0, 0.3, (4, 6)) for method in ("at", "vid", "sp")
+        }
         below += spread_of_arms(study(values, list("abcdef")), draws=199)["p"] < 0.05
     assert below <= stats.binom.ppf(0.999, 300, 0.05)
 
@@ -98,7 +113,9 @@ def test_every_method_counts_the_same_whatever_its_number_of_seeds():
 
 
 def test_deviations_are_from_the_mean_of_different_points():
-    frame = study({("p", "at"): np.array([[70.0, 71, 75, 71], [60, 61, 62, 61]])}, list("abcd"), ["1", "2", "3", "2"])
+    frame = study(
+        {("p", "at"): np.array([[70.0, 71, 75, 71], [60, 61, 62, 61]])}, list("abcd"), ["1", "2", "3", "2"]
+    )
     found = deviations(frame).pivot(index="seed", columns="arm", values="difference")
     assert found.to_numpy().tolist() == [[-2, -1, 3, -1], [-1, 0, 1, 0]]
     table = effects(deviations(frame), ["arm"]).set_index("arm")

@@ -20,7 +20,9 @@ def test_paired_effect_equals_scipys_t_test(n, shift):
     interval = expected.confidence_interval(0.95)
     effect = paired_effect(values)
     assert effect.n == n
-    assert (effect.mean, effect.low, effect.high, effect.p) == pytest.approx((values.mean(), interval.low, interval.high, expected.pvalue), rel=1e-10)
+    assert (effect.mean, effect.low, effect.high, effect.p) == pytest.approx(
+        (values.mean(), interval.low, interval.high, expected.pvalue), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("values", [[], [1.5], [NAN], [NAN, 1.5]])
@@ -41,12 +43,16 @@ def test_missing_differences_are_left_out():
     assert paired_effect([0.5, NAN, 1.0, 0.25, NAN]) == paired_effect([0.5, 1.0, 0.25])
 
 
-@pytest.mark.parametrize(("n", "shift", "margin"), [(2, 0.0, 1.0), (6, 0.1, 0.5), (20, -0.3, 0.5), (20, 2.0, 0.5)])
+@pytest.mark.parametrize(
+    ("n", "shift", "margin"), [(2, 0.0, 1.0), (6, 0.1, 0.5), (20, -0.3, 0.5), (20, 2.0, 0.5)]
+)
 def test_equivalence_p_is_the_larger_of_two_one_sided_t_tests(n, shift, margin):
     values = np.random.default_rng(n).normal(shift, 0.5, n)
     above_lower = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     below_upper = stats.ttest_1samp(values, margin, alternative="less").pvalue
-    assert equivalence_p(paired_effect(values), margin) == pytest.approx(max(above_lower, below_upper), rel=1e-10)
+    assert equivalence_p(paired_effect(values), margin) == pytest.approx(
+        max(above_lower, below_upper), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize(("value", "p"), [(0.0, 0.0), (0.25, 0.0), (-0.25, 0.0), (0.5, 1.0), (-0.75, 1.0)])
@@ -82,8 +88,12 @@ def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni():
 # ---- pooled cells
 
 
-def cells(generator, shape: dict[tuple[str, str], int], *, pair: float = 0.0, seed: float = 0.0) -> pd.DataFrame:
-    """Differences of (pair, method) cells that have so many seeds, with noise that they share by pair and seed, by seed, and of their own."""
+def cells(
+    generator, shape: dict[tuple[str, str], int], *, pair: float = 0.0, seed: float = 0.0
+) -> pd.DataFrame:
+    """Differences of (pair, method) cells that have so many seeds, with noise that they share by pair and
+    seed, by seed, and of their own.
+    """
     common = generator.normal(0, 1, 10)
     shared = {name: generator.normal(0, 1, 10) for name, _ in shape}
     rows = [
@@ -100,8 +110,10 @@ GRID = {("p", "a"): 5, ("p", "b"): 5, ("p", "c"): 3, ("q", "a"): 3, ("r", "a"): 
 
 
 def by_matrices(found: pd.DataFrame, clusters: list) -> tuple[float, float]:
-    """Error and degrees of freedom of Bell and McCaffrey (2002) by their definition: a regression on the cells, residuals of each cluster times the
-    inverse root of its block of I - H, and the spectrum of what that makes of independent errors."""
+    """Error and degrees of freedom of Bell and McCaffrey (2002) by their definition: a regression on the
+    cells, residuals of each cluster times the inverse root of its block of I - H, and the spectrum of what
+    that makes of independent errors.
+    """
     design = pd.get_dummies(found["pair"] + found["method"]).to_numpy(float)
     inverse = np.linalg.inv(design.T @ design)
     away = np.eye(len(found)) - design @ inverse @ design.T
@@ -131,7 +143,9 @@ def test_the_pooled_error_is_the_wider_of_two_that_are_cluster_robust(shape, num
 
 
 def test_either_kind_of_cluster_can_be_the_wider():
-    """Pairs that move together have the seeds' interval, pairs that move against each other their own, by Welch and Satterthwaite's formula."""
+    """Pairs that move together have the seeds' interval, pairs that move against each other their own, by
+    Welch and Satterthwaite's formula.
+    """
     noise = np.array([1.0, -1.0, 0.5, -0.5])
     together = pd.concat([frame_of("p", noise), frame_of("q", noise)])
     assert pooled_effect(together).row() == pytest.approx(paired_effect(noise).row())
@@ -142,12 +156,16 @@ def test_either_kind_of_cluster_can_be_the_wider():
 
 
 def frame_of(pair, values):
-    return pd.DataFrame({"pair": pair, "method": "a", "arm": "x", "seed": range(len(values)), "difference": values})
+    return pd.DataFrame(
+        {"pair": pair, "method": "a", "arm": "x", "seed": range(len(values)), "difference": values}
+    )
 
 
 def test_where_all_cells_have_all_seeds_of_one_pair_the_means_within_seeds_are_the_sample():
     found = cells(np.random.default_rng(0), dict.fromkeys([("p", "a"), ("p", "b"), ("p", "c")], 4))
-    assert pooled_effect(found).row() == pytest.approx(paired_effect(found.groupby("seed")["difference"].mean()).row())
+    assert pooled_effect(found).row() == pytest.approx(
+        paired_effect(found.groupby("seed")["difference"].mean()).row()
+    )
 
 
 def test_missing_differences_are_left_out_of_pooled_cells_and_none_at_all_gives_nothing():
@@ -165,7 +183,9 @@ def test_a_cell_with_one_seed_leaves_the_pooled_error_unknown():
 
 
 @pytest.mark.parametrize("shape", [TWO_PAIRS, GRID], ids=["two pairs", "grid"])
-@pytest.mark.parametrize("shared", [{}, {"pair": 1.0}, {"seed": 1.0}], ids=["nothing", "the seed within a pair", "the seed"])
+@pytest.mark.parametrize(
+    "shared", [{}, {"pair": 1.0}, {"seed": 1.0}], ids=["nothing", "the seed within a pair", "the seed"]
+)
 def test_pooled_intervals_miss_the_truth_in_at_most_a_twentieth_whatever_cells_share(shape, shared):
     generator, runs = np.random.default_rng(4), 400
     frames = [cells(generator, shape, **shared) for _ in range(runs)]
@@ -177,16 +197,22 @@ def test_pooled_intervals_miss_the_truth_in_at_most_a_twentieth_whatever_cells_s
 
 
 def plain_sandwich_p(found: pd.DataFrame) -> float:
-    """p of the same mean with seeds as clusters, the factor S / (S - 1) for S seeds, and S - 1 degrees of freedom (Liang and Zeger 1986)."""
+    """p of the same mean with seeds as clusters, the factor S / (S - 1) for S seeds, and S - 1 degrees of
+    freedom (Liang and Zeger 1986).
+    """
     by_cell = found.groupby(["pair", "method"])["difference"]
-    residuals = (found["difference"] - by_cell.transform("mean")) / by_cell.transform("count") / by_cell.ngroups
+    residuals = (
+        (found["difference"] - by_cell.transform("mean")) / by_cell.transform("count") / by_cell.ngroups
+    )
     seeds = found["seed"].nunique()
     error = math.sqrt(np.sum(residuals.groupby(found["seed"]).sum() ** 2) * seeds / (seeds - 1))
     return 2 * stats.t.sf(abs(by_cell.mean().mean()) / error, seeds - 1)
 
 
 def test_bootstrap_interval_is_close_to_students_for_many_seeds():
-    rows = [frame_of(pair, np.random.default_rng(number).normal(0.3, 1, 100)) for number, pair in enumerate("pq")]
+    rows = [
+        frame_of(pair, np.random.default_rng(number).normal(0.3, 1, 100)) for number, pair in enumerate("pq")
+    ]
     found = pd.concat(rows)
     effect, (low, high) = pooled_effect(found), bootstrap_interval(found)
     assert low < effect.mean < high
@@ -205,8 +231,12 @@ def test_bootstrap_interval_of_one_pair_is_that_of_its_means_by_hand():
 
 def test_bootstrap_interval_follows_its_seed():
     found = cells(np.random.default_rng(2), GRID)
-    assert bootstrap_interval(found, resamples=500, seed=1) == bootstrap_interval(found, resamples=500, seed=1)
-    assert bootstrap_interval(found, resamples=500, seed=1) != bootstrap_interval(found, resamples=500, seed=2)
+    assert bootstrap_interval(found, resamples=500, seed=1) == bootstrap_interval(
+        found, resamples=500, seed=1
+    )
+    assert bootstrap_interval(found, resamples=500, seed=1) != bootstrap_interval(
+        found, resamples=500, seed=2
+    )
 
 
 def test_bootstrap_interval_of_a_single_difference_is_infinite():

@@ -1,4 +1,6 @@
-"""Images that are read while training: the same whatever the number of workers and processes, and every one of them once."""
+"""Images that are read while training: the same whatever the number of workers and processes, and every one
+of them once.
+"""
 
 import dataclasses
 
@@ -20,20 +22,37 @@ SETTINGS = Data("imagenet-sample", image_size=32)
 
 def coloured(images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """CIFAR-like images whose colour says which they are, and labels in turns."""
-    pixels = torch.arange(images, dtype=torch.uint8)[:, None, None, None].expand(images, 3, 32, 32).contiguous()
+    pixels = (
+        torch.arange(images, dtype=torch.uint8)[:, None, None, None].expand(images, 3, 32, 32).contiguous()
+    )
     return pixels, torch.arange(images) % classes
 
 
 @pytest.fixture(autouse=True)
 def small_sample(monkeypatch):
-    """A tree of four classes with ten images for training and four for evaluation, made as the real one from CIFAR-100."""
+    """A tree of four classes with ten images for training and four for evaluation, made as the real one from
+    CIFAR-100.
+    """
     for module in (data, sample):
         monkeypatch.setattr(module, "SAMPLE_CLASSES", 4)
         monkeypatch.setattr(module, "SAMPLE_IMAGES", (10, 4))
     images, labels = coloured(200, 8)
-    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:80], "test_labels": labels[:80]}
-    monkeypatch.setitem(data.DATASETS, "imagenet-sample", dataclasses.replace(data.DATASETS["imagenet-sample"], classes=4, counts=(40, 16)))
-    monkeypatch.setitem(data.DATASETS, "cifar100", dataclasses.replace(data.DATASETS["cifar100"], load=lambda settings: arrays))
+    arrays = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:80],
+        "test_labels": labels[:80],
+    }
+    monkeypatch.setitem(
+        data.DATASETS,
+        "imagenet-sample",
+        dataclasses.replace(data.DATASETS["imagenet-sample"], classes=4, counts=(40, 16)),
+    )
+    monkeypatch.setitem(
+        data.DATASETS,
+        "cifar100",
+        dataclasses.replace(data.DATASETS["cifar100"], load=lambda settings: arrays),
+    )
 
 
 def test_the_sample_is_a_tree_of_enlarged_images_in_several_sizes():
@@ -79,7 +98,9 @@ def test_workers_change_nothing(monkeypatch):
     train = load_splits(SETTINGS, CPU).train
     alone = list(train.train_batches(16, 3, 2)), list(train.ordered_batches(16))
     monkeypatch.setattr(stream, "worker_count", lambda device: 2)
-    for without, with_workers in zip(alone, (train.train_batches(16, 3, 2), train.ordered_batches(16)), strict=True):
+    for without, with_workers in zip(
+        alone, (train.train_batches(16, 3, 2), train.ordered_batches(16)), strict=True
+    ):
         for a, b in zip(without, with_workers, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -128,14 +149,21 @@ def test_some_classes_are_evenly_spaced_and_counted_from_0():
     assert splits.train.labels.bincount().tolist() == [10, 10]
     assert len(splits.test) == 8
     settings = Data("imagenet-sample", classes=2)
-    assert (data.describe(settings).classes, data.class_positions(settings), data.image_counts(settings)) == (2, [0, 2], (20, 8))
+    assert (data.describe(settings).classes, data.class_positions(settings), data.image_counts(settings)) == (
+        2,
+        [0, 2],
+        (20, 8),
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (Data("imagenet", classes=1001), "classes is 1001, but imagenet has 1000; give 2 to 1000"),
-        (Data("cifar100", classes=10), "classes can be given for imagenet, imagenet-sample, not for cifar100"),
+        (
+            Data("cifar100", classes=10),
+            "classes can be given for imagenet, imagenet-sample, not for cifar100",
+        ),
     ],
 )
 def test_classes_that_are_not_there_are_refused(settings, message):

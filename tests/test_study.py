@@ -11,12 +11,12 @@ from pursuhint_lib import records
 from pursuhint_lib.clustering import choose_hint_points, segment_middles
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
 from pursuhint_lib.settings import Pair, SettingsError
-from pursuhint_lib.study.arms import LayerMap, check_arm, choose_points
-from pursuhint_lib.study.estimate import estimate
-from pursuhint_lib.study.hints import hint_choices, layer_similarity, stored_similarity
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import load_profile, network_points
-from pursuhint_lib.study.runs import fork, networks_frame, results_frame, run_cell, runs_of
+from pursuhint_lib.study.engine.estimate import estimate
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points
+from pursuhint_lib.study.grid.cells import fork, networks_frame, results_frame, run_cell, runs_of
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
+from pursuhint_lib.study.grid.profiles import load_profile, network_points
 from pursuhint_lib.training import load_teacher, train_teacher
 
 
@@ -57,37 +57,79 @@ def test_quick_is_as_large_as_promised():
 
 
 BAD_PROFILES = {
-    "unknown method": ({"methods": ["kd", "atx"]}, r"unknown method 'atx' \(did you mean 'at'\?\); valid: ce, kd"),
-    "unknown override": ({"weights": {"hint": {"fitnets": 1}}}, "unknown method 'fitnets'.*did you mean 'fitnet'"),
+    "unknown method": (
+        {"methods": ["kd", "atx"]},
+        r"unknown method 'atx' \(did you mean 'at'\?\); valid: ce, kd",
+    ),
+    "unknown override": (
+        {"weights": {"hint": {"fitnets": 1}}},
+        "unknown method 'fitnets'.*did you mean 'fitnet'",
+    ),
     "unknown metric": ({"metrics": ["cka"]}, "unknown metric 'cka'.*valid: r2, r2-raw, svcca"),
-    "unknown teacher": ({"pairs": [{"teacher": "resnet21", "student": "resnet8"}]}, "unknown network 'resnet21'.*did you mean"),
-    "unknown student": ({"pairs": [{"teacher": "resnet20", "student": "resnet9"}]}, "unknown network 'resnet9'"),
+    "unknown teacher": (
+        {"pairs": [{"teacher": "resnet21", "student": "resnet8"}]},
+        "unknown network 'resnet21'.*did you mean",
+    ),
+    "unknown student": (
+        {"pairs": [{"teacher": "resnet20", "student": "resnet9"}]},
+        "unknown network 'resnet9'",
+    ),
     "unknown arm": ({"arms": ["stage-end"]}, r"unknown arm 'stage-end' \(did you mean 'stage-ends'\?\)"),
-    "arm without its metric": ({"arms": ["pursuhint-svcca"]}, "arm pursuhint-svcca: metric.*valid: r2, cka-linear, cka-rbf"),
+    "arm without its metric": (
+        {"arms": ["pursuhint-svcca"]},
+        "arm pursuhint-svcca: metric.*valid: r2, cka-linear, cka-rbf",
+    ),
     "random arm without number": ({"arms": ["random-x"]}, "unknown arm 'random-x'.*random-<1"),
     "random arm 0": ({"arms": ["random-0"]}, "unknown arm 'random-0'"),
     "unknown data set": ({"data": {"dataset": "cifar"}}, "unknown data set 'cifar'.*valid: digits"),
     "too many points": (
-        {"pairs": [{"teacher": "resnet8", "student": "resnet8", "k": 4, "student_points": ["conv1", "layer1.0", "layer2.0", "layer3.0"]}]},
+        {
+            "pairs": [
+                {
+                    "teacher": "resnet8",
+                    "student": "resnet8",
+                    "k": 4,
+                    "student_points": ["conv1", "layer1.0", "layer2.0", "layer3.0"],
+                }
+            ]
+        },
         "resnet8 → resnet8: k is 4, but resnet8 has 3 sub-blocks",
     ),
-    "points that don't match": ({"pairs": [{"teacher": "resnet14", "student": "resnet8", "k": 2}]}, "2 hint points for 3 student points.*give k: 3"),
+    "points that don't match": (
+        {"pairs": [{"teacher": "resnet14", "student": "resnet8", "k": 2}]},
+        "2 hint points for 3 student points.*give k: 3",
+    ),
     "unknown student point": (
-        {"pairs": [{"teacher": "resnet14", "student": "resnet8", "student_points": ["layer1.1", "layer2.0", "layer3.0"]}]},
+        {
+            "pairs": [
+                {
+                    "teacher": "resnet14",
+                    "student": "resnet8",
+                    "student_points": ["layer1.1", "layer2.0", "layer3.0"],
+                }
+            ]
+        },
         r"unknown sub-block of resnet8 'layer1.1' \(did you mean 'layer1.0'\?\)",
     ),
     "stage ends that don't fit": (
-        {"pairs": [{"teacher": "vgg13", "student": "resnet8"}], "data": {"dataset": "cifar10"}}, "stage-ends has 4 points.*but k is 3",
+        {"pairs": [{"teacher": "vgg13", "student": "resnet8"}], "data": {"dataset": "cifar10"}},
+        "stage-ends has 4 points.*but k is 3",
     ),
-    "more random arms than sets": ({"arms": ["none", "random-21"]}, "there are 20 different sets of 3 sub-blocks of resnet14, so random-21 cannot"),
-    "checkpoint of no teacher": ({"checkpoints": {"resnet56": "x.pth"}}, "unknown teacher in checkpoints 'resnet56'"),
+    "more random arms than sets": (
+        {"arms": ["none", "random-21"]},
+        "there are 20 different sets of 3 sub-blocks of resnet14, so random-21 cannot",
+    ),
+    "checkpoint of no teacher": (
+        {"checkpoints": {"resnet56": "x.pth"}},
+        "unknown teacher in checkpoints 'resnet56'",
+    ),
     "a last batch of one image": (
         {"methods": ["rkd"], "data": {"dataset": "digits", "train_images": 101}},
         "method rkd compares the images of a batch, but the last of 101 in batches of 50 is 1 image",
     ),
     "image folder without a root": ({"data": {"dataset": "imagefolder"}}, "needs root"),
     "unknown setting": ({"epochs": 3}, "unknown setting in mine.yaml 'epochs'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_PROFILES.values(), ids=BAD_PROFILES)
@@ -98,7 +140,10 @@ def test_a_profile_that_cannot_be_run_is_refused_with_the_reason(changes, messag
 
 
 def test_an_unknown_profile_names_those_that_exist():
-    with pytest.raises(SettingsError, match=r"unknown profile 'qick' \(did you mean 'quick'\?\); valid: .*cifar100.*<file>.yaml"):
+    with pytest.raises(
+        SettingsError,
+        match=r"unknown profile 'qick' \(did you mean 'quick'\?\); valid: .*cifar100.*<file>.yaml",
+    ):
         load_profile("qick")
     with pytest.raises(SettingsError, match="no profile file nowhere.yaml"):
         load_profile("nowhere.yaml")
@@ -109,10 +154,14 @@ def test_arms_choose_what_they_say():
     features = generator.normal(size=(50, 9))
     layer_map = LayerMap(9, (2, 5, 8), {"r2": np.abs(np.corrcoef(features.T))})
     expected = {
-        "none": (), "stage-ends": (2, 5, 8), "segment-middles": segment_middles(9, 3), "first": (0, 1, 2), "last": (6, 7, 8),
+        "none": (),
+        "stage-ends": (2, 5, 8),
+        "segment-middles": segment_middles(9, 3),
+        "first": (0, 1, 2),
+        "last": (6, 7, 8),
         "pursuhint-r2": choose_hint_points(layer_map.similarity["r2"], 3).indices,
         "kmedoids-r2": choose_hint_points(layer_map.similarity["r2"], 3, "kmedoids").indices,
-    }  # fmt: skip
+    }
     for arm, indices in expected.items():
         check_arm(arm, ["r2"])
         choice = choose_points(arm, layer_map, 3)
@@ -130,8 +179,10 @@ def test_reasons_name_the_cluster_and_its_similarity():
     choice = choose_points("pursuhint-r2", LayerMap(6, (2, 5), {"r2": blocks}), 2)
     assert choice.indices == (0, 3)
     assert choice.reason == (
-        "Sub-block 1 stands for 1–2: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.10, margin 0.80. "
-        "Sub-block 4 stands for 3–6: mean r2 inside 0.80, to the nearest other cluster (of 1) 0.10, margin 0.70."
+        "Sub-block 1 stands for 1–2: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.10, margin "
+        "0.80. "
+        "Sub-block 4 stands for 3–6: mean r2 inside 0.80, to the nearest other cluster (of 1) 0.10, margin "
+        "0.70."
     )
 
 
@@ -140,19 +191,25 @@ def test_similarity_and_points_are_stored_and_loaded_without_the_teacher(profile
     assert stored_similarity(profile, teacher) is None
     report = layer_similarity(profile, teacher)
     assert set(report.layer_map.similarity) == set(profile.metrics)
-    assert [block["name"] for block in report.sub_blocks] == list(network_points(teacher, profile.data).candidates)
+    assert [block["name"] for block in report.sub_blocks] == list(
+        network_points(teacher, profile.data).candidates
+    )
     choices = hint_choices(profile, teacher, 3)
     for file in (StudyPaths(profile.name).work / "weights").iterdir():
         file.unlink()
     again = hint_choices(profile, teacher, 3)
-    assert {arm: choice.indices for arm, choice in again.items()} == {arm: choice.indices for arm, choice in choices.items()}
+    assert {arm: choice.indices for arm, choice in again.items()} == {
+        arm: choice.indices for arm, choice in choices.items()
+    }
     assert not list((StudyPaths(profile.name).work / "weights").iterdir())
     stored = json.loads(StudyPaths(profile.name).hint_points(teacher, 3).read_text())
     reasons = stored["pursuhint-cka-linear"]["reasons"]
     assert [reason["sub_block"] for reason in reasons] == stored["pursuhint-cka-linear"]["sub_blocks"]
     assert {"members", "inside", "nearest", "outside", "margin"} < set(reasons[0])
     assert stored["all"]["student_points"] == [1, 1, 2, 2, 3, 3]
-    assert {arm: tuple(i - 1 for i in stored[arm]["sub_blocks"]) for arm in profile.arms} == {arm: c.indices for arm, c in choices.items()}
+    assert {arm: tuple(i - 1 for i in stored[arm]["sub_blocks"]) for arm in profile.arms} == {
+        arm: c.indices for arm, c in choices.items()
+    }
 
 
 def test_other_profiling_settings_make_new_matrices(profile):
@@ -178,23 +235,44 @@ def test_the_frame_has_every_run_and_the_references_of_every_method(profile):
     hinted = frame[frame["method"] == "at"]
     assert set(hinted["arm"]) == {"alone", *profile.arms}
     assert len(hinted) == (len(profile.arms) + 1) * len(profile.seeds)
-    alone, kd = (records.load(profile.name, runs_of(profile, pair, method)["none", 1]) for method in ("ce", "kd"))
+    alone, kd = (
+        records.load(profile.name, runs_of(profile, pair, method)["none", 1]) for method in ("ce", "kd")
+    )
     row = hinted.set_index(["arm", "seed"])["accuracy"]
     assert row["alone", 1] == alone.metrics["accuracy"]
     assert row["none", 1] == kd.metrics["accuracy"]
     networks = networks_frame(profile, frame)
     assert list(networks["role"]) == ["teacher", "student alone", "best student"]
     teacher = networks.iloc[0]
-    assert teacher["parameters"] == sum(p.numel() for p in load_teacher(profile.teacher_settings(pair.teacher)).parameters())
-    assert networks.iloc[1]["compression"] == pytest.approx(teacher["parameters"] / networks.iloc[1]["parameters"])
+    assert teacher["parameters"] == sum(
+        p.numel() for p in load_teacher(profile.teacher_settings(pair.teacher)).parameters()
+    )
+    assert networks.iloc[1]["compression"] == pytest.approx(
+        teacher["parameters"] / networks.iloc[1]["parameters"]
+    )
 
 
 def test_the_plan_knows_what_is_done(profile):
     steps = {step.name: step for step in make_plan(profile, "smoke")}
-    assert [step.notebook[:2] for step in steps.values()] == ["00", "01", "02", "03", "03", "03", "03", "05", "06", "07", "08"]
+    assert [step.notebook[:2] for step in steps.values()] == [
+        "00",
+        "01",
+        "02",
+        "03",
+        "03",
+        "03",
+        "03",
+        "05",
+        "06",
+        "07",
+        "08",
+    ]
     at = "03_distillation-resnet14-resnet8x0.25-at"
     assert steps[at].runs == (0, None)
-    assert set(steps[at].needs) == {"02_hint_points-resnet14-3", *(f"03_distillation-resnet14-resnet8x0.25-{m}" for m in ("ce", "kd"))}
+    assert set(steps[at].needs) == {
+        "02_hint_points-resnet14-3",
+        *(f"03_distillation-resnet14-resnet8x0.25-{m}" for m in ("ce", "kd")),
+    }
     train_teacher(profile.teacher_settings("resnet14"))
     layer_similarity(profile, "resnet14")
     run_cell(profile, profile.pairs[0], "at")
@@ -232,7 +310,14 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
     keys = {step.name: step.key for step in make_plan(profile, "smoke")}
     wider = replace(profile, methods=(*profile.methods, "sp"))
     changed = {step.name for step in make_plan(wider, "smoke") if keys.get(step.name) != step.key}
-    assert changed == {"00_start_here", "03_distillation-resnet14-resnet8x0.25-sp", "05_results", "06_your_own_pair", "07_speed", "08_export"}
+    assert changed == {
+        "00_start_here",
+        "03_distillation-resnet14-resnet8x0.25-sp",
+        "05_results",
+        "06_your_own_pair",
+        "07_speed",
+        "08_export",
+    }
     longer = replace(profile, student=replace(profile.student, epochs=3))
     changed = {step.name for step in make_plan(longer, "smoke") if keys.get(step.name) != step.key}
     assert "03_distillation-resnet14-resnet8x0.25-kd" in changed
@@ -241,7 +326,10 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
 def test_a_sum_keeps_its_part_on_the_logits_where_hints_are_taken_away(profile):
     layer_similarity(profile, "resnet14")
     weighted = replace(profile, weights=replace(profile.weights, hint={"at": 3.0}))
-    runs = {method: runs_of(weighted, profile.pairs[0], method) for method in ("wsl+at", "at+kd", "at+sp", "wsl", "kd")}
+    runs = {
+        method: runs_of(weighted, profile.pairs[0], method)
+        for method in ("wsl+at", "at+kd", "at+sp", "wsl", "kd")
+    }
     assert runs["wsl+at"]["none", 0] == runs["wsl"]["none", 0]
     assert runs["at+kd"]["none", 0] == runs["at+sp"]["none", 0] == runs["kd"]["none", 0]
     assert runs["wsl"]["none", 0].method == "wsl"
@@ -251,7 +339,9 @@ def test_a_sum_keeps_its_part_on_the_logits_where_hints_are_taken_away(profile):
 
 
 def test_a_fork_is_checked_and_keeps_the_data(profile):
-    forked = fork(profile, Pair("resnet20", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")), methods=("kd",))
+    forked = fork(
+        profile, Pair("resnet20", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")), methods=("kd",)
+    )
     assert forked.data == profile.data
     assert forked.pairs[0].k == 3
     with pytest.raises(SettingsError, match="unknown network"):

@@ -1,4 +1,6 @@
-"""Parts of the grid: the weight of the hint loss varied, a part of the images for students, pairs and methods that take part in less."""
+"""Parts of the grid: the weight of the hint loss varied, a part of the images for students, pairs and methods
+that take part in less.
+"""
 
 import json
 import os
@@ -15,12 +17,12 @@ from pursuhint_lib import plots, records, statistics
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
-from pursuhint_lib.study.exchange import INTERACTION, exchanges
-from pursuhint_lib.study.hints import hint_choices, layer_similarity
-from pursuhint_lib.study.plan import make_plan
-from pursuhint_lib.study.profile import checked, load_profile, network_points
-from pursuhint_lib.study.runs import cell_settings, methods_of, results_frame, run_cell, runs_of
-from pursuhint_lib.study.sweep import gains, sweep_cells, sweep_frame, sweep_runs
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments.deepest_layer import INTERACTION, exchanges
+from pursuhint_lib.study.experiments.hint_weight import gains, sweep_cells, sweep_frame, sweep_runs
+from pursuhint_lib.study.grid.cells import cell_settings, methods_of, results_frame, run_cell, runs_of
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
+from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 from pursuhint_lib.training import train_teacher
 
 SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
@@ -29,7 +31,15 @@ SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
 @pytest.fixture
 def profile():
     smoke = load_profile("smoke")
-    return checked(replace(smoke, arms=("none", "stage-ends", "last"), metrics=("r2",), methods=("ce", "kd", "at"), sweeps=(SWEEP,)))
+    return checked(
+        replace(
+            smoke,
+            arms=("none", "stage-ends", "last"),
+            metrics=("r2",),
+            methods=("ce", "kd", "at"),
+            sweeps=(SWEEP,),
+        )
+    )
 
 
 @pytest.fixture
@@ -45,7 +55,12 @@ def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(t
     cells = list(sweep_cells(trained, "at"))
     assert [cell.hint_weight for cell in cells] == [0.0, 10.0, 1000.0, 100_000.0] * 2
     # The grid's own weight and no hints are runs of the grid.
-    shared = {records.record_name(cell.run(arm)) for cell in cells if cell.hint_weight in (0.0, 1000.0) for arm in cell.arms}
+    shared = {
+        records.record_name(cell.run(arm))
+        for cell in cells
+        if cell.hint_weight in (0.0, 1000.0)
+        for arm in cell.arms
+    }
     assert shared == set(grid)
     [like] = [cell for cell in cells if (cell.hint_weight, cell.seed) == (1000.0, 1)]
     for cell in cells:
@@ -85,45 +100,89 @@ def test_a_sweep_is_a_step_of_its_own_that_others_do_not_hang_by(profile):
 
 
 def test_every_sweep_is_a_step_and_another_leaves_it_as_it_is(profile):
-    both = checked(replace(profile, methods=(*profile.methods, "sp"), sweeps=(SWEEP, replace(SWEEP, method="sp"))))
+    both = checked(
+        replace(profile, methods=(*profile.methods, "sp"), sweeps=(SWEEP, replace(SWEEP, method="sp")))
+    )
     more = {step.name: step.key for step in make_plan(both, "smoke")}
     assert [name for name in more if name.startswith("09")] == ["09_hint_weight-at", "09_hint_weight-sp"]
     assert more["09_hint_weight-sp"] != more["09_hint_weight-at"]
     assert both.sweep("sp").method == "sp"
-    # New methods change the grid of 05, which 09 belongs to; a new sweep of a method that was there changes nothing.
+    # New methods change the grid of 05, which 09 belongs to; a new sweep of a method that was there changes
+    # nothing.
     alone = checked(replace(both, sweeps=(SWEEP,)))
-    assert {step.name: step.key for step in make_plan(alone, "smoke")} == {name: more[name] for name in more if name != "09_hint_weight-sp"}
+    assert {step.name: step.key for step in make_plan(alone, "smoke")} == {
+        name: more[name] for name in more if name != "09_hint_weight-sp"
+    }
     with pytest.raises(SettingsError, match="unknown method with a sweep 'kd'; valid: at"):
         profile.sweep("kd")
 
 
 def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     file, drawn = tmp_path / "smoke.yaml", tmp_path / "drawn.ipynb"
-    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {"arms": list(trained.arms), "metrics": ["r2"], "methods": list(trained.methods)}
+    content = yaml.safe_load((CONFIG / "smoke.yaml").read_text()) | {
+        "arms": list(trained.arms),
+        "metrics": ["r2"],
+        "methods": list(trained.methods),
+    }
     sweep = replace(SWEEP, arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2"))
     file.write_text(yaml.safe_dump(content | {"sweeps": [json.loads(json.dumps(asdict(sweep)))]}))
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / "09_hint_weight.ipynb"), str(drawn), "-k", "python3", "--no-progress-bar"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(NOTEBOOKS / "09_hint_weight.ipynb"),
+        str(drawn),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "-p", "profile", str(file)], cwd=NOTEBOOKS, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     tables = StudyPaths("smoke").tables
     frame = sweep_frame(checked(replace(trained, sweeps=(sweep,))), "at")
     shares = exchanges(gains(frame))
     shares = shares[shares["points"] != INTERACTION]
-    tabled = {"gains": statistics.effects(gains(frame), ["weight", "arm"]), "exchanged": statistics.effects(shares, ["weight", "points"])}
+    tabled = {
+        "gains": statistics.effects(gains(frame), ["weight", "arm"]),
+        "exchanged": statistics.effects(shares, ["weight", "points"]),
+    }
     for name, effects in tabled.items():
-        np.testing.assert_allclose(pd.read_csv(tables / f"09_hint_weight-at-{name}.csv")["mean"], effects["mean"], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            pd.read_csv(tables / f"09_hint_weight-at-{name}.csv")["mean"],
+            effects["mean"],
+            rtol=1e-5,
+            atol=1e-9,
+        )
         assert (StudyPaths("smoke").figures / f"09_hint_weight-at-{name}.svgz").is_file()
     assert set(pd.read_csv(tables / "09_hint_weight-at-layers.csv")["arm"]) == set(sweep.arms)
-    told = "".join(text for cell in json.loads(drawn.read_text())["cells"] for output in cell.get("outputs", []) for text in output.get("text", []))
+    told = "".join(
+        text
+        for cell in json.loads(drawn.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        for text in output.get("text", [])
+    )
     assert "At the weight of the grid (1000), beyond chance: helped by" in told
 
 
 def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
-    mixed = checked(replace(trained, sweeps=(replace(SWEEP, weights=(10.0,), arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2")),)))
+    mixed = checked(
+        replace(
+            trained,
+            sweeps=(
+                replace(
+                    SWEEP, weights=(10.0,), arms=("stage-ends", "pursuhint-r2", "deepened-r2", "shallowed-r2")
+                ),
+            ),
+        )
+    )
     assert sweep_runs(mixed, "at")[0] == 0
     frame = sweep_frame(mixed, "at")
-    ends, paper, deepened, shallowed = (frame[(frame["arm"] == arm) & (frame["weight"] == 10)] for arm in mixed.sweeps[0].arms)
+    ends, paper, deepened, shallowed = (
+        frame[(frame["arm"] == arm) & (frame["weight"] == 10)] for arm in mixed.sweeps[0].arms
+    )
     names = network_points("resnet14", mixed.data)
     choice = hint_choices(replace(mixed, arms=("pursuhint-r2",)), "resnet14", 3)["pursuhint-r2"].indices
     paper_names = [names.candidates[i] for i in choice]
@@ -137,8 +196,14 @@ def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
 
 
 def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual_weight():
-    rows = [(weight, arm, mean) for arm, gain in (("stage-ends", 0.5), ("random-1", 0.1)) for weight, mean in ((1, 0.0), (10, gain), (1000, -gain))]
-    swept = pd.DataFrame(rows, columns=["weight", "arm", "mean"]).assign(low=lambda t: t["mean"] - 1, high=lambda t: t["mean"] + 1)
+    rows = [
+        (weight, arm, mean)
+        for arm, gain in (("stage-ends", 0.5), ("random-1", 0.1))
+        for weight, mean in ((1, 0.0), (10, gain), (1000, -gain))
+    ]
+    swept = pd.DataFrame(rows, columns=["weight", "arm", "mean"]).assign(
+        low=lambda t: t["mean"] - 1, high=lambda t: t["mean"] + 1
+    )
     axis = plots.weight_sweep(swept, 10, margin=0.2).axes[0]
     lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
     assert set(lines) == {"stage-ends", "random-1"}
@@ -167,7 +232,9 @@ def test_students_learn_a_part_of_the_images_with_as_many_of_each_class_and_teac
 def test_pairs_and_methods_can_take_part_in_less(profile):
     pairs = (*profile.pairs, Pair("resnet14", "resnet8x0.5", methods=("at",), seeds=2))
     seeds = (0, 1, 2)
-    some = checked(replace(profile, methods=("ce", "kd", "at", "sp"), pairs=pairs, seeds=seeds, fewer_seeds={"sp": 2}))
+    some = checked(
+        replace(profile, methods=("ce", "kd", "at", "sp"), pairs=pairs, seeds=seeds, fewer_seeds={"sp": 2})
+    )
     assert methods_of(some, some.pairs[0]) == ["ce", "kd", "at", "sp"]
     assert methods_of(some, some.pairs[1]) == ["ce", "kd", "at"]
     names = [step.name for step in make_plan(some, "smoke")]
@@ -190,13 +257,34 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ({"fewer_seeds": {"at": 2}}, "fewer_seeds of at is 2; give 1 to 1, or leave it out for all 2"),
         ({"sweeps": (replace(SWEEP, seeds=3),)}, "the sweep of at has 3 seeds, but the profile 2"),
         ({"sweeps": (SWEEP, replace(SWEEP, seeds=1))}, "sweeps names at more than once; leave it there once"),
-        ({"sweeps": (replace(SWEEP, method="kd"),)}, "unknown method with one weight of this profile 'kd'; valid: at"),
-        ({"sweeps": (replace(SWEEP, arms=("none",)),)}, "the sweep of at has the arm none, to which no weight applies; leave it out"),
-        ({"sweeps": (replace(SWEEP, arms=("stage-end",)),)}, "unknown arm 'stage-end' \\(did you mean 'stage-ends'\\?\\)"),
-        ({"sweeps": (replace(SWEEP, arms=("deepened-cka-rbf",)),)}, "arm deepened-cka-rbf: metric 'cka-rbf' is not computed"),
-        ({"sweeps": (replace(SWEEP, arms=("random-21",)),)}, "20 different sets of 3 sub-blocks of resnet14, so random-21 cannot be drawn"),
-        ({"pairs": (Pair("resnet14", "resnet8", seeds=3),)}, "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that"),
-        ({"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)}, "unknown method with hints of this profile 'fitnet'"),
+        (
+            {"sweeps": (replace(SWEEP, method="kd"),)},
+            "unknown method with one weight of this profile 'kd'; valid: at",
+        ),
+        (
+            {"sweeps": (replace(SWEEP, arms=("none",)),)},
+            "the sweep of at has the arm none, to which no weight applies; leave it out",
+        ),
+        (
+            {"sweeps": (replace(SWEEP, arms=("stage-end",)),)},
+            "unknown arm 'stage-end' \\(did you mean 'stage-ends'\\?\\)",
+        ),
+        (
+            {"sweeps": (replace(SWEEP, arms=("deepened-cka-rbf",)),)},
+            "arm deepened-cka-rbf: metric 'cka-rbf' is not computed",
+        ),
+        (
+            {"sweeps": (replace(SWEEP, arms=("random-21",)),)},
+            "20 different sets of 3 sub-blocks of resnet14, so random-21 cannot be drawn",
+        ),
+        (
+            {"pairs": (Pair("resnet14", "resnet8", seeds=3),)},
+            "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that",
+        ),
+        (
+            {"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)},
+            "unknown method with hints of this profile 'fitnet'",
+        ),
     ],
 )
 def test_a_part_of_what_the_profile_does_not_have_is_refused(profile, changes, message):

@@ -152,7 +152,8 @@ def test_a_block_within_a_block_is_not_a_candidate_of_its_own():
 
 
 def test_a_convolution_that_sees_everything_at_once_is_a_fully_connected_layer():
-    # A head of convolutions, after 2 × 2 pixels and after one; the third convolution sees one pixel, too, but in a border of zeros.
+    # A head of convolutions, after 2 × 2 pixels and after one; the third convolution sees one pixel, too, but
+    # in a border of zeros.
     features = (nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU(), nn.Conv2d(1, 1, 3, 2, 1), nn.ReLU())
     head = (nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten())
     assert candidate_points(nn.Sequential(*features, *head), torch.zeros(1, 1, 8, 8)) == ("1", "3")
@@ -178,7 +179,10 @@ def test_stages_end_before_the_size_changes(name, side, expected):
 
 def test_the_shapes_of_points_are_in_the_order_asked_for():
     model, image = on_meta("resnet8x4", 32)
-    assert [tuple(shape) for shape in point_shapes(model, image, ["layer3.0", "layer1.0"])] == [(256, 8, 8), (64, 32, 32)]
+    assert [tuple(shape) for shape in point_shapes(model, image, ["layer3.0", "layer1.0"])] == [
+        (256, 8, 8),
+        (64, 32, 32),
+    ]
 
 
 def dry_runs(model: nn.Module, image: torch.Tensor) -> None:
@@ -187,7 +191,9 @@ def dry_runs(model: nn.Module, image: torch.Tensor) -> None:
     point_shapes(model, image, points)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval", "train with frozen normalisation", "eval with one stage in training"])
+@pytest.mark.parametrize(
+    "mode", ["train", "eval", "train with frozen normalisation", "eval with one stage in training"]
+)
 def test_a_dry_run_leaves_no_trace(mode):
     model, image = small()
     model.train()(image)
@@ -205,7 +211,9 @@ def test_a_dry_run_leaves_no_trace(mode):
     assert hooks(model) == 0
 
 
-@pytest.mark.parametrize("call", [candidate_points, stage_ends, lambda model, image: point_shapes(model, image, ["layer1.0"])])
+@pytest.mark.parametrize(
+    "call", [candidate_points, stage_ends, lambda model, image: point_shapes(model, image, ["layer1.0"])]
+)
 def test_a_failed_dry_run_leaves_no_hooks(call):
     model, _ = small()
     with pytest.raises((SettingsError, RuntimeError), match="to have 1 channels, but got 3"):
@@ -217,7 +225,10 @@ def test_a_network_for_other_images_is_named_in_one_line():
     model, image = on_meta("torchvision/vit_b_16", 32)
     with pytest.raises(SettingsError) as caught:
         candidate_points(model, image)
-    message = "VisionTransformer cannot be run on images of shape (3, 32, 32): Wrong image height! Expected 224 but got 32!"
+    message = (
+        "VisionTransformer cannot be run on images of shape (3, 32, 32): Wrong image height! Expected "
+        "224 but got 32!"
+    )
     assert str(caught.value) == message
 
 
@@ -322,7 +333,9 @@ def test_an_unknown_sub_block_is_named_with_the_three_nearest():
     model, _ = small()
     with pytest.raises(SettingsError) as caught:
         LayerTap(model, ["layer1.0", "layer4.0"])
-    assert "unknown sub-block 'layer4.0' (did you mean 'layer3.0' or 'layer2.0' or 'layer1.0'?)" in str(caught.value)
+    assert "unknown sub-block 'layer4.0' (did you mean 'layer3.0' or 'layer2.0' or 'layer1.0'?)" in str(
+        caught.value
+    )
     assert str(caught.value).count(" or ") == 2
     assert hooks(model) == 0
 

@@ -17,7 +17,9 @@ class SmallBlock(nn.Sequential):
 
 
 class Crossed(nn.Module):
-    """Blocks are called in another order than they are registered and stated in, and one of them is left out."""
+    """Blocks are called in another order than they are registered and stated in, and one of them
+    is left out.
+    """
 
     hint_points = ("last", "first.0")
 
@@ -90,7 +92,10 @@ def test_they_may_be_a_property_and_take_the_place_of_the_blocks():
 def test_a_stated_point_that_cannot_be_used_is_named(name):
     model = Odd()
     model.hint_points = ("fine", name)
-    with pytest.raises(SettingsError, match=f"^hint point '{name}' of Odd must be a module that is called once and gives one map$"):
+    with pytest.raises(
+        SettingsError,
+        match=f"^hint point '{name}' of Odd must be a module that is called once and gives one map$",
+    ):
         candidate_points(model, IMAGE)
 
 
@@ -98,7 +103,11 @@ def test_a_stated_point_that_cannot_be_used_is_named(name):
     ("model", "words", "points"),
     [
         (Twins(), "no sub-blocks found in Twins: block and the like give no single map; ", ("block.unit",)),
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "no sub-blocks found in Sequential: it has neither blocks nor convolutions; ", ("1",)),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+            "no sub-blocks found in Sequential: it has neither blocks nor convolutions; ",
+            ("1",),
+        ),
         # Branches side by side, and decoders.
         (
             nn.Sequential(SmallBlock(), nn.Upsample(scale_factor=2), SmallBlock()),
@@ -111,6 +120,10 @@ def test_a_network_in_which_none_are_found_may_state_its_own(model, words, point
     for call in (candidate_points, stage_ends):
         with pytest.raises(SettingsError) as caught:
             call(model, IMAGE)
-        assert str(caught.value) == f"{words}choose another network, or state the names of its hint points in an attribute hint_points of its class"
+        assert (
+            str(caught.value)
+            == f"{words}choose another network, or state the names of its hint points in an attribute "
+            "hint_points of its class"
+        )
     model.hint_points = points
     assert candidate_points(model, IMAGE) == points

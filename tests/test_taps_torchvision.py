@@ -1,4 +1,6 @@
-"""Taps on torchvision's networks: how many sub-blocks each has, where its stages end, and maps from its features."""
+"""Taps on torchvision's networks: how many sub-blocks each has, where its stages end, and maps from its
+features.
+"""
 
 import pytest
 import torch
@@ -13,21 +15,31 @@ from pursuhint_lib.taps import LayerTap, as_map, candidate_points, point_shapes,
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network and an image, without memory where it can be built so (RegNet computes its widths with tensors)."""
-    # ViT and MaxViT take their own size only; Inception-v3 needs 75 pixels; 64 leave 2 × 2 at the end of the others.
+    """A network and an image, without memory where it can be built so (RegNet computes its widths with
+    tensors).
+    """
+    # ViT and MaxViT take their own size only; Inception-v3 needs 75 pixels; 64 leave 2 × 2 at the end of the
+    # others.
     side = {"vit_b_16": 224, "maxvit_t": 224, "inception_v3": 75}.get(name, 64)
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         return build_model(f"torchvision/{name}", 10), torch.zeros(1, 3, side, side)
 
 
-# name, sub-blocks, stages, first and last sub-block. The counts are those of the papers or of torchvision's own tables.
+# name, sub-blocks, stages, first and last sub-block. The counts are those of the papers or of torchvision's
+# own tables.
 KNOWN = [
     # Residual blocks: 2 + 2 + 2 + 2, and 3 + 4 + 6 + 3; the stem is none.
     ("resnet18", 8, 4, "layer1.0", "layer4.1"),
     ("resnet34", 16, 4, "layer1.0", "layer4.2"),
     ("resnet50", 16, 4, "layer1.0", "layer4.2"),
     ("wide_resnet50_2", 16, 4, "layer1.0", "layer4.2"),
-    ("regnet_y_400mf", 16, 4, "trunk_output.block1.block1-0", "trunk_output.block4.block4-5"),  # 1 + 3 + 6 + 6
+    (
+        "regnet_y_400mf",
+        16,
+        4,
+        "trunk_output.block1.block1-0",
+        "trunk_output.block4.block4-5",
+    ),  # 1 + 3 + 6 + 6
     # Plain stacks: the 13 convolutions, each up to its ReLU; five sizes, one for each pooling.
     ("vgg16_bn", 13, 5, "features.2", "features.42"),
     ("vgg16", 13, 5, "features.1", "features.29"),
@@ -55,7 +67,9 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "count", "stages", "first", "last"), KNOWN, ids=[known[0] for known in KNOWN])
+@pytest.mark.parametrize(
+    ("name", "count", "stages", "first", "last"), KNOWN, ids=[known[0] for known in KNOWN]
+)
 def test_a_network_has_the_known_sub_blocks_and_stages(name, count, stages, first, last):
     model, image = network(name)
     points, ends = candidate_points(model, image), stage_ends(model, image)
@@ -65,7 +79,8 @@ def test_a_network_has_the_known_sub_blocks_and_stages(name, count, stages, firs
     assert len(ends) == stages
     assert ends[-1] == last
     assert set(ends) <= set(points)
-    # Each can be tapped and gives a map; sides only shrink with depth, if the maps are read the right way round.
+    # Each can be tapped and gives a map; sides only shrink with depth, if the maps are read the right way
+    # round.
     shapes = point_shapes(model, image, points)
     assert all(len(shape) == 3 and shape[1] == shape[2] for shape in shapes)
     assert [shape[1] for shape in shapes] == sorted((shape[1] for shape in shapes), reverse=True)
@@ -144,7 +159,9 @@ def test_a_sub_block_that_gives_no_map_is_named():
 
 def small_vit() -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=10)
+    return VisionTransformer(
+        image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=10
+    )
 
 
 def small_swin(width: int = 8) -> SwinTransformer:
@@ -154,7 +171,9 @@ def small_swin(width: int = 8) -> SwinTransformer:
 
 def raw_output(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
     seen = []
-    handle = model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    handle = model.get_submodule(name).register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output)
+    )
     model(images)
     handle.remove()
     return seen[0]
@@ -178,14 +197,26 @@ def test_a_tap_on_an_encoder_block_gives_a_map_with_its_gradient():
 @pytest.mark.parametrize("width", [8, 12])
 def test_swin_maps_are_turned_whatever_their_size(width):
     model, images = small_swin(width).eval(), torch.randn(2, 3, 16, 16)
-    # The stem ends in a LayerNorm; features.2 merges patches; the attention is inside a block; a whole stage ends in a block.
-    names = ["features.0", "features.1.0", "features.1", "features.1.1.attn", "features.2", "features.3.0", "norm"]
+    # The stem ends in a LayerNorm; features.2 merges patches; the attention is inside a block; a whole stage
+    # ends in a block.
+    names = [
+        "features.0",
+        "features.1.0",
+        "features.1",
+        "features.1.1.attn",
+        "features.2",
+        "features.3.0",
+        "norm",
+    ]
     with LayerTap(model, names) as tap:
         model(images)
         found = tap.features
     for name in names:
         assert torch.equal(found[name], raw_output(model, name, images).permute(0, 3, 1, 2)), name
-    assert [tuple(shape) for shape in point_shapes(model, images[:1], names[1:6:4])] == [(width, 8, 8), (2 * width, 4, 4)]
+    assert [tuple(shape) for shape in point_shapes(model, images[:1], names[1:6:4])] == [
+        (width, 8, 8),
+        (2 * width, 4, 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +225,18 @@ def test_swin_maps_are_turned_whatever_their_size(width):
         # The convolution of the stem, and what follows once the channels are in front again.
         ("swin_t", ["features.0.0", "permute", "avgpool"]),
         # LayerNorm and Linear inside, but the block convolves and gives channels first.
-        ("convnext_tiny", ["features.0", "features.1.0", "features.1.0.block", "features.2", "features.2.0", "avgpool", "classifier.0"]),
+        (
+            "convnext_tiny",
+            [
+                "features.0",
+                "features.1.0",
+                "features.1.0.block",
+                "features.2",
+                "features.2.0",
+                "avgpool",
+                "classifier.0",
+            ],
+        ),
         # Its attention layers normalise tokens inside, and give channels first.
         ("maxvit_t", ["blocks.0", "blocks.0.layers.0", "blocks.0.layers.0.layers.window_attention"]),
         ("mobilenet_v3_small", ["features.1", "features.1.block.1"]),

@@ -12,7 +12,16 @@ from pursuhint_lib.data import DATASETS
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import manifest_entry
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.teachers import TEACHERS, Teacher, check_accuracy, check_entry, find, read_entry, teacher_entry, write_entry
+from pursuhint_lib.teachers import (
+    TEACHERS,
+    Teacher,
+    check_accuracy,
+    check_entry,
+    find,
+    read_entry,
+    teacher_entry,
+    write_entry,
+)
 
 CONTENT = b"weights"
 CHECKSUM = sha256(CONTENT).hexdigest()
@@ -95,7 +104,10 @@ def test_a_file_without_an_entry_is_taken_as_it_is(weights):
 def test_weights_that_changed_after_their_entry_are_refused(weights):
     write_entry(weights, OWN)
     weights.write_bytes(CONTENT + b"x")
-    with pytest.raises(SettingsError, match=f"{weights} has changed: sha256 is .*, not {CHECKSUM} as {manifest_entry(weights)} says"):
+    with pytest.raises(
+        SettingsError,
+        match=f"{weights} has changed: sha256 is .*, not {CHECKSUM} as {manifest_entry(weights)} says",
+    ):
         find(str(weights))
 
 
@@ -140,7 +152,10 @@ def test_the_edge_of_the_tolerance_does_not_depend_on_rounding(entry):
 
 
 def test_an_accuracy_that_is_off_is_refused_with_both_numbers():
-    with pytest.raises(SettingsError, match="resnet110 has an accuracy of 70.27 % here, not 74.31 % ± 0.1 .*normalised.*weights.*order"):
+    with pytest.raises(
+        SettingsError,
+        match="resnet110 has an accuracy of 70.27 % here, not 74.31 % ± 0.1 .*normalised.*weights.*order",
+    ):
         check_accuracy(TEACHERS["resnet110"], 70.27)
     with pytest.raises(SettingsError):
         check_accuracy(OWN, float("nan"))
@@ -148,9 +163,16 @@ def test_an_accuracy_that_is_off_is_refused_with_both_numbers():
 
 def test_a_teacher_that_does_not_fit_is_refused():
     check_entry(OWN, "resnet8", "cifar100", list(MEAN), list(STD))
-    with pytest.raises(SettingsError, match="teacher mine is a resnet8, not a resnet56; give a checkpoint of resnet56"):
+    with pytest.raises(
+        SettingsError, match="teacher mine is a resnet8, not a resnet56; give a checkpoint of resnet56"
+    ):
         check_entry(OWN, "resnet56", "cifar100", MEAN, STD)
-    with pytest.raises(SettingsError, match="learnt cifar100, and the study is on cifar10; give one that learnt cifar10"):
+    with pytest.raises(
+        SettingsError, match="learnt cifar100, and the study is on cifar10; give one that learnt cifar10"
+    ):
         check_entry(OWN, "resnet8", "cifar10", MEAN, STD)
-    with pytest.raises(SettingsError, match=r"mean .*0.5071.* std .*0.2675.* has mean .*0.5071.* and std \[0.2, 0.2, 0.2\] here; give a teacher"):
+    with pytest.raises(
+        SettingsError,
+        match=r"mean .*0.5071.* std .*0.2675.* has mean .*0.5071.* and std \[0.2, 0.2, 0.2\] here; give a teacher",
+    ):
         check_entry(OWN, "resnet8", "cifar100", MEAN, (0.2, 0.2, 0.2))

@@ -93,9 +93,13 @@ def site(monkeypatch) -> Iterator[Site]:
 
     class Here(HTTPSHandler):
         def https_open(self, request):
-            return self.do_open(lambda _, timeout: HTTPConnection(*server.server_address, timeout=timeout), request)
+            return self.do_open(
+                lambda _, timeout: HTTPConnection(*server.server_address, timeout=timeout), request
+            )
 
-    monkeypatch.setattr(teachers, "_opener", lambda: build_opener(teachers._HttpsRedirects, Here, ProxyHandler({})))
+    monkeypatch.setattr(
+        teachers, "_opener", lambda: build_opener(teachers._HttpsRedirects, Here, ProxyHandler({}))
+    )
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server.site
@@ -116,7 +120,11 @@ def refused(teacher: Teacher) -> str:
 def left_over() -> list[str]:
     """Files in the teachers' folder that are neither checkpoints nor the lock."""
     folder = teacher_file("any").parent
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".pth" and path.name != "lock")
+    return sorted(
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pth" and path.name != "lock"
+    )
 
 
 def archive(members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -131,7 +139,12 @@ def archive(members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def in_archive(content: bytes = CONTENT) -> Teacher:
-    return replace(SMALL, sha256=digest(content), addresses=("https://teachers.test/all.tar",), member="all/small/last.pth")
+    return replace(
+        SMALL,
+        sha256=digest(content),
+        addresses=("https://teachers.test/all.tar",),
+        member="all/small/last.pth",
+    )
 
 
 # Single files
@@ -156,7 +169,11 @@ def test_progress_is_told(site, tmp_path, monkeypatch):
 def test_a_broken_connection_is_taken_up_where_it_broke(site):
     site.breaks = [300_000, 500_000]
     assert fetch(SMALL).read_bytes() == CONTENT
-    assert site.asked == [("/small.pth", None, None), ("/small.pth", "bytes=300000-", '"first"'), ("/small.pth", "bytes=800000-", '"first"')]
+    assert site.asked == [
+        ("/small.pth", None, None),
+        ("/small.pth", "bytes=300000-", '"first"'),
+        ("/small.pth", "bytes=800000-", '"first"'),
+    ]
 
 
 def test_a_later_run_goes_on_with_what_an_earlier_one_left(site):
@@ -178,7 +195,8 @@ def test_a_file_that_changed_in_between_is_begun_again(site, etag):
         assert fetch(teacher).read_bytes() == other
         assert site.asked[-1] == ("/small.pth", "bytes=300000-", '"first"')
     else:
-        # Nothing vouches for the first part, so the two do not fit; the checksum says so and the next attempt is afresh.
+        # Nothing vouches for the first part, so the two do not fit; the checksum says so and the next attempt
+        # is afresh.
         assert site.asked[-1][2] is None
         assert "not " + digest(other) in refused(teacher)
         assert fetch(teacher).read_bytes() == other
@@ -208,7 +226,11 @@ def test_a_wrong_range_is_not_written(site, monkeypatch):
     site.breaks = [300_000, 0]
     refused(SMALL)
     monkeypatch.setattr(
-        Handler, "send_header", lambda self, name, value: BaseHTTPRequestHandler.send_header(self, name, value.replace("300000", "0"))
+        Handler,
+        "send_header",
+        lambda self, name, value: BaseHTTPRequestHandler.send_header(
+            self, name, value.replace("300000", "0")
+        ),
     )
     assert "where the bytes from 300000 on were asked for" in refused(SMALL)
 
@@ -225,24 +247,33 @@ def test_what_failed_is_said_in_one_line(site):
     site.files["/small.pth"] = b"something else"
     message = refused(replace(SMALL, addresses=("https://teachers.test/missing.pth", ADDRESS)))
     assert "https://teachers.test/missing.pth (HTTP Error 404: Not Found)" in message
-    assert f"{ADDRESS} (sha256 is {digest(b'something else')}, not {digest(CONTENT)} as the manifest says)" in message
+    assert (
+        f"{ADDRESS} (sha256 is {digest(b'something else')}, not {digest(CONTENT)} as the manifest says)"
+        in message
+    )
     assert f"put the file at {teacher_file('small')} by hand" in message
     assert list(teacher_download(ADDRESS).parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("address", ["http://teachers.test/small.pth", "file:///etc/passwd", "ftp://teachers.test/small.pth"])
+@pytest.mark.parametrize(
+    "address", ["http://teachers.test/small.pth", "file:///etc/passwd", "ftp://teachers.test/small.pth"]
+)
 def test_only_https_addresses_are_used(site, address):
     assert f"{address} is not an https address" in refused(replace(SMALL, addresses=(address,)))
     assert site.asked == []
 
 
 def test_the_way_out_checks_redirects():
-    assert [type(handler) for handler in teachers._opener().handlers if isinstance(handler, HTTPRedirectHandler)] == [teachers._HttpsRedirects]
+    assert [
+        type(handler) for handler in teachers._opener().handlers if isinstance(handler, HTTPRedirectHandler)
+    ] == [teachers._HttpsRedirects]
 
 
 def test_redirects_are_followed_to_https_only(site):
     site.moved = {"/old.pth": ADDRESS, "/plain.pth": "http://teachers.test/small.pth"}
-    assert "http://teachers.test/small.pth is not an https address" in refused(replace(SMALL, addresses=("https://teachers.test/plain.pth",)))
+    assert "http://teachers.test/small.pth is not an https address" in refused(
+        replace(SMALL, addresses=("https://teachers.test/plain.pth",))
+    )
     site.breaks = [300_000]
     assert fetch(replace(SMALL, addresses=("https://teachers.test/old.pth",))).read_bytes() == CONTENT
     assert site.served("/small.pth") == [None, "bytes=300000-"]
@@ -265,7 +296,10 @@ def test_a_file_put_there_by_hand_is_used_after_the_same_check(site):
     path.write_bytes(CONTENT)
     assert fetch(SMALL) == path
     path.write_bytes(b"something else")
-    with pytest.raises(SettingsError, match=f"{path} is not the checkpoint of small: sha256 is .*; remove it to download it again"):
+    with pytest.raises(
+        SettingsError,
+        match=f"{path} is not the checkpoint of small: sha256 is .*; remove it to download it again",
+    ):
         fetch(SMALL)
     assert path.read_bytes() == b"something else"
     assert site.asked == []
@@ -287,7 +321,13 @@ def test_two_processes_do_not_download_at_the_same_time(site):
 
 @pytest.mark.parametrize("prefix", ["", "./"])
 def test_one_member_of_an_archive_is_taken(site, prefix):
-    site.files["/all.tar"] = archive({f"{prefix}all/other/last.pth": b"another", f"{prefix}all/small/last.pth": CONTENT, "../../escape": b"x"})
+    site.files["/all.tar"] = archive(
+        {
+            f"{prefix}all/other/last.pth": b"another",
+            f"{prefix}all/small/last.pth": CONTENT,
+            "../../escape": b"x",
+        }
+    )
     assert fetch(in_archive()).read_bytes() == CONTENT
     folder = teacher_file("small").parent
     assert sorted(path.name for path in folder.iterdir()) == ["downloads", "lock", "small.pth"]
@@ -326,7 +366,10 @@ def test_a_public_checkpoint_loads_into_its_network_and_its_archive_serves_the_n
     def saved(network: str) -> bytes:
         torch.manual_seed(1)
         file = io.BytesIO()
-        torch.save({"epoch": 240, "model": build_model(network, 100).state_dict(), "accuracy": torch.tensor(72.34)}, file)
+        torch.save(
+            {"epoch": 240, "model": build_model(network, 100).state_dict(), "accuracy": torch.tensor(72.34)},
+            file,
+        )
         return file.getvalue()
 
     names = ("resnet56", "wrn_40_2")
@@ -339,7 +382,10 @@ def test_a_public_checkpoint_loads_into_its_network_and_its_archive_serves_the_n
         before = next(model.parameters()).clone()
         load_checkpoint(model, file)
         torch.manual_seed(1)
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), build_model(name, 100).parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.parameters(), build_model(name, 100).parameters(), strict=True)
+        )
         assert not torch.equal(before, next(model.parameters()))
     assert len(site.asked) == 1
 
@@ -351,7 +397,10 @@ def test_a_file_without_a_published_checksum_is_pinned_by_its_entry(site):
     assert read_entry(path) == replace(SMALL, addresses=())
     assert fetch(teacher) == path
     path.write_bytes(b"something else")
-    with pytest.raises(SettingsError, match=f"not {digest(CONTENT)} as {manifest_entry(path)} says; remove it to download it again"):
+    with pytest.raises(
+        SettingsError,
+        match=f"not {digest(CONTENT)} as {manifest_entry(path)} says; remove it to download it again",
+    ):
         fetch(teacher)
     path.unlink()
     site.files["/small.pth"] = b"something else"

@@ -8,16 +8,19 @@ import torch
 
 from pursuhint_lib.distillers import distiller
 from pursuhint_lib.models import MODELS
-from pursuhint_lib.study.profile import load_profile
-from pursuhint_lib.study.published import PUBLISHED, published, published_alone, published_table
-from pursuhint_lib.study.toy import toy_layers, toy_study
+from pursuhint_lib.study.experiments.published import PUBLISHED, published, published_alone, published_table
+from pursuhint_lib.study.experiments.toy import toy_layers, toy_study
+from pursuhint_lib.study.grid.profiles import load_profile
 
 
 def test_the_groups_that_are_made_are_found():
     for seed in range(5):
         toy = toy_study([2, 3, 7], 0.25, 3, seed)
         assert toy.points.labels == (0,) * 2 + (1,) * 3 + (2,) * 7
-        assert all(low < index <= high for index, low, high in zip(toy.points.indices, (-1, 1, 4), (1, 4, 11), strict=True))
+        assert all(
+            low < index <= high
+            for index, low, high in zip(toy.points.indices, (-1, 1, 4), (1, 4, 11), strict=True)
+        )
     assert toy.middles == (1, 5, 9)
     assert "clusters of 2, 3, 7 layers" in str(toy)
     assert toy.figure().axes
@@ -28,7 +31,9 @@ def test_layers_of_a_group_differ_by_so_much_noise_and_groups_by_a_mixture():
     assert float((two - one).std()) == pytest.approx(0.5, rel=0.05)
     assert float(three.min()) == 0.0
     assert not toy_layers([2, 1], 0.0)[0].sub(toy_layers([2, 1], 0.0)[1]).any()
-    assert all(torch.equal(a, b) for a, b in zip(toy_layers([2, 1], 0.5, 3), toy_layers([2, 1], 0.5, 3), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(toy_layers([2, 1], 0.5, 3), toy_layers([2, 1], 0.5, 3), strict=True)
+    )
 
 
 def test_published_accuracies_are_of_methods_and_networks_that_exist():
@@ -46,10 +51,13 @@ def test_published_accuracies_are_of_methods_and_networks_that_exist():
 @pytest.mark.parametrize(
     ("dataset", "network", "expected"),
     [
-        ("cifar100", "resnet56", (72.34, "RepDistiller")), ("cifar100", "resnet20", (69.06, "RepDistiller")), ("cifar100", "resnet8", None),
-        ("digits", "resnet20", None), ("imagenet", "torchvision/resnet18", (69.76, "torchvision")),
+        ("cifar100", "resnet56", (72.34, "RepDistiller")),
+        ("cifar100", "resnet20", (69.06, "RepDistiller")),
+        ("cifar100", "resnet8", None),
+        ("digits", "resnet20", None),
+        ("imagenet", "torchvision/resnet18", (69.76, "torchvision")),
     ],
-)  # fmt: skip
+)
 def test_the_published_accuracy_of_a_network_alone_is_of_the_same_data(dataset, network, expected):
     assert published_alone(dataset, network) == expected
 
@@ -58,7 +66,14 @@ def test_the_published_stand_beside_the_mean_of_the_arm_that_their_authors_use()
     rows = [
         ("resnet56-resnet20", "resnet56", "resnet20", method, arm, seed, accuracy + seed)
         for (method, arm, accuracy), seed in itertools.product(
-            [("ce", "alone", 68.0), ("kd", "none", 69.0), ("at", "none", 69.0), ("at", "stage-ends", 70.0), ("at", "last", 10.0)], (0, 1)
+            [
+                ("ce", "alone", 68.0),
+                ("kd", "none", 69.0),
+                ("at", "none", 69.0),
+                ("at", "stage-ends", 70.0),
+                ("at", "last", 10.0),
+            ],
+            (0, 1),
         )
     ]
     frame = pd.DataFrame(rows, columns=["pair", "teacher", "student", "method", "arm", "seed", "accuracy"])

@@ -18,15 +18,30 @@ DATA = Data("digits", train_images=60, test_images=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
 TEACHER = TeacherSettings("resnet14", DATA, SCHEDULE, profile="test")
 ENDS = ("layer1.0", "layer2.0", "layer3.0")
-ARMS = (Arm("none"), Arm("first", ("layer1.0", "layer1.1", "layer2.0")), Arm("ends", ("layer1.1", "layer2.1", "layer3.1")))
+ARMS = (
+    Arm("none"),
+    Arm("first", ("layer1.0", "layer1.1", "layer2.0")),
+    Arm("ends", ("layer1.1", "layer2.1", "layer3.1")),
+)
 HINTED = ("fitnet", "at", "vid", "sp")
 
 
 def settings(method="at", arms=ARMS, **changes) -> DistillSettings:
     base = DistillSettings(
-        teacher=TEACHER, student="resnet8x0.25", method=method, arms=arms, student_points=ENDS, ce_weight=1.0, kd_weight=1.0,
-        hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE, seed=3, profile="test",
-    )  # fmt: skip
+        teacher=TEACHER,
+        student="resnet8x0.25",
+        method=method,
+        arms=arms,
+        student_points=ENDS,
+        ce_weight=1.0,
+        kd_weight=1.0,
+        hint_weight=10.0,
+        temperature=4.0,
+        data=DATA,
+        schedule=SCHEDULE,
+        seed=3,
+        profile="test",
+    )
     return replace(base, **changes)
 
 
@@ -56,8 +71,10 @@ def test_arms_trained_side_by_side_equal_arms_trained_alone_bit_for_bit(method, 
 
 
 def test_arms_start_from_the_same_weights_and_differ_at_the_end():
-    learners = [training.build_learner(settings().run(arm), build_model("resnet14", 10, 1)) for arm in ARMS]
-    starts = [learner.network.state_dict() for learner in learners]
+    objectives = [
+        training.build_objective(settings().run(arm), build_model("resnet14", 10, 1)) for arm in ARMS
+    ]
+    starts = [objective.network.state_dict() for objective in objectives]
     assert all(same(starts[0], start) for start in starts[1:])
     ends = [weights(record) for record in training.distill(settings())]
     assert not same(ends[0], ends[1])
@@ -66,7 +83,10 @@ def test_arms_start_from_the_same_weights_and_differ_at_the_end():
 
 def test_adapters_of_arms_with_the_same_shapes_start_alike():
     teacher = build_model("resnet14", 10, 1)
-    a, b = (training.build_learner(settings("fitnet").run(arm), teacher) for arm in (Arm("a", ("layer1.0", "layer2.0", "layer3.0")), ARMS[2]))
+    a, b = (
+        training.build_objective(settings("fitnet").run(arm), teacher)
+        for arm in (Arm("a", ("layer1.0", "layer2.0", "layer3.0")), ARMS[2])
+    )
     assert same(a.method.state_dict(), b.method.state_dict())
     assert len(a.method.state_dict()) > 0
 
@@ -75,7 +95,9 @@ def outputs(network, names, images) -> list[torch.Tensor]:
     """What named modules give, in the order of the names."""
     found = {}
     for name in names:
-        network.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: found.update({name: output}))
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.update({name: output})
+        )
     network(images)
     return [found[name] for name in names]
 
@@ -93,11 +115,18 @@ def outputs(network, names, images) -> list[torch.Tensor]:
 def test_hints_are_matched_in_the_order_of_the_lists(arm, method):
     teacher = build_model("resnet14", 10, 1).eval()
     run = settings(method).run(arm)
-    learner = training.build_learner(run, teacher)
+    objective = training.build_objective(run, teacher)
     images, labels = next(load_splits(DATA, torch.device("cpu")).train.ordered_batches(20))
-    found = learner(images, labels, torch.arange(20), training.FrozenTeacher(teacher, arm.teacher_points)(images))
-    students, teachers = (outputs(*part, images) for part in ((learner.network, run.student_points), (teacher, arm.teacher_points)))
-    torch.testing.assert_close(found["hint"], learner.method(training.learners.Signals(students, teachers)))
+    found = objective(
+        images, labels, torch.arange(20), training.FrozenTeacher(teacher, arm.teacher_points)(images)
+    )
+    students, teachers = (
+        outputs(*part, images)
+        for part in ((objective.network, run.student_points), (teacher, arm.teacher_points))
+    )
+    torch.testing.assert_close(
+        found["hint"], objective.method(training.objectives.Signals(students, teachers))
+    )
     assert run.hint_weight == pytest.approx(10.0 * 3 / len(arm.teacher_points))
 
 
@@ -137,7 +166,14 @@ def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
 def test_only_missing_arms_are_trained(monkeypatch):
     training.distill(settings(arms=ARMS[:2]))
     trained, fit = [], training.runs.fit
-    monkeypatch.setattr(training.runs, "fit", lambda lanes, *a, **k: (trained.extend(lane.name for lane in lanes), fit(lanes, *a, **k))[1])
+    monkeypatch.setattr(
+        training.runs,
+        "fit",
+        lambda trainees, *a, **k: (
+            trained.extend(trainee.name for trainee in trainees),
+            fit(trainees, *a, **k),
+        )[1],
+    )
     found = training.distill(settings())
     assert trained == [found[2].name]
 
@@ -169,15 +205,15 @@ def test_a_diverged_arm_is_recorded_as_failed_with_its_step_and_the_others_finis
 
 
 def test_a_gradient_that_breaks_in_the_last_step_is_noticed(monkeypatch):
-    step, taken = training.lanes.Lane.step, []
+    step, taken = training.trainees.Trainee.step, []
 
-    def breaks_at_the_end(lane, *arguments):
-        step(lane, *arguments)
-        taken.append(lane)
+    def breaks_at_the_end(trainee, *arguments):
+        step(trainee, *arguments)
+        taken.append(trainee)
         if len(taken) == 4:
-            next(lane.learner.parameters()).data[0] = float("inf")
+            next(trainee.objective.parameters()).data[0] = float("inf")
 
-    monkeypatch.setattr(training.lanes.Lane, "step", breaks_at_the_end)
+    monkeypatch.setattr(training.trainees.Trainee, "step", breaks_at_the_end)
     record = training.train_teacher(TEACHER)
     assert (record.status, record.metrics["failed_in_step"]) == ("failed", 4)
 
@@ -193,7 +229,9 @@ def test_accuracy_is_measured_when_asked_and_always_at_the_end():
     measured = [accuracy is not None for accuracy in record.history["accuracy"]]
     assert measured == [False, True, False, True, True]
     assert record.metrics["accuracy"] == record.history["accuracy"][-1]
-    assert record.metrics["optimistic_accuracy"] == max(a for a in record.history["accuracy"] if a is not None)
+    assert record.metrics["optimistic_accuracy"] == max(
+        a for a in record.history["accuracy"] if a is not None
+    )
 
 
 def test_evaluation_counts_every_image_once():
@@ -245,22 +283,29 @@ def test_a_lost_teacher_is_trained_again_only_when_a_student_needs_it():
 
 def test_bf16_runs_and_losses_stay_float32():
     teacher = training.FrozenTeacher(build_model("resnet14", 10, 1), ENDS)
-    learner = training.build_learner(settings("vid").run(Arm("a", ENDS)), teacher.model)
+    objective = training.build_objective(settings("vid").run(Arm("a", ENDS)), teacher.model)
     batch = next(load_splits(DATA, torch.device("cpu")).train.train_batches(32, 0, 0))
     with training.autocast(torch.device("cpu"), "bf16"):
         output = teacher(batch.images)
-        losses = learner(*batch, output)
+        losses = objective(*batch, output)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert {maps.dtype for maps in output.features.values()} == {torch.float32}
     assert set(losses) == {"total", "ce", "kd", "hint"}
-    assert losses["total"].item() == pytest.approx((losses["ce"] + losses["kd"] + 10 * losses["hint"]).item(), rel=1e-6)
+    assert losses["total"].item() == pytest.approx(
+        (losses["ce"] + losses["kd"] + 10 * losses["hint"]).item(), rel=1e-6
+    )
 
 
 def test_a_teacher_trained_here_gets_a_manifest_entry_that_guards_its_weights():
     record = training.train_teacher(TEACHER)
     path = StudyPaths("test").weights(record.name)
     entry = read_entry(path)
-    assert (entry.network, entry.dataset, entry.classes, entry.accuracy) == ("resnet14", "digits", 10, record.metrics["accuracy"])
+    assert (entry.network, entry.dataset, entry.classes, entry.accuracy) == (
+        "resnet14",
+        "digits",
+        10,
+        record.metrics["accuracy"],
+    )
     save_weights(build_model("resnet14", 10, 1), path)
     with pytest.raises(SettingsError, match="has changed: sha256 is"):
         training.load_teacher(TEACHER)
@@ -291,7 +336,10 @@ def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
     records.save("test", replace(record, history=elsewhere))
     written, entry = file.read_bytes(), manifest_entry(path).read_bytes()
     path.unlink()
-    with pytest.raises(SettingsError, match=r"teacher resnet14 is another one than on record, .* put the weights that it had at"):
+    with pytest.raises(
+        SettingsError,
+        match=r"teacher resnet14 is another one than on record, .* put the weights that it had at",
+    ):
         training.distill(settings("at"))
     assert file.read_bytes() == written
     assert not path.exists()
@@ -300,7 +348,9 @@ def test_a_teacher_that_does_not_come_out_as_on_record_teaches_nobody():
     # Weights that another training has left are not taken either.
     records.save("test", record)
     training.train_teacher(TEACHER, force=True)
-    records.save("test", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1}))
+    records.save(
+        "test", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1})
+    )
     with pytest.raises(SettingsError, match=r"teacher resnet14 is another one than on record, "):
         training.load_teacher(TEACHER)
 
@@ -315,25 +365,44 @@ def test_a_teacher_that_has_failed_is_trained_again_without_a_comparison():
 
 
 @pytest.mark.parametrize(("claimed", "passes"), [(0.0, True), (0.1, True), (0.2, False), (-0.2, False)])
-def test_a_teacher_off_its_manifest_entry_stops_the_run_before_any_student(tmp_path, monkeypatch, claimed, passes):
+def test_a_teacher_off_its_manifest_entry_stops_the_run_before_any_student(
+    tmp_path, monkeypatch, claimed, passes
+):
     data = replace(DATA, test_images=None)
     weights_file = tmp_path / "teacher.safetensors"
     save_weights(training.seeded_model("resnet14", data, 5), weights_file)
-    measured = training.train_teacher(replace(TEACHER, data=data, checkpoint=str(weights_file), profile="other")).metrics["accuracy"]
+    measured = training.train_teacher(
+        replace(TEACHER, data=data, checkpoint=str(weights_file), profile="other")
+    ).metrics["accuracy"]
     images = DATASETS["digits"]
-    write_entry(weights_file, Teacher("mine", "resnet14", "digits", 10, measured + claimed, images.mean, images.std))
+    write_entry(
+        weights_file, Teacher("mine", "resnet14", "digits", 10, measured + claimed, images.mean, images.std)
+    )
     given = replace(TEACHER, data=data, checkpoint=str(weights_file))
     if passes:
         assert training.train_teacher(given).metrics["accuracy"] == measured
         return
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(SettingsError, match=f"teacher mine has an accuracy of {measured:.2f} % here, not {measured + claimed:.2f} %"):
+    with pytest.raises(
+        SettingsError,
+        match=f"teacher mine has an accuracy of {measured:.2f} % here, not {measured + claimed:.2f} %",
+    ):
         training.distill(settings(teacher=given, data=data))
     assert not list(StudyPaths("test").records.glob("*"))
 
 
 def test_a_public_teacher_is_pinned_once_it_has_passed(monkeypatch):
-    public = Teacher("resnet14", "resnet14", "digits", 10, 0.0, (0.3070,), (0.3764,), "", ("https://example.org/resnet14.pth",))
+    public = Teacher(
+        "resnet14",
+        "resnet14",
+        "digits",
+        10,
+        0.0,
+        (0.3070,),
+        (0.3764,),
+        "",
+        ("https://example.org/resnet14.pth",),
+    )
     data = replace(DATA, test_images=None)
     path = teacher_file("resnet14")
     path.parent.mkdir(parents=True)
@@ -343,7 +412,9 @@ def test_a_public_teacher_is_pinned_once_it_has_passed(monkeypatch):
         training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
     assert read_entry(path) is None
     network = training.seeded_model("resnet14", data, 5)
-    public = replace(public, accuracy=training.evaluate(network, load_splits(data, torch.device("cpu")).test)["accuracy"])
+    public = replace(
+        public, accuracy=training.evaluate(network, load_splits(data, torch.device("cpu")).test)["accuracy"]
+    )
     training.train_teacher(replace(TEACHER, data=data, checkpoint="resnet14"))
     torch.save({"model": training.seeded_model("resnet14", data, 6).state_dict()}, path)
     with pytest.raises(SettingsError, match="is not the checkpoint of resnet14: sha256 is"):
@@ -374,13 +445,15 @@ def test_a_step_that_fails_on_one_core_ends_the_run_at_once(monkeypatch):
     torch.set_num_threads(2)
     steps = []
 
-    def failing(lane, *arguments):
-        steps.append(lane.name)
+    def failing(trainee, *arguments):
+        steps.append(trainee.name)
         raise ArithmeticError("no more")
 
-    monkeypatch.setattr(training.lanes.Lane, "step", failing)
+    monkeypatch.setattr(training.trainees.Trainee, "step", failing)
     with pytest.raises(ArithmeticError, match="no more"):
-        training.distill(settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4)))
+        training.distill(
+            settings(data=replace(DATA, train_images=900), schedule=replace(SCHEDULE, batch_size=4))
+        )
     assert len(steps) <= 2 * len(ARMS)
 
 

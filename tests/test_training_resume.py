@@ -1,4 +1,6 @@
-"""A training that was interrupted ends as if it had not been, and what draws by chance or learns in stages does so too."""
+"""A training that was interrupted ends as if it had not been, and what draws by chance or learns in stages
+does so too.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -29,13 +31,16 @@ def flipped(path):
 
 
 def of_another(path):
-    torch.save({"epoch": 0, "batch": 0, "lanes": {"someone": {}}}, path.with_name("other"))
+    torch.save({"epoch": 0, "batch": 0, "trainees": {"someone": {}}}, path.with_name("other"))
     content = path.with_name("other").read_bytes()
     path.with_name("other").unlink()
     path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
-@pytest.mark.parametrize(("method", "damage"), [("at", None), ("crd", None), *(("at", damage) for damage in (cut, zeroed, flipped, of_another))])
+@pytest.mark.parametrize(
+    ("method", "damage"),
+    [("at", None), ("crd", None), *(("at", damage) for damage in (cut, zeroed, flipped, of_another))],
+)
 def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, method, damage):
     long = replace(SCHEDULE, epochs=4, milestones=(2,))
     whole = training.distill(settings(method, schedule=long))
@@ -43,14 +48,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
     for record in whole:
         (StudyPaths("test").records / f"{record.name}.json").unlink()
 
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     run_epoch = training.fitting.run_epoch
 
-    def dies_in_the_third_epoch(lanes, images, schedule, epoch, first, **keywords):
+    def dies_in_the_third_epoch(trainees, images, schedule, epoch, first, **keywords):
         if (epoch, first) == (2, 1):
             raise KeyboardInterrupt
-        return run_epoch(lanes, images, schedule, epoch, first=first, **keywords)
+        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
 
     monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
@@ -61,7 +66,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
         damage(newest)
 
     begun = []
-    monkeypatch.setattr(training.fitting, "run_epoch", lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1])
+    monkeypatch.setattr(
+        training.fitting,
+        "run_epoch",
+        lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1],
+    )
     resumed = training.distill(settings(method, schedule=long))
     assert begun == [*([(2, 0)] if damage else []), (2, 1), (3, 0), (3, 1)]
     assert ("is not used" in capsys.readouterr().out) == bool(damage)
@@ -74,7 +83,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
 @pytest.mark.parametrize("method", ["ab", "fitnet-stages", "fsp", "ft"])
 def test_methods_in_stages_train_to_the_end(method):
     # Parameters that rest in the first epoch have their first gradient when others have had several.
-    (record,) = training.distill(settings(method, arms=ARMS[1:2], schedule=replace(SCHEDULE, epochs=3), hint_weight=0.1))
+    (record,) = training.distill(
+        settings(method, arms=ARMS[1:2], schedule=replace(SCHEDULE, epochs=3), hint_weight=0.1)
+    )
     assert record.status == "ok"
     assert None not in record.history["loss_total"]
     first, *later = record.history["loss_hint"]
@@ -87,7 +98,9 @@ class Dropping(torch.nn.Module):
 
     def __init__(self, classes: int, channels: int):
         super().__init__()
-        self.first = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5))
+        self.first = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, 8, 3), torch.nn.ReLU(), torch.nn.Dropout(0.5)
+        )
         self.last = torch.nn.Linear(8, classes)
 
     def forward(self, images):
@@ -96,14 +109,16 @@ class Dropping(torch.nn.Module):
 
 def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkeypatch):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
-    cell = settings(student="dropping", student_points=("first",), arms=(Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",))))
+    cell = settings(
+        student="dropping", student_points=("first",), arms=(Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",)))
+    )
     together = training.distill(cell)
     expected = [weights(record) for record in together]
     assert not same(*expected)
     for record in together:
         (StudyPaths("test").records / f"{record.name}.json").unlink()
-    monkeypatch.setattr(training.pauses, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.pauses, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     for arm, before in zip(cell.arms, expected, strict=True):
         torch.manual_seed(123)
         (alone,) = training.distill(replace(cell, arms=(arm,)))
@@ -112,7 +127,9 @@ def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkey
 
 def test_a_state_that_a_kill_left_behind_is_removed_once_every_run_has_a_record():
     training.distill(settings("at"))
-    checkpoint = StudyPaths("test").checkpoint(settings_hash(sorted(record.name for record in training.distill(settings("at")))))
+    checkpoint = StudyPaths("test").checkpoint(
+        settings_hash(sorted(record.name for record in training.distill(settings("at"))))
+    )
     teacher = StudyPaths("test").checkpoint(record_name(settings("at").teacher))
     checkpoint.parent.mkdir(exist_ok=True)
     for path in (checkpoint, teacher):

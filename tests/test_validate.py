@@ -1,4 +1,6 @@
-"""Before anything is trained: every method of a profile is tried with every pair, and what cannot work is named."""
+"""Before anything is trained: every method of a profile is tried with every pair, and what cannot work is
+named.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -14,9 +16,9 @@ from pursuhint_lib.distillers.maps import PerPoint
 from pursuhint_lib.models import MODELS, build_model, parameter_count
 from pursuhint_lib.settings import Pair, SettingsError
 from pursuhint_lib.study import __main__ as command_line
-from pursuhint_lib.study.check import NOTE, OK, WRONG
-from pursuhint_lib.study.profile import checked, load_profile
-from pursuhint_lib.study.validate import points_table, validate
+from pursuhint_lib.study.engine.check import NOTE, OK, WRONG
+from pursuhint_lib.study.engine.validate import points_table, validate
+from pursuhint_lib.study.grid.profiles import checked, load_profile
 
 
 def profile(*methods, **changes):
@@ -24,7 +26,9 @@ def profile(*methods, **changes):
 
 
 def with_method(monkeypatch, loss):
-    monkeypatch.setitem(DISTILLERS, "mine", Distiller("mine", "a test", "anything", partial(PerPoint, loss), 1.0))
+    monkeypatch.setitem(
+        DISTILLERS, "mine", Distiller("mine", "a test", "anything", partial(PerPoint, loss), 1.0)
+    )
 
 
 def states(findings):
@@ -34,7 +38,9 @@ def states(findings):
 def test_every_method_of_the_registry_works_with_the_smoke_pair():
     (finding,) = validate(profile(*DISTILLERS))
     assert (finding.what, finding.state) == ("pair resnet14 → resnet8x0.25", OK)
-    assert finding.detail.startswith(f"{len(DISTILLERS)} of {len(DISTILLERS)} methods, with each of 3 shapes of sub-blocks")
+    assert finding.detail.startswith(
+        f"{len(DISTILLERS)} of {len(DISTILLERS)} methods, with each of 3 shapes of sub-blocks"
+    )
 
 
 def test_nothing_is_trained_or_written_and_chance_stays_as_it_was(tmp_path):
@@ -53,7 +59,9 @@ def test_nothing_is_trained_or_written_and_chance_stays_as_it_was(tmp_path):
     ],
     ids=["loss", "gradient", "shapes"],
 )
-def test_a_method_that_fails_is_named_with_the_reason_and_the_others_are_still_tried(monkeypatch, loss, reason):
+def test_a_method_that_fails_is_named_with_the_reason_and_the_others_are_still_tried(
+    monkeypatch, loss, reason
+):
     with_method(monkeypatch, loss)
     wrong, summary = validate(profile("mine", "at"))
     assert (wrong.what, wrong.state) == ("pair resnet14 → resnet8x0.25, mine", WRONG)
@@ -65,13 +73,13 @@ def test_a_method_that_fails_is_named_with_the_reason_and_the_others_are_still_t
 def test_a_gradient_that_reaches_the_teacher_is_found(monkeypatch):
     leak = nn.Parameter(torch.ones(()))
     with_method(monkeypatch, lambda s, t: s.mean() * leak)
-    frozen = training.learners.FrozenTeacher.__init__
+    frozen = training.objectives.FrozenTeacher.__init__
 
     def leaking(self, model, points):
         frozen(self, model, points)
         self.model.register_parameter("leak", leak)
 
-    monkeypatch.setattr(training.learners.FrozenTeacher, "__init__", leaking)
+    monkeypatch.setattr(training.objectives.FrozenTeacher, "__init__", leaking)
     wrong, _ = validate(profile("mine"))
     assert wrong.detail == "the gradient of the loss reaches the teacher"
 
@@ -88,23 +96,36 @@ def test_shapes_from_which_nothing_is_learned_are_noted():
 def test_a_teacher_without_a_plain_classifier_is_refused_for_simkd_before_any_training(monkeypatch, capsys):
     class Crooked(nn.Sequential):
         def __init__(self, classes, channels):
-            super().__init__(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+            super().__init__(
+                nn.Conv2d(channels, 4, 3),
+                nn.ReLU(),
+                nn.AdaptiveMaxPool2d(1),
+                nn.Flatten(),
+                nn.Linear(4, classes),
+            )
 
     monkeypatch.setitem(MODELS, "crooked", Crooked)
     bad = profile("simkd", arms=("none",), pairs=(Pair("crooked", "crooked"),))
     wrong, _ = validate(bad)
     assert wrong.state == WRONG
-    assert "classifier of crooked, which must then be linear in the mean of the last sub-block (1), and is not" in wrong.detail
+    assert (
+        "classifier of crooked, which must then be linear in the mean of the last sub-block (1), and is not"
+        in wrong.detail
+    )
     monkeypatch.setattr(command_line, "load_profile", lambda _: bad)
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
     assert command_line.main(["smoke"]) == 2
-    assert capsys.readouterr().err.startswith("error: pair crooked → crooked, simkd: simkd gives a student the classifier")
+    assert capsys.readouterr().err.startswith(
+        "error: pair crooked → crooked, simkd: simkd gives a student the classifier"
+    )
     assert command_line.main(["smoke", "--check"]) == 2
     assert "✗ pair crooked → crooked, simkd" in capsys.readouterr().out
 
 
 def test_too_few_hint_points_for_a_method_are_refused():
-    with pytest.raises(SettingsError, match="method fsp needs 2 hint points or more, but k is 1; leave it out"):
+    with pytest.raises(
+        SettingsError, match="method fsp needs 2 hint points or more, but k is 1; leave it out"
+    ):
         profile("fsp", arms=("none",), pairs=(Pair("resnet14", "resnet8x0.25", ("layer3.0",), 1),))
 
 
@@ -112,8 +133,13 @@ def test_too_few_hint_points_for_a_method_are_refused():
 def test_the_table_of_points_has_every_sub_block_with_shape_and_parameters(network):
     data = Data("cifar100")
     table = points_table(network, data)
-    counts = [1 + int(last) - int(first) for first, _, last in (numbers.partition("–") for numbers in table["sub-blocks"].str.replace(
-        r"^(\d+)$", r"\1–\1", regex=True))]  # fmt: skip
+    counts = [
+        1 + int(last) - int(first)
+        for first, _, last in (
+            numbers.partition("–")
+            for numbers in table["sub-blocks"].str.replace(r"^(\d+)$", r"\1–\1", regex=True)
+        )
+    ]
     model = build_model(network, 100)
     classifier = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
     inside = sum(count * size for count, size in zip(counts, table["parameters"], strict=True))

@@ -1,4 +1,6 @@
-"""Checksums of a results folder, comparing two of them, and what a record says of its run; test_smoke.py verifies a whole study."""
+"""Checksums of a results folder, comparing two of them, and what a record says of its run; test_smoke.py
+verifies a whole study.
+"""
 
 import gzip
 import hashlib
@@ -15,10 +17,16 @@ from pursuhint_lib import records, training
 from pursuhint_lib.data import Data
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import Arm, DistillSettings, Schedule, SettingsError, TeacherSettings
-from pursuhint_lib.study.verify import changed_files, differing_files, main, sums_file, write_sums
+from pursuhint_lib.study.publish.verify import changed_files, differing_files, main, sums_file, write_sums
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
-FILES = ("records/a+b_seed0.json", "alone/records/a.json", "hints/net-k3.json", "figures/one.svgz", "tables/one.csv")
+FILES = (
+    "records/a+b_seed0.json",
+    "alone/records/a.json",
+    "hints/net-k3.json",
+    "figures/one.svgz",
+    "tables/one.csv",
+)
 
 
 @pytest.fixture
@@ -62,8 +70,12 @@ def test_a_damaged_list_of_checksums_is_named(folder, line):
     assert changed_files(folder) == ["SHA256SUMS: line 1 is no checksum"]
 
 
-@pytest.mark.parametrize(("name", "profile"), [("", ()), ("nowhere", ()), ("results/smoke", ("smock",)), ("results/other", ())])
-def test_what_is_no_results_folder_of_a_known_profile_ends_with_2_and_one_line(folder, tmp_path, name, profile, capsys):
+@pytest.mark.parametrize(
+    ("name", "profile"), [("", ()), ("nowhere", ()), ("results/smoke", ("smock",)), ("results/other", ())]
+)
+def test_what_is_no_results_folder_of_a_known_profile_ends_with_2_and_one_line(
+    folder, tmp_path, name, profile, capsys
+):
     (tmp_path / "results" / "other" / "records").mkdir(parents=True)
     assert main([str(tmp_path / name), *profile]) == 2
     message = capsys.readouterr().err
@@ -86,8 +98,18 @@ def picture(path, colour=(10, 20, 30), level=9):
 
 def notebook(path, profile="smoke", printed="91.25"):
     cells = [
-        {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": ["# Parameters\n", f'profile = "{profile}"\n'], "outputs": []},
-        {"cell_type": "code", "metadata": {}, "source": ["print(accuracy)"], "outputs": [{"output_type": "stream", "text": [printed]}]},
+        {
+            "cell_type": "code",
+            "metadata": {"tags": ["injected-parameters"]},
+            "source": ["# Parameters\n", f'profile = "{profile}"\n'],
+            "outputs": [],
+        },
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": ["print(accuracy)"],
+            "outputs": [{"output_type": "stream", "text": [printed]}],
+        },
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": cells}))
@@ -122,10 +144,20 @@ def test_pictures_are_compared_by_pixels_and_notebooks_without_their_profile(tmp
 DATA, SCHEDULE = Data("digits", train_images=60, test_images=50), Schedule(1, 32, 0.05)
 TEACHER = TeacherSettings("resnet14", DATA, SCHEDULE, profile="test")
 CELL = DistillSettings(
-    teacher=TEACHER, student="resnet8x0.25", method="at", arms=(Arm("none"), Arm("some", ("layer1.1", "layer2.1"))),
-    student_points=("layer1.0", "layer2.0"), ce_weight=1.0, kd_weight=1.0, hint_weight=10.0, temperature=4.0, data=DATA, schedule=SCHEDULE,
-    seed=0, profile="test",
-)  # fmt: skip
+    teacher=TEACHER,
+    student="resnet8x0.25",
+    method="at",
+    arms=(Arm("none"), Arm("some", ("layer1.1", "layer2.1"))),
+    student_points=("layer1.0", "layer2.0"),
+    ce_weight=1.0,
+    kd_weight=1.0,
+    hint_weight=10.0,
+    temperature=4.0,
+    data=DATA,
+    schedule=SCHEDULE,
+    seed=0,
+    profile="test",
+)
 
 
 def test_nothing_is_trained_where_only_records_may_be_read(monkeypatch):
@@ -145,9 +177,13 @@ def test_a_record_has_the_time_of_the_processor_and_the_checksum_of_its_teacher(
     teacher = training.train_teacher(TEACHER)
     students = training.distill(CELL)
     # Without a teacher there is none to be told.
-    (alone,) = training.distill(DistillSettings(**{**vars(CELL), "method": "ce", "arms": CELL.arms[:1], "kd_weight": 0.0}))
+    (alone,) = training.distill(
+        DistillSettings(**{**vars(CELL), "method": "ce", "arms": CELL.arms[:1], "kd_weight": 0.0})
+    )
     weights = StudyPaths("test").weights(teacher.name).read_bytes()
-    assert {student.provenance["teacher_checksum"] for student in students} == {hashlib.sha256(weights).hexdigest()[:16]}
+    assert {student.provenance["teacher_checksum"] for student in students} == {
+        hashlib.sha256(weights).hexdigest()[:16]
+    }
     assert not {"teacher_checksum"} & {*teacher.provenance, *alone.provenance}
     for record in (teacher, *students, alone):
         # On one core the work takes the time that passes, or less where it has to wait.

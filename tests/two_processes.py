@@ -1,4 +1,5 @@
-"""What the processes of a test do, started by torchrun: ``two_processes.py FOLDER METHOD …`` trains and writes FOLDER/<process>.json.
+"""What the processes of a test do, started by torchrun: ``two_processes.py FOLDER METHOD …`` trains and
+writes FOLDER/<process>.json.
 
 Not a test file: tests/test_processes.py starts it, and runs ``outcome`` in its own process for comparison.
 """
@@ -26,7 +27,9 @@ ARMS = (Arm("none"), Arm("first", ("first",)), Arm("second", ("second",)))
 
 
 class Plain(nn.Module):
-    """A network without statistics of the batch: what it learns does not depend on how batches are shared out."""
+    """A network without statistics of the batch: what it learns does not depend on how batches are shared
+    out.
+    """
 
     def __init__(self, classes: int, channels: int):
         super().__init__()
@@ -52,39 +55,62 @@ NETWORKS = {"plain": Plain, "normalised": Normalised}
 
 def settings(method: str, **changes) -> DistillSettings:
     """A small study of one method, whose single student point is the end of the network."""
-    shared = {"teacher": TEACHER, "student": "plain", "method": method, "arms": ARMS, "student_points": ("second",), "ce_weight": 1.0}
+    shared = {
+        "teacher": TEACHER,
+        "student": "plain",
+        "method": method,
+        "arms": ARMS,
+        "student_points": ("second",),
+        "ce_weight": 1.0,
+    }
     weights = {"kd_weight": 1.0, "hint_weight": 5.0, "temperature": 4.0}
-    return DistillSettings(**{**shared, **weights, "data": DATA, "schedule": SCHEDULE, "seed": 3, "profile": "together", **changes})
+    return DistillSettings(
+        **{
+            **shared,
+            **weights,
+            "data": DATA,
+            "schedule": SCHEDULE,
+            "seed": 3,
+            "profile": "together",
+            **changes,
+        }
+    )
 
 
 CASES = {
     "at": settings("at"),
     # Memories of all images, and negatives drawn for the whole batch.
     "crd": settings("crd", hint_weight=0.8),
-    "normalised": settings("at", student="normalised", schedule=replace(SCHEDULE, sync_batchnorm=True), arms=ARMS[:2]),
+    "normalised": settings(
+        "at", student="normalised", schedule=replace(SCHEDULE, sync_batchnorm=True), arms=ARMS[:2]
+    ),
     # Long enough to be killed.
     "long": settings("at", schedule=replace(SCHEDULE, epochs=20, milestones=(10,)), arms=ARMS[:2]),
 }
 
 
 def outcome(case: str, slowly: float = 0.0) -> dict:
-    """Train a case; returns histories, weights, and the images of this process in the order in which they were seen.
+    """Train a case; returns histories, weights, and the images of this process in the order in which they
+    were seen.
 
     **Arguments:** ``slowly``: seconds to wait in every step.
     """
-    seen, step = [], training.lanes.Lane.step
+    seen, step = [], training.trainees.Trainee.step
 
-    def watched(lane, batch, *arguments):
+    def watched(trainee, batch, *arguments):
         seen.append(batch.indices.tolist())
         time.sleep(slowly)
-        return step(lane, batch, *arguments)
+        return step(trainee, batch, *arguments)
 
-    training.lanes.Lane.step = watched
+    training.trainees.Trainee.step = watched
     try:
         records = training.distill(CASES[case])
     finally:
-        training.lanes.Lane.step = step
-    weights = [torch.cat([value.flatten().double() for value in weights_of(record).values()]).tolist() for record in records]
+        training.trainees.Trainee.step = step
+    weights = [
+        torch.cat([value.flatten().double() for value in weights_of(record).values()]).tolist()
+        for record in records
+    ]
     return {"seen": seen, "histories": [record.history for record in records], "weights": weights}
 
 
@@ -101,7 +127,7 @@ if __name__ == "__main__":
     folder, *cases = sys.argv[1:]
     MODELS.update(NETWORKS)
     # A state to go on from is saved between any two batches.
-    training.pauses.CHECKPOINT_SECONDS, training.pauses.SAVING_SHARE = 0.0, float("inf")
+    training.interruptions.CHECKPOINT_SECONDS, training.interruptions.SAVING_SHARE = 0.0, float("inf")
     training.accelerator_for_this_process()
     load_splits(DATA, torch.device("cpu"))
     found = {case: outcome(case, slowly=0.02 if case == "long" else 0.0) for case in cases}

@@ -1,4 +1,6 @@
-"""One split on one device, and batches of it: cropped, mirrored and normalised there, all images of a batch at once."""
+"""One split on one device, and batches of it: cropped, mirrored and normalised there, all images of a batch
+at once.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -35,7 +37,9 @@ class Batch(NamedTuple):
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that convolutions like."""
+    """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that
+    convolutions like.
+    """
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -48,12 +52,16 @@ class Images:
     def __init__(self, images: Tensor, labels: Tensor, entry: Dataset, device: torch.device):
         self.entry, self.device = entry, device
         self.images, self.labels = images.to(device), labels.to(device)
-        self._mean, self._std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (entry.mean, entry.std))
+        self._mean, self._std = (
+            torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (entry.mean, entry.std)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def train_batches(self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0
+    ) -> Iterator[Batch]:
         """Shuffled, augmented batches from number ``first`` on; the last one may be smaller.
 
         Each process takes every ``world``-th image of the global batch.
@@ -65,15 +73,26 @@ class Images:
         order, shifts, mirrored = (t.to(self.device) for t in (order, shifts, mirrored))
         for start in range(first * batch_size, len(self), batch_size):
             chosen = order[start : start + batch_size][rank::world]
-            yield Batch(self._normalised(self._augmented(chosen, shifts[chosen], mirrored[chosen])), self.labels[chosen], chosen)
+            yield Batch(
+                self._normalised(self._augmented(chosen, shifts[chosen], mirrored[chosen])),
+                self.labels[chosen],
+                chosen,
+            )
 
-    def ordered_batches(self, batch_size: int = 500, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered_batches(
+        self, batch_size: int = 500, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Un-augmented batches in the stored order; each process takes every ``world``-th of them."""
         for start in range(rank * batch_size, len(self), world * batch_size):
-            yield self._normalised(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
+            yield (
+                self._normalised(self.images[start : start + batch_size]),
+                self.labels[start : start + batch_size],
+            )
 
     def spread(self, count: int) -> "Images":
-        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes; all if there are no more."""
+        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes;
+        all if there are no more.
+        """
         rows = evenly_spaced(count, len(self))
         return Images(self.images[rows], self.labels[rows], self.entry, self.device)
 

@@ -1,8 +1,10 @@
-"""One image file → uint8 pixels for training or evaluation, in a fraction of the time of torchvision's transforms.
+"""One image file → uint8 pixels for training or evaluation, in a fraction of the time of torchvision's
+transforms.
 
-Crops and sizes are those of torchvision's ImageNet recipe. For training, torchvision decodes JPEGs (the pixels are Pillow's, without
-its fourth byte per pixel), and torch's antialiasing resize for uint8 scales the crop. For evaluation, Pillow does all of it, as in
-torchvision's own preset. benchmarks/imagenet_loader.py compares the speed, and says which other ways were tried.
+Crops and sizes are those of torchvision's ImageNet recipe. For training, torchvision decodes JPEGs (the
+pixels are Pillow's, without its fourth byte per pixel), and torch's antialiasing resize for uint8 scales the
+crop. For evaluation, Pillow does all of it, as in torchvision's own preset. benchmarks/imagenet_loader.py
+compares the speed, and says which other ways were tried.
 
 Values stay uint8: normalising a whole batch on the device is cheaper than normalising each image here.
 """
@@ -23,14 +25,16 @@ from torch.nn.functional import interpolate
 
 from .entry import DataError
 
-# Share of the area, and width / height, of a random crop (Szegedy et al. 2015, arXiv 1409.4842, section 6), and how often it is tried.
+# Share of the area, and width / height, of a random crop (Szegedy et al. 2015, arXiv 1409.4842, section 6),
+# and how often it is tried.
 SHARES = (0.08, 1.0)
 RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
 # The shorter side before the centre crop, per pixel of the crop.
 MARGIN = 256 / 224
-# The operator behind torchvision.io.decode_jpeg, which itself warns at every call that it will move to another package. Where it is
-# missing Pillow decodes: the same pixels, more slowly. The number is that of torchvision.io.ImageReadMode.RGB.
+# The operator behind torchvision.io.decode_jpeg, which itself warns at every call that it will move to
+# another package. Where it is missing Pillow decodes: the same pixels, more slowly. The number is that of
+# torchvision.io.ImageReadMode.RGB.
 DECODE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
 RGB = 3
 # What Pillow's readers raise for damaged files of one format or another.
@@ -40,8 +44,8 @@ DAMAGES = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.Decompr
 def crop_box(width: int, height: int, draws: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, width and height of a random crop, in pixels.
 
-    It has the distribution of torchvision's ``RandomResizedCrop.get_params`` with its default scale and ratio: ten tries to find a
-    crop that fits, then the largest central one with a ratio in range.
+    It has the distribution of torchvision's ``RandomResizedCrop.get_params`` with its default scale and
+    ratio: ten tries to find a crop that fits, then the largest central one with a ratio in range.
     """
     low, high = (math.log(ratio) for ratio in RATIOS)
     for _ in range(TRIES):
@@ -58,7 +62,8 @@ def crop_box(width: int, height: int, draws: np.random.Generator) -> tuple[int, 
 def train_pixels(path: Path, side: int, draws: np.random.Generator) -> np.ndarray:
     """A random crop, resized, and mirrored with probability 1/2: uint8 [side, side, 3], RGB.
 
-    The crop is drawn before the mirroring, and neither depends on what the image shows. The file may be of any kind that Pillow reads.
+    The crop is drawn before the mirroring, and neither depends on what the image shows. The file may be of
+    any kind that Pillow reads.
 
     **Raises:** ``DataError`` naming a file that is not there, empty, truncated or no image.
     """
@@ -76,14 +81,16 @@ def train_pixels(path: Path, side: int, draws: np.random.Generator) -> np.ndarra
 def test_pixels(path: Path, side: int) -> np.ndarray:
     """The centre of an image whose shorter side is scaled to 256/224 of ``side``: uint8 [side, side, 3], RGB.
 
-    For 224 pixels that is, bit by bit, what torchvision's ``ImageClassification(crop_size=224, resize_size=256)`` normalises,
-    the preset of the evaluation of its pretrained networks.
+    For 224 pixels that is, bit by bit, what torchvision's ``ImageClassification(crop_size=224,
+    resize_size=256)`` normalises, the preset of the evaluation of its pretrained networks.
 
     **Raises:** ``DataError`` as ``train_pixels``.
     """
     image = _opened(path)
     short = round(side * MARGIN)
-    image = image.resize([int(short * length / min(image.size)) for length in image.size], Image.Resampling.BILINEAR)
+    image = image.resize(
+        [int(short * length / min(image.size)) for length in image.size], Image.Resampling.BILINEAR
+    )
     left, top = (round((length - side) / 2) for length in image.size)
     # A copy, as NumPy may not write to Pillow's memory, which torch asks for.
     return np.array(image.crop((left, top, left + side, top + side)))

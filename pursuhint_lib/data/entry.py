@@ -27,7 +27,8 @@ class Dataset:
     - ``padding``, ``flip``: augmentation: random crop after padding by so many zero pixels; mirror at random.
     - ``counts``: training and test images; 0 where the folder decides.
     - ``load``: function of ``Data`` → arrays ``{train,test}_{images,labels}``: uint8 [N, C, H, W], int64 [N].
-    - ``streamed``: whether the images stay files that are read while training; ``load`` then gives listings of them.
+    - ``streamed``: whether the images stay files that are read while training; ``load`` then gives listings
+      of them.
     - ``top5``: whether top-5 accuracy is measured beside top-1.
     - ``locate``: function of ``Data`` → where the images are, in words, without reading them.
     """

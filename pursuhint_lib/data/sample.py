@@ -1,4 +1,6 @@
-"""A small image tree in ImageNet's form, <tree>/{train,val}/<class>/<image>.JPEG, made from CIFAR-100: for trying what is made for ImageNet."""
+"""A small image tree in ImageNet's form, <tree>/{train,val}/<class>/<image>.JPEG, made from CIFAR-100: for
+trying what is made for ImageNet.
+"""
 
 import shutil
 from pathlib import Path
@@ -19,7 +21,8 @@ QUALITY = 90
 def make_sample(arrays: dict[str, Tensor], tree: Path) -> None:
     """Write the tree, whole or not at all.
 
-    **Arguments:** ``arrays`` of CIFAR-100: ``{train,test}_images`` uint8 [N, 3, 32, 32] and ``{train,test}_labels`` int64 [N]; ``tree`` the folder.
+    **Arguments:** ``arrays`` of CIFAR-100: ``{train,test}_images`` uint8 [N, 3, 32, 32] and
+    ``{train,test}_labels`` int64 [N]; ``tree`` the folder.
     """
     draft = draft_beside(tree)
     classes = int(arrays["train_labels"].max()) + 1
@@ -31,7 +34,11 @@ def make_sample(arrays: dict[str, Tensor], tree: Path) -> None:
             for number, row in enumerate(rows):
                 image = Image.fromarray(arrays[f"{split}_images"][row].permute(1, 2, 0).numpy())
                 enlarged = image.resize(SIDES[number % len(SIDES)], Image.Resampling.BICUBIC)
-                enlarged.save(draft / folder / f"class{label:02d}" / f"{number:03d}.JPEG", format="JPEG", quality=QUALITY)
+                enlarged.save(
+                    draft / folder / f"class{label:02d}" / f"{number:03d}.JPEG",
+                    format="JPEG",
+                    quality=QUALITY,
+                )
     try:
         draft.rename(tree)
     except OSError:

@@ -1,4 +1,6 @@
-"""Image trees <root>/<split>/<class>/<image>: their listing, and decoding them once into checksummed arrays."""
+"""Image trees <root>/<split>/<class>/<image>: their listing, and decoding them once into
+checksummed arrays.
+"""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +31,17 @@ def split_folders(root: Path) -> tuple[Path, Path]:
 def check_whole(root: Path, entry: Dataset) -> tuple[int, int]:
     """Training and test images of a tree that must be a known data set.
 
-    **Raises:** ``DataError`` when classes or images are missing, as after unpacking only some of its archives.
+    **Raises:** ``DataError`` when classes or images are missing, as after unpacking only some of its
+    archives.
     """
     folders = split_folders(root)
     found = tuple(len(list_images(folder)) for folder in folders)
     classes = len(class_names(folders[0]))
     if classes != entry.classes or found != entry.counts:
         wanted = f"{entry.classes} classes and {entry.counts[0]} + {entry.counts[1]} images"
-        raise DataError(f"{root} has {classes} classes and {found[0]} + {found[1]} images, not {wanted}; unpack all of it")
+        raise DataError(
+            f"{root} has {classes} classes and {found[0]} + {found[1]} images, not {wanted}; unpack all of it"
+        )
     return found
 
 
@@ -56,14 +61,22 @@ def check_classes(train: Path, test: Path) -> None:
 
     **Raises:** ``DataError`` naming the folders that only one of them has.
     """
-    only = {split: sorted({*class_names(split)} - {*class_names(other)}) for split, other in ((train, test), (test, train))}
+    only = {
+        split: sorted({*class_names(split)} - {*class_names(other)})
+        for split, other in ((train, test), (test, train))
+    }
     if any(only.values()):
         told = ", and ".join(f"{', '.join(names)} in {split}" for split, names in only.items() if names)
-        raise DataError(f"{train} and {test} have different class folders; they must be the same, but only there is {told}")
+        raise DataError(
+            f"{train} and {test} have different class folders; they must be the same, but only there is "
+            f"{told}"
+        )
 
 
 def cached(name: str, root: Path, side: int, channels: int) -> dict[str, Tensor]:
-    """Arrays of an image tree, decoded once; the cache is used only while the tree and the cache are unchanged."""
+    """Arrays of an image tree, decoded once; the cache is used only while the tree and the cache are
+    unchanged.
+    """
     train, test = split_folders(root)
     files = {"train": list_images(train), "test": list_images(test)}
     check_classes(train, test)
@@ -122,7 +135,10 @@ def list_images(split: Path) -> list[tuple[Path, int]]:
 def _decode(files: list[Path], side: int, channels: int) -> Tensor:
     """Images as uint8 [N, C, side, side]: shorter side resized to ``side`` if it differs, centre crop."""
     if len(files) * side * side * channels > MAX_ARRAY_BYTES:
-        raise DataError(f"{len(files)} images of {side}×{side} do not fit in {MAX_ARRAY_BYTES >> 30} GiB; choose a smaller image_size")
+        raise DataError(
+            f"{len(files)} images of {side}×{side} do not fit in {MAX_ARRAY_BYTES >> 30} GiB; choose a "
+            "smaller image_size"
+        )
 
     def read(path: Path) -> np.ndarray:
         try:
@@ -132,7 +148,9 @@ def _decode(files: list[Path], side: int, channels: int) -> Tensor:
             raise DataError(f"{path} is not a readable image: {' '.join(str(error).split())}") from None
         if min(image.size) != side:
             scale = side / min(image.size)
-            image = image.resize(tuple(max(side, round(length * scale)) for length in image.size), Image.Resampling.BILINEAR)
+            image = image.resize(
+                tuple(max(side, round(length * scale)) for length in image.size), Image.Resampling.BILINEAR
+            )
         left, top = ((length - side) // 2 for length in image.size)
         pixels = np.asarray(image.crop((left, top, left + side, top + side)))
         return pixels.reshape(side, side, channels)

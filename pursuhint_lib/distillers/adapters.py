@@ -32,9 +32,15 @@ def pointwise_stack(channels: int, out: int) -> nn.Sequential:
 
 
 def bottleneck(channels: int, middle: int, out: int) -> nn.Sequential:
-    """1×1, 3×3 and 1×1 convolutions with BatchNorm and ReLU after the first two, as in the code of SemCKD and SimKD."""
+    """1×1, 3×3 and 1×1 convolutions with BatchNorm and ReLU after the first two, as in the code of SemCKD and
+    SimKD.
+    """
     return nn.Sequential(
-        nn.Conv2d(channels, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
-        nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+        nn.Conv2d(channels, middle, 1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(),
+        nn.Conv2d(middle, middle, 3, padding=1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(),
         nn.Conv2d(middle, out, 1),
-    )  # fmt: skip
+    )

@@ -25,7 +25,8 @@ def _embedders(shapes: Shapes) -> nn.ModuleList:
 
 
 class Embedded(nn.Module):
-    """A loss of two embeddings, summed over the hint points: each side's map is averaged over space and mapped to ``WIDTH`` numbers.
+    """A loss of two embeddings, summed over the hint points: each side's map is averaged over space and
+    mapped to ``WIDTH`` numbers.
 
     Both linear maps are trained. The originals embed the last, pooled features only.
     """
@@ -41,14 +42,17 @@ class Embedded(nn.Module):
 
 
 class ContrastiveMemory(nn.Module):
-    """CRD: pick an image's embedding out of thousands, remembered from other images of other classes; summed over the hint points.
+    """CRD: pick an image's embedding out of thousands, remembered from other images of other classes; summed
+    over the hint points.
 
-    Per hint point (the original has the pooled features only) and side a memory holds one embedding of every training image. A student's
-    embedding is compared with the teacher's memory, and the reverse; then the batch's own entries move half of the way to their new
-    embeddings. Every image is set against ``NEGATIVES`` images of other classes, drawn without replacement (all there are, if fewer).
+    Per hint point (the original has the pooled features only) and side a memory holds one embedding of every
+    training image. A student's embedding is compared with the teacher's memory, and the reverse; then the
+    batch's own entries move half of the way to their new embeddings. Every image is set against ``NEGATIVES``
+    images of other classes, drawn without replacement (all there are, if fewer).
 
-    The public code draws them for each image apart and copies 64 × 16 385 rows of each memory in every step. Here one drawn set serves
-    the whole batch, and each image counts the first ``NEGATIVES`` of it that are not of its class: for a single image the same draw.
+    The public code draws them for each image apart and copies 64 × 16 385 rows of each memory in every step.
+    Here one drawn set serves the whole batch, and each image counts the first ``NEGATIVES`` of it that are
+    not of its class: for a single image the same draw.
     """
 
     NEGATIVES = 16384
@@ -88,17 +92,33 @@ class ContrastiveMemory(nn.Module):
             # By the epoch, so that a resumed training draws as the uninterrupted one.
             self._epoch = signals.epoch
             self._generator.manual_seed(self.seed + signals.epoch)
-        chosen = torch.randperm(len(self.labels), generator=self._generator)[: self.drawn].to(self.labels.device)
+        chosen = torch.randperm(len(self.labels), generator=self._generator)[: self.drawn].to(
+            self.labels.device
+        )
         other = self.labels[chosen] != signals.labels[:, None]
         return chosen, other & (other.cumsum(1) <= self.negatives)
 
     def forward(self, signals: Signals) -> Tensor:
         chosen, counted = self._draw(signals)
         total = 0.0
-        parts = zip(self.students, self.teachers, self.student_memory, self.teacher_memory, self.constants, signals.points, strict=True)
+        parts = zip(
+            self.students,
+            self.teachers,
+            self.student_memory,
+            self.teacher_memory,
+            self.constants,
+            signals.points,
+            strict=True,
+        )
         for embed_student, embed_teacher, of_student, of_teacher, constants, (s, t) in parts:
-            student, teacher = losses.common.unit(embed_student(pooled(s))), losses.common.unit(embed_teacher(pooled(t)))
-            for query, memory, constant in ((student, of_teacher, constants[0]), (teacher, of_student, constants[1])):
+            student, teacher = (
+                losses.common.unit(embed_student(pooled(s))),
+                losses.common.unit(embed_teacher(pooled(t))),
+            )
+            for query, memory, constant in (
+                (student, of_teacher, constants[0]),
+                (teacher, of_student, constants[1]),
+            ):
                 own = ((query * memory[signals.indices]).sum(1) / TEMPERATURE).exp()
                 others = (query @ memory[chosen].T / TEMPERATURE).exp()
                 scale = self._frozen(constant, own, others, counted)
@@ -120,4 +140,6 @@ class ContrastiveMemory(nn.Module):
     def _remember(self, memory: Tensor, embedding: Tensor, indices: Tensor) -> None:
         # Of the images of all processes, so that their memories stay the same.
         indices, embedding = gathered(indices), gathered(embedding)
-        memory[indices] = losses.common.unit(self.MOMENTUM * memory[indices] + (1 - self.MOMENTUM) * embedding)
+        memory[indices] = losses.common.unit(
+            self.MOMENTUM * memory[indices] + (1 - self.MOMENTUM) * embedding
+        )

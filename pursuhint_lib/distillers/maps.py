@@ -1,4 +1,6 @@
-"""Methods on the K maps of each side. Each is summed over its hint points, whatever the number in the original."""
+"""Methods on the K maps of each side. Each is summed over its hint points, whatever the number in the
+original.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -26,8 +28,8 @@ class PerPoint(nn.Module):
 class FitNet(nn.Module):
     """FitNet: a regressor per hint point predicts the teacher's map; squared errors summed over points.
 
-    The original trains one point, before the task. Here all K at once: as ``fitnet`` beside the task, as the paper's capsule does, and as
-    ``fitnet-stages`` before it.
+    The original trains one point, before the task. Here all K at once: as ``fitnet`` beside the task, as the
+    paper's capsule does, and as ``fitnet-stages`` before it.
     """
 
     def __init__(self, task: Task):
@@ -40,7 +42,9 @@ class FitNet(nn.Module):
 
 
 class VariationalInformation(nn.Module):
-    """VID: per hint point a network predicts the mean of the teacher's map, with one trained variance per channel; summed over points."""
+    """VID: per hint point a network predicts the mean of the teacher's map, with one trained variance per
+    channel; summed over points.
+    """
 
     # So that the variance softplus(θ) + 1e-5 starts at 5, as in the authors' code.
     START = 5.0
@@ -56,16 +60,20 @@ class VariationalInformation(nn.Module):
         total = signals.student_maps[0].new_zeros(())
         for mean, scale, (student, teacher) in zip(self.means, self.scales, signals.points, strict=True):
             student, teacher = losses.match_size(student, teacher)
-            total = total + losses.variational_information(mean(student), F.softplus(scale) + self.FLOOR, teacher)
+            total = total + losses.variational_information(
+                mean(student), F.softplus(scale) + self.FLOOR, teacher
+            )
         return total
 
 
 class ActivationBoundary(nn.Module):
-    """AB: whether each neuron is on or off, as the teacher's; every point counts double the one before it, the last one in full.
+    """AB: whether each neuron is on or off, as the teacher's; every point counts double the one before it,
+    the last one in full.
 
-    The loss asks for the signs of the teacher's values before their ReLU, and those can be told after it, too. The student's need to be
-    negative where the teacher is off, so a convolution with BatchNorm and without ReLU stands at every point (the authors' code takes the
-    student's own values before the ReLU where the shapes agree).
+    The loss asks for the signs of the teacher's values before their ReLU, and those can be told after it,
+    too. The student's need to be negative where the teacher is off, so a convolution with BatchNorm and
+    without ReLU stands at every point (the authors' code takes the student's own values before the ReLU where
+    the shapes agree).
     """
 
     # The authors' factor in front of the sum over points.
@@ -86,9 +94,10 @@ class ActivationBoundary(nn.Module):
 class FactorTransfer(nn.Module):
     """FT: the teacher's map, paraphrased to half of its channels, is what the student's translator must say.
 
-    Per hint point (the original has the last map only) a paraphraser learns in the first eighth of the epochs to rebuild the teacher's map
-    from its factor; then it is frozen, and the student learns. The original trains it before the student starts; here the student learns
-    its task meanwhile, so that a run has as many epochs as any other.
+    Per hint point (the original has the last map only) a paraphraser learns in the first eighth of the epochs
+    to rebuild the teacher's map from its factor; then it is frozen, and the student learns. The original
+    trains it before the student starts; here the student learns its task meanwhile, so that a run has as many
+    epochs as any other.
     """
 
     # The paraphraser's squared error counts 1 at the literature's weight of the method, 200.
@@ -97,37 +106,56 @@ class FactorTransfer(nn.Module):
     def __init__(self, task: Task):
         super().__init__()
         channels = [(s[0], t[0], max(1, t[0] // 2)) for s, t in task.points]
-        self.paraphrasers = nn.ModuleList(_leaky(nn.Conv2d, t, t, factor, factor) for _, t, factor in channels)
-        self.rebuilders = nn.ModuleList(_leaky(nn.ConvTranspose2d, factor, factor, t, t) for _, t, factor in channels)
-        self.translators = nn.ModuleList(_leaky(nn.Conv2d, s, s, factor, factor, norm=True) for s, _, factor in channels)
+        self.paraphrasers = nn.ModuleList(
+            _leaky(nn.Conv2d, t, t, factor, factor) for _, t, factor in channels
+        )
+        self.rebuilders = nn.ModuleList(
+            _leaky(nn.ConvTranspose2d, factor, factor, t, t) for _, t, factor in channels
+        )
+        self.translators = nn.ModuleList(
+            _leaky(nn.Conv2d, s, s, factor, factor, norm=True) for s, _, factor in channels
+        )
 
     def forward(self, signals: Signals) -> Tensor:
         if in_first_stage(signals.epoch, signals.epochs):
             rebuilt = zip(self.paraphrasers, self.rebuilders, signals.teacher_maps, strict=True)
-            return self.REBUILDING * sum(F.mse_loss(rebuild(paraphrase(t)), t) for paraphrase, rebuild, t in rebuilt)
+            return self.REBUILDING * sum(
+                F.mse_loss(rebuild(paraphrase(t)), t) for paraphrase, rebuild, t in rebuilt
+            )
         with torch.no_grad():
-            factors = [paraphrase(t) for paraphrase, t in zip(self.paraphrasers, signals.teacher_maps, strict=True)]
+            factors = [
+                paraphrase(t) for paraphrase, t in zip(self.paraphrasers, signals.teacher_maps, strict=True)
+            ]
         translated = zip(self.translators, signals.student_maps, factors, strict=True)
         return sum(losses.factor_transfer(translate(s), factor) for translate, s, factor in translated)
 
 
 def _leaky(convolution: type[nn.Module], *channels: int, norm: bool = False) -> nn.Sequential:
-    """3×3 convolutions through those numbers of channels, each with LeakyReLU of slope 0.1, and BatchNorm before it if ``norm``."""
+    """3×3 convolutions through those numbers of channels, each with LeakyReLU of slope 0.1, and BatchNorm
+    before it if ``norm``.
+    """
     layers = []
     for before, after in pairwise(channels):
-        layers += [convolution(before, after, 3, 1, 1), *([nn.BatchNorm2d(after)] if norm else []), nn.LeakyReLU(0.1)]
+        layers += [
+            convolution(before, after, 3, 1, 1),
+            *([nn.BatchNorm2d(after)] if norm else []),
+            nn.LeakyReLU(0.1),
+        ]
     return nn.Sequential(*layers)
 
 
 class FlowOfSolution(nn.Module):
     """FSP: products of the channels of one hint point with those of the next, as the teacher's.
 
-    The original needs as many channels in the student as in the teacher. Where they differ, a 1×1 convolution comes first.
+    The original needs as many channels in the student as in the teacher. Where they differ, a 1×1 convolution
+    comes first.
     """
 
     def __init__(self, task: Task):
         super().__init__()
-        self.adapters = nn.ModuleList(nn.Identity() if s[0] == t[0] else nn.Conv2d(s[0], t[0], 1, bias=False) for s, t in task.points)
+        self.adapters = nn.ModuleList(
+            nn.Identity() if s[0] == t[0] else nn.Conv2d(s[0], t[0], 1, bias=False) for s, t in task.points
+        )
 
     def forward(self, signals: Signals) -> Tensor:
         adapted = [adapt(s) for adapt, s in zip(self.adapters, signals.student_maps, strict=True)]
@@ -137,8 +165,9 @@ class FlowOfSolution(nn.Module):
 class KnowledgeReview(nn.Module):
     """ReviewKD: a teacher's map teaches the student's map of its own level and all deeper ones.
 
-    From the deepest hint point to the shallowest, the student's map is blended with what came from below by two attention maps, and a 3×3
-    convolution predicts the teacher's map. The levels are the K hint points; the original has the stage ends and the pooled features.
+    From the deepest hint point to the shallowest, the student's map is blended with what came from below by
+    two attention maps, and a 3×3 convolution predicts the teacher's map. The levels are the K hint points;
+    the original has the stage ends and the pooled features.
     """
 
     WIDTH = 512
@@ -148,7 +177,9 @@ class KnowledgeReview(nn.Module):
         middle = min(self.WIDTH, task.student_shapes[-1][0])
         self.inward = nn.ModuleList(_normed(s[0], middle, 1) for s in task.student_shapes)
         self.outward = nn.ModuleList(_normed(middle, t[0], 3) for t in task.teacher_shapes)
-        self.attention = nn.ModuleList(nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) for _ in task.points[:-1])
+        self.attention = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) for _ in task.points[:-1]
+        )
 
     def forward(self, signals: Signals) -> Tensor:
         predicted, below = [], None
@@ -164,28 +195,38 @@ class KnowledgeReview(nn.Module):
 
 
 def _normed(channels: int, out: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out)
+    )
 
 
 class SemanticCalibration(nn.Module):
-    """SemCKD: every student point learns from every teacher point, with attention weights found from the batch's Gram matrices.
+    """SemCKD: every student point learns from every teacher point, with attention weights found from the
+    batch's Gram matrices.
 
-    Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2021), eqs. 4 to 7. A Gram matrix [B, B] has the
-    batch in its shape; here each image is described by its sorted similarities to the others, resampled to ``WIDTH`` values, so that
-    the last, smaller batch of an epoch can be used (the original skips it).
+    Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2021), eqs. 4 to 7. A Gram matrix [B,
+    B] has the batch in its shape; here each image is described by its sorted similarities to the others,
+    resampled to ``WIDTH`` values, so that the last, smaller batch of an epoch can be used (the original skips
+    it).
     """
 
     WIDTH = 32
 
     def __init__(self, task: Task):
         super().__init__()
-        self.queries, self.keys = (nn.ModuleList(self._embedding() for _ in shapes) for shapes in (task.student_shapes, task.teacher_shapes))
+        self.queries, self.keys = (
+            nn.ModuleList(self._embedding() for _ in shapes)
+            for shapes in (task.student_shapes, task.teacher_shapes)
+        )
         self.regressors = nn.ModuleList(
-            nn.ModuleList(bottleneck(s[0], 2 * t[0], t[0]) for t in task.teacher_shapes) for s in task.student_shapes
-        )  # fmt: skip
+            nn.ModuleList(bottleneck(s[0], 2 * t[0], t[0]) for t in task.teacher_shapes)
+            for s in task.student_shapes
+        )
 
     def _embedding(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(self.WIDTH, self.WIDTH // 2), nn.ReLU(), nn.Linear(self.WIDTH // 2, self.WIDTH // 4))
+        return nn.Sequential(
+            nn.Linear(self.WIDTH, self.WIDTH // 2), nn.ReLU(), nn.Linear(self.WIDTH // 2, self.WIDTH // 4)
+        )
 
     def _described(self, maps: Tensor) -> Tensor:
         flat = maps.flatten(1)
@@ -193,12 +234,21 @@ class SemanticCalibration(nn.Module):
         return F.interpolate(gram[:, None], self.WIDTH, mode="linear", align_corners=True)[:, 0]
 
     def forward(self, signals: Signals) -> Tensor:
-        queries = [F.normalize(net(self._described(s)), dim=1) for net, s in zip(self.queries, signals.student_maps, strict=True)]
-        keys = [F.normalize(net(self._described(t)), dim=1) for net, t in zip(self.keys, signals.teacher_maps, strict=True)]
+        queries = [
+            F.normalize(net(self._described(s)), dim=1)
+            for net, s in zip(self.queries, signals.student_maps, strict=True)
+        ]
+        keys = [
+            F.normalize(net(self._described(t)), dim=1)
+            for net, t in zip(self.keys, signals.teacher_maps, strict=True)
+        ]
         total = signals.student_maps[0].new_zeros(())
         for query, student, row in zip(queries, signals.student_maps, self.regressors, strict=True):
             attention = torch.softmax(torch.stack([(query * key).sum(1) for key in keys], dim=1), dim=1)
             for weight, regress, teacher in zip(attention.unbind(1), row, signals.teacher_maps, strict=True):
                 pooled_student, pooled_teacher = losses.match_size(student, teacher)
-                total = total + (weight * (regress(pooled_student) - pooled_teacher).square().mean((1, 2, 3))).mean()
+                total = (
+                    total
+                    + (weight * (regress(pooled_student) - pooled_teacher).square().mean((1, 2, 3))).mean()
+                )
         return total / len(queries)

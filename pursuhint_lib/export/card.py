@@ -1,8 +1,10 @@
-"""The model card of an exported network: what it is, how it was trained, how good it is, and how to load it."""
+"""The model card of an exported network: what it is, how it was trained, how good it is, and how
+to load it.
+"""
 
 from ..data import Dataset
 from ..distillers import distiller
-from .forms import FORMS, INPUT, OPSET, OUTPUT
+from .formats import FORMS, INPUT, OPSET, OUTPUT
 from .report import Exported, Subject
 
 
@@ -93,26 +95,43 @@ def _network(subject: Subject) -> str:
 def _what(subject: Subject) -> str:
     settings = subject.record.settings
     if subject.record.kind == "teacher":
-        return "A teacher, trained on the labels alone." if settings["checkpoint"] is None else "A teacher, trained elsewhere."
+        return (
+            "A teacher, trained on the labels alone."
+            if settings["checkpoint"] is None
+            else "A teacher, trained elsewhere."
+        )
     method = distiller(settings["method"])
     if not method.uses_teacher:
         return "A student, trained on the labels alone, without a teacher."
-    return f"A student, distilled from {settings['teacher']['network']} with {method.title} ({method.source}): {method.compares}."
+    return (
+        f"A student, distilled from {settings['teacher']['network']} with {method.title} "
+        f"({method.source}): {method.compares}."
+    )
 
 
 def _rows(subject: Subject, found: Exported) -> str:
     record, settings = subject.record, subject.record.settings
     schedule = settings["schedule"]
-    rows = {"test accuracy, %": f"{record.metrics['accuracy']:.2f} in its record; {found.accuracy:.2f} as exported", "seed": settings["seed"]}
+    rows = {
+        "test accuracy, %": f"{record.metrics['accuracy']:.2f} in its record; {found.accuracy:.2f} as "
+        "exported",
+        "seed": settings["seed"],
+    }
     if record.kind == "student":
         points = ", ".join(settings["teacher_points"])
         rows |= {"method": settings["method"], "teacher": settings["teacher"]["network"]}
         rows |= {"teacher's layers": f"{subject.arm}: {points}"} if points else {}
     if settings.get("checkpoint") is None:
-        rows["schedule"] = f"{schedule['epochs']} epochs, batch {schedule['batch_size']}, SGD from a learning rate of {schedule['learning_rate']:g}"
+        rows["schedule"] = (
+            f"{schedule['epochs']} epochs, batch {schedule['batch_size']}, SGD from a learning rate of "
+            f"{schedule['learning_rate']:g}"
+        )
         rows["images"] = f"{settings['data']['train_images'] or 'all'} for training"
     rows |= {"precision of training": settings["precision"], "record": f"`{record.name}`"}
-    rows |= {"hash of the settings": f"`{record.name.rpartition('_')[2]}`", "checksum of the data": f"`{record.provenance['data_checksum']}`"}
+    rows |= {
+        "hash of the settings": f"`{record.name.rpartition('_')[2]}`",
+        "checksum of the data": f"`{record.provenance['data_checksum']}`",
+    }
     rows["trained with torch"] = record.provenance["versions"]["torch"]
     return "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
@@ -120,7 +139,8 @@ def _rows(subject: Subject, found: Exported) -> str:
 def _in_three_lines(subject: Subject, entry: Dataset) -> str:
     if _reuses_classifier(subject):
         return (
-            f"`{FORMS['safetensors'].file}` holds student, projector and the teacher's classifier, through which this student answers "
+            f"`{FORMS['safetensors'].file}` holds student, projector and the teacher's classifier, through "
+            "which this student answers "
             "(`pursuhint_lib.distillers.ReusedClassifier`). They are used together most easily as a graph."
         )
     return f"""With the library of this study, in three lines:
@@ -137,11 +157,17 @@ def _reuses_classifier(subject: Subject) -> bool:
 
 
 def _files(found: Exported) -> str:
-    return "\n".join(f"| `{r.file}` ({name}) | {r.bytes} | {r.difference:.2g} | {r.accuracy:.2f} |" for name, r in found.forms.items())
+    return "\n".join(
+        f"| `{r.file}` ({name}) | {r.bytes} | {r.difference:.2g} | {r.accuracy:.2f} |"
+        for name, r in found.forms.items()
+    )
 
 
 def _latencies(found: Exported) -> str:
-    return "\n".join(f"| {one.runtime} | {one.batch} | {one.median:g} ({one.low:g} to {one.high:g}) |" for one in found.latency)
+    return "\n".join(
+        f"| {one.runtime} | {one.batch} | {one.median:g} ({one.low:g} to {one.high:g}) |"
+        for one in found.latency
+    )
 
 
 def _sources(subject: Subject) -> str:

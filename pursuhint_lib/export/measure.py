@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import Images, StreamedImages
 from ..processes import threads
-from .forms import Runner
+from .formats import Runner
 
 # Whose latency is measured.
 PYTORCH, ONNX = "PyTorch", "ONNX Runtime"
@@ -36,9 +36,11 @@ class Latency:
 
 
 def flops(network: nn.Module, image: Tensor) -> int:
-    """Floating-point operations of one pass in convolutions and matrix products, a multiplication and an addition counted as two.
+    """Floating-point operations of one pass in convolutions and matrix products, a multiplication and an
+    addition counted as two.
 
-    Normalisation, activations, pooling and additions are not counted, as is usual: together they are a few percent.
+    Normalisation, activations, pooling and additions are not counted, as is usual: together they are a few
+    percent.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
@@ -57,19 +59,31 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
-def latencies(runners: Mapping[str, Runner], image: Tensor, batches: Sequence[int] = BATCHES) -> tuple[Latency, ...]:
-    """Latency of every runner at every number of images; runners take turns, so that other work on the machine meets them alike.
+def latencies(
+    runners: Mapping[str, Runner], image: Tensor, batches: Sequence[int] = BATCHES
+) -> tuple[Latency, ...]:
+    """Latency of every runner at every number of images; runners take turns, so that other work on the
+    machine meets them alike.
 
-    **Arguments:** ``runners`` name → network, ready for one thread; ``image`` [1, C, H, W], whose shape counts only.
+    **Arguments:** ``runners`` name → network, ready for one thread; ``image`` [1, C, H, W], whose shape
+    counts only.
     """
     found = []
     for batch in batches:
         images = torch.randn(batch, *image.shape[1:], generator=torch.Generator().manual_seed(0))
         with torch.inference_mode(), threads(1):
-            seconds = torch.tensor([[_seconds(runner, images) for runner in runners.values()] for _ in range(WARM_UP + REPEATS)][WARM_UP:])
-        quartiles = 1000 * seconds.double().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0)
+            seconds = torch.tensor(
+                [[_seconds(runner, images) for runner in runners.values()] for _ in range(WARM_UP + REPEATS)][
+                    WARM_UP:
+                ]
+            )
+        quartiles = 1000 * seconds.double().quantile(
+            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0
+        )
         for name, (low, median, high) in zip(runners, quartiles.T.tolist(), strict=True):
-            found.append(Latency(name, batch, *(float(f"{value:.{DIGITS}g}") for value in (median, low, high))))
+            found.append(
+                Latency(name, batch, *(float(f"{value:.{DIGITS}g}") for value in (median, low, high)))
+            )
     return tuple(found)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..records import Record
-from .forms import FORMS
+from .formats import FORMS
 from .measure import BATCHES, ONNX, PYTORCH, Latency
 
 
@@ -17,8 +17,10 @@ class Subject:
     **Arguments:**
 
     - ``record``: of the run that trained it.
-    - ``network``: trained, in eval mode, on the CPU. ``build``: function that builds it anew, with other weights.
-    - ``arm``: how the teacher's layers were chosen; empty where nothing was. ``why``: why this network, in a sentence for the card.
+    - ``network``: trained, in eval mode, on the CPU. ``build``: function that builds it anew, with other
+      weights.
+    - ``arm``: how the teacher's layers were chosen; empty where nothing was. ``why``: why this network, in a
+      sentence for the card.
     """
 
     record: Record
@@ -30,7 +32,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class FormReport:
-    """One file of an export, loaded anew: its ``bytes``, the largest ``difference`` of a logit from PyTorch's, and its test ``accuracy`` in %."""
+    """One file of an export, loaded anew: its ``bytes``, the largest ``difference`` of a logit from
+    PyTorch's, and its test ``accuracy`` in %.
+    """
 
     file: str
     bytes: int
@@ -44,8 +48,10 @@ class Exported:
 
     **Arguments:**
 
-    - ``parameters``; ``flops`` of one image, in convolutions and matrix products, a multiplication and an addition counted as two.
-    - ``images``: number of test images; ``accuracy``: test top-1 in % before export, in fp32 on the CPU; ``largest``: of all its logits.
+    - ``parameters``; ``flops`` of one image, in convolutions and matrix products, a multiplication and an
+      addition counted as two.
+    - ``images``: number of test images; ``accuracy``: test top-1 in % before export, in fp32 on the CPU;
+      ``largest``: of all its logits.
     - ``forms``: name → report. ``latency``: of PyTorch and ONNX Runtime, on one thread of the CPU.
     """
 
@@ -69,6 +75,8 @@ def read_report(content: dict) -> Exported:
     """
     forms = {name: FormReport(**content["forms"][name]) for name in FORMS}
     latency = tuple(Latency(**one) for one in content["latency"])
-    if {(one.runtime, one.batch) for one in latency} != {(runtime, batch) for runtime in (PYTORCH, ONNX) for batch in BATCHES}:
+    if {(one.runtime, one.batch) for one in latency} != {
+        (runtime, batch) for runtime in (PYTORCH, ONNX) for batch in BATCHES
+    }:
         raise ValueError("not all latencies are there")
     return Exported(**{**content, "forms": forms, "latency": latency})

@@ -1,17 +1,12 @@
 """Distillation losses: one short pure function per published loss.
 
-``B`` batch, ``C`` channels, ``H``×``W`` space, ``K`` hint points, ``D`` length of an embedding; ``s`` and ``t`` in formulas are the student's and the
-teacher's. Teacher tensors come detached. Losses that work on maps of unequal size share one rule: the larger map is average-pooled
-to the smaller (``match_size``). Losses by what they compare: ``logits``, ``maps``, ``relations`` between images.
+``B`` batch, ``C`` channels, ``H``×``W`` space, ``K`` hint points, ``D`` length of an embedding; ``s`` and
+``t`` in formulas are the student's and the teacher's. Teacher tensors come detached. Losses that work on maps
+of unequal size share one rule: the larger map is average-pooled to the smaller (``match_size``). Losses by
+what they compare: ``logits``, ``maps``, ``relations`` between images.
 """
 
-from .logits import (
-    decoupled_kd,
-    dist,
-    kd,
-    standardised_kd,
-    weighted_soft_labels,
-)
+from .logits import decoupled_kd, dist, kd, standardised_kd, weighted_soft_labels
 from .maps import (
     activation_boundary,
     attention_map,
@@ -32,27 +27,3 @@ from .relations import (
     relational,
     similarity_preserving,
 )
-
-__all__ = [
-    "activation_boundary",
-    "attention_map",
-    "attention_transfer",
-    "contrastive_in_batch",
-    "contrastive_memory",
-    "correlation_congruence",
-    "decoupled_kd",
-    "dist",
-    "factor_transfer",
-    "flow_of_solution",
-    "hierarchical_context",
-    "hint",
-    "kd",
-    "match_size",
-    "neuron_selectivity",
-    "probabilistic_transfer",
-    "relational",
-    "similarity_preserving",
-    "standardised_kd",
-    "variational_information",
-    "weighted_soft_labels",
-]

@@ -12,7 +12,10 @@ def require_two_images(x: Tensor) -> None:
     **Raises:** ``ValueError``.
     """
     if len(x) < 2:
-        raise ValueError(f"this loss compares the images of a batch with each other, so it needs at least 2 of them: got {len(x)}")
+        raise ValueError(
+            "this loss compares the images of a batch with each other, so it needs at least 2 of them: got "
+            f"{len(x)}"
+        )
 
 
 def require_same_shape(student: Tensor, teacher: Tensor) -> None:
@@ -21,11 +24,15 @@ def require_same_shape(student: Tensor, teacher: Tensor) -> None:
     **Raises:** ``ValueError``.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"this loss compares tensors of the same shape: the student's is {[*student.shape]}, the teacher's {[*teacher.shape]}")
+        raise ValueError(
+            f"this loss compares tensors of the same shape: the student's is {[*student.shape]}, the "
+            f"teacher's {[*teacher.shape]}"
+        )
 
 
 def unit(x: Tensor, plus: float = 0.0) -> Tensor:
-    """Vectors of the last dimension over their length (+ ``plus``). A zero vector has no direction: it stays zero, with zero gradient.
+    """Vectors of the last dimension over their length (+ ``plus``). A zero vector has no direction: it stays
+    zero, with zero gradient.
 
     (``F.normalize`` has the same values, but multiplies the gradient of a zero vector by 1e12.)
     """
@@ -34,7 +41,9 @@ def unit(x: Tensor, plus: float = 0.0) -> Tensor:
 
 
 def centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors of the last dimension minus their mean; the length of that; whether it is nothing but rounding (a constant vector)."""
+    """Vectors of the last dimension minus their mean; the length of that; whether it is nothing but rounding
+    (a constant vector).
+    """
     difference = x - x.mean(-1, keepdim=True)
     length = difference.norm(dim=-1, keepdim=True)
     return difference, length, length <= 16 * torch.finfo(x.dtype).eps * x.norm(dim=-1, keepdim=True)

@@ -29,7 +29,9 @@ def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average-pool to a size; where it divides the map's, by the plain pooling, which is several times faster and gives the same."""
+    """Average-pool to a size; where it divides the map's, by the plain pooling, which is several times faster
+    and gives the same.
+    """
     if maps.shape[2:] == size:
         return maps
     if any(have % want for have, want in zip(maps.shape[2:], size, strict=True)):
@@ -38,9 +40,11 @@ def _pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean over channels of the squares: [B, C, H, W] → [B, H, W], with one pass over the map forward and one back.
+    """Mean over channels of the squares: [B, C, H, W] → [B, H, W], with one pass over the map forward and one
+    back.
 
-    (The derivative of ``x.square().mean(1)`` takes four passes over tensors of the map's size, which is most of the time of AT.)
+    (The derivative of ``x.square().mean(1)`` takes four passes over tensors of the map's size, which is most
+    of the time of AT.)
     """
 
     @staticmethod
@@ -55,7 +59,9 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a layer is active: mean over channels of the squares, unit length per image. [B, C, H, W] → [B, H·W]."""
+    """Where a layer is active: mean over channels of the squares, unit length per image. [B, C, H, W] → [B,
+    H·W].
+    """
     return F.normalize(_MeanSquare.apply(features).flatten(1), dim=1)
 
 
@@ -71,40 +77,46 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
 
 
 def factor_transfer(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
-    """FT: mean absolute difference of the attention maps of two factors, mean |q(s) − q(t)| with q ``attention_map``.
+    """FT: mean absolute difference of the attention maps of two factors, mean |q(s) − q(t)| with q
+    ``attention_map``.
 
-    **Arguments:** maps [B, C, H, W], the student's from its translator, the teacher's from its paraphraser; channels may differ, sizes
-    follow ``match_size``.
+    **Arguments:** maps [B, C, H, W], the student's from its translator, the teacher's from its paraphraser;
+    channels may differ, sizes follow ``match_size``.
 
-    **Returns:** scalar. Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer" (2018), as in
-    RepDistiller: the paper normalises the factors themselves.
+    **Returns:** scalar. Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer"
+    (2018), as in RepDistiller: the paper normalises the factors themselves.
     """
     student, teacher = match_size(student_factor, teacher_factor)
     return (attention_map(student) - attention_map(teacher)).abs().mean()
 
 
 def variational_information(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
-    """Negative log-likelihood of the teacher's map under a Gaussian, up to a constant: ½ ((μ − t)²/v + log v).
+    """Negative log-likelihood of the teacher's map under a Gaussian, up to a constant: ½ ((μ − t)²/v + log
+    v).
 
     **Arguments:** ``mean`` [B, C, H, W] predicted from the student; ``variance`` [C], positive;
     ``teacher`` [B, C, H, W].
 
-    **Returns:** scalar, mean over all entries. Ahn et al., "Variational Information Distillation" (2019), eq. 5.
+    **Returns:** scalar, mean over all entries. Ahn et al., "Variational Information Distillation" (2019), eq.
+    5.
     """
     variance = variance[:, None, None]
     return 0.5 * ((mean - teacher).square() / variance + torch.log(variance)).mean()
 
 
 def neuron_selectivity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """NST: where channels are active, as a set of directions: squared maximum mean discrepancy under the kernel k(x, y) = (x · y)².
+    """NST: where channels are active, as a set of directions: squared maximum mean discrepancy under the
+    kernel k(x, y) = (x · y)².
 
-    Each channel's map, flattened to unit length, is a point: mean k(t, t) + mean k(s, s) − 2 mean k(s, t) over pairs of channels, mean over the
-    batch. With the channels as rows of X [C, HW], Σ (x · y)² over all pairs is ‖X Yᵀ‖²_F = tr(YᵀY XᵀX) = ⟨XᵀX, YᵀY⟩_F. So the whole is
-    ‖XᵀX / C_s − YᵀY / C_t‖²_F, from one HW × HW matrix of each side, or three sums of squares of C × C matrices: whichever takes fewer products.
+    Each channel's map, flattened to unit length, is a point: mean k(t, t) + mean k(s, s) − 2 mean k(s, t)
+    over pairs of channels, mean over the batch. With the channels as rows of X [C, HW], Σ (x · y)² over all
+    pairs is ‖X Yᵀ‖²_F = tr(YᵀY XᵀX) = ⟨XᵀX, YᵀY⟩_F. So the whole is ‖XᵀX / C_s − YᵀY / C_t‖²_F, from one HW ×
+    HW matrix of each side, or three sums of squares of C × C matrices: whichever takes fewer products.
 
     **Arguments:** maps [B, C, H, W]; channels may differ, sizes follow ``match_size``.
 
-    **Returns:** scalar ≥ 0. Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer" (2017).
+    **Returns:** scalar ≥ 0. Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity
+    Transfer" (2017).
     """
     x, y = (unit(maps.flatten(2)) for maps in match_size(student_map, teacher_map))
     s, t, pixels = x.shape[1], y.shape[1], x.shape[2]
@@ -116,13 +128,15 @@ def neuron_selectivity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     """AB at one hint point: the student's pre-activations on the teacher's side of zero, by a margin m.
 
-    (1/B) Σ over entries of (s + m)² where t ≤ 0 and s > −m, (s − m)² where t > 0 and s ≤ m, and 0 elsewhere. The published total over n
-    points is the caller's: 3/1000 · Σ_i 2^(i − n + 1) times this for i = 0 … n − 1, so that the last point counts in full and each
-    earlier one half of the next.
+    (1/B) Σ over entries of (s + m)² where t ≤ 0 and s > −m, (s − m)² where t > 0 and s ≤ m, and 0 elsewhere.
+    The published total over n points is the caller's: 3/1000 · Σ_i 2^(i − n + 1) times this for i = 0 … n −
+    1, so that the last point counts in full and each earlier one half of the next.
 
-    **Arguments:** maps before their ReLU [B, C, H, W] of the same shape (the student's after its connector); ``margin`` m ≥ 0.
+    **Arguments:** maps before their ReLU [B, C, H, W] of the same shape (the student's after its connector);
+    ``margin`` m ≥ 0.
 
-    **Returns:** scalar. Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons" (2019).
+    **Returns:** scalar. Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by
+    Hidden Neurons" (2019).
 
     **Raises:** ``ValueError`` for unequal shapes.
     """
@@ -135,8 +149,8 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
 def flow_of_solution(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """FSP: how channels of one hint point go with those of the next, as the teacher's.
 
-    Of consecutive maps a, b of one network, matched by ``match_size``: M = (1/HW) Σ_xy a_xy b_xyᵀ [C_a, C_b]. Mean squared difference of the two
-    networks' M, summed over the K − 1 pairs.
+    Of consecutive maps a, b of one network, matched by ``match_size``: M = (1/HW) Σ_xy a_xy b_xyᵀ [C_a, C_b].
+    Mean squared difference of the two networks' M, summed over the K − 1 pairs.
 
     **Arguments:** K ≥ 2 maps [B, C, H, W] of each side, C equal at each point; H and W may differ.
 
@@ -146,7 +160,10 @@ def flow_of_solution(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tens
     """
     channels = [[maps.shape[1] for maps in side] for side in (student_maps, teacher_maps)]
     if channels[0] != channels[1]:
-        raise ValueError(f"FSP needs as many channels in the student as in the teacher at every point: got {channels[0]} and {channels[1]}")
+        raise ValueError(
+            f"FSP needs as many channels in the student as in the teacher at every point: got {channels[0]} "
+            f"and {channels[1]}"
+        )
     if len(student_maps) < 2:
         raise ValueError(f"FSP needs at least 2 points: got {len(student_maps)}")
     pairs = zip(pairwise(student_maps), pairwise(teacher_maps), strict=True)
@@ -160,14 +177,16 @@ def _flow(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """ReviewKD's loss: mean squared difference of maps at full size and pooled to 4×4, 2×2 and 1×1, summed over the levels.
+    """ReviewKD's loss: mean squared difference of maps at full size and pooled to 4×4, 2×2 and 1×1, summed
+    over the levels.
 
-    Per level the weighted mean of those errors with weight 1 for the full size, then half of the one before for each pooled size
-    (those not smaller than the map are left out).
+    Per level the weighted mean of those errors with weight 1 for the full size, then half of the one before
+    for each pooled size (those not smaller than the map are left out).
 
     **Arguments:** maps [B, C, H, W] of the same shape at each level.
 
-    **Returns:** scalar. Chen et al., "Distilling Knowledge via Knowledge Review" (2021), as in the authors' code.
+    **Returns:** scalar. Chen et al., "Distilling Knowledge via Knowledge Review" (2021), as in the authors'
+    code.
 
     **Raises:** ``ValueError`` for unequal shapes.
     """
@@ -177,7 +196,13 @@ def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[
         # Pooling is linear, so the difference is pooled once instead of both maps.
         difference = student - teacher
         errors = [difference.square().mean()]
-        errors += [F.adaptive_avg_pool2d(difference, size).square().mean() for size in (4, 2, 1) if size < min(difference.shape[2:])]
+        errors += [
+            F.adaptive_avg_pool2d(difference, size).square().mean()
+            for size in (4, 2, 1)
+            if size < min(difference.shape[2:])
+        ]
         weights = [0.5**i for i in range(len(errors))]
-        total = total + sum(weight * error for weight, error in zip(weights, errors, strict=True)) / sum(weights)
+        total = total + sum(weight * error for weight, error in zip(weights, errors, strict=True)) / sum(
+            weights
+        )
     return total

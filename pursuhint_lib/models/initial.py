@@ -6,7 +6,8 @@ from torch import nn
 def draw_convolutions(model: nn.Module) -> None:
     """Draw the weights of all convolutions from N(0, 2 / fan-out), in module order.
 
-    The fan-out is output channels × kernel area, in grouped convolutions too, as the field's benchmark has it.
+    The fan-out is output channels × kernel area, in grouped convolutions too, as the field's benchmark has
+    it.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

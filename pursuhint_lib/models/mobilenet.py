@@ -1,4 +1,5 @@
-"""MobileNetV2 for small images, Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018).
+"""MobileNetV2 for small images, Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
+(2018).
 
 ``MobileNetV2`` is the network of that name in the field's CIFAR-100 benchmark: half the width, strides for
 32×32 images, ReLU for ReLU6, and three convolutions in the first block too. Parameter names are those of
@@ -14,7 +15,15 @@ from .initial import draw_convolutions
 
 _STEM, _LAST = 32, 1280
 # Expansion, channels at full width, blocks, and stride of the first block.
-_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def _unit(in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -23,7 +32,9 @@ def _unit(in_channels: int, channels: int, kernel: int, stride: int = 1, groups:
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1×1, filter each channel by 3×3, narrow by 1×1 without activation; a shortcut where the shape stays."""
+    """Widen by 1×1, filter each channel by 3×3, narrow by 1×1 without activation; a shortcut where the shape
+    stays.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int):
         super().__init__()
@@ -48,7 +59,11 @@ class CifarMobileNetV2(nn.Module):
         for expansion, full, count, stride in _STAGES:
             channels = int(full * width)
             first = InvertedResidual(before, channels, stride, expansion)
-            self.blocks.append(nn.Sequential(first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(count - 1))))
+            self.blocks.append(
+                nn.Sequential(
+                    first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(count - 1))
+                )
+            )
             before = channels
         self.conv2 = nn.Sequential(*_unit(before, _LAST, 1))
         self.classifier = nn.Sequential(nn.Linear(_LAST, num_classes))

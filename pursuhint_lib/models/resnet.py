@@ -23,7 +23,13 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         same = stride == 1 and in_channels == channels
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        self.downsample = (
+            None
+            if same
+            else nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -62,7 +68,8 @@ def _entry(depth: int, widths: tuple[int, int, int, int]) -> Callable[[int, int]
 
 _PLAIN = (16, 16, 32, 64)
 
-# x4 is the field's name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very small data.
+# x4 is the field's name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very
+# small data.
 RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{depth}": _entry(depth, _PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": _entry(8, (32, 64, 128, 256)),

@@ -17,7 +17,9 @@ _STEM = 64
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, the last four times as wide, and a shortcut; the output is after the last ReLU."""
+    """1×1, 3×3 and 1×1 convolutions, the last four times as wide, and a shortcut; the output is after the
+    last ReLU.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -29,7 +31,11 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(wide)
         same = stride == 1 and in_channels == wide
-        self.shortcut = None if same else nn.Sequential(nn.Conv2d(in_channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+        self.shortcut = (
+            None
+            if same
+            else nn.Sequential(nn.Conv2d(in_channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
@@ -48,7 +54,10 @@ class BottleneckResNet(nn.Module):
             channels = _STEM * 2**number
             first = Bottleneck(before, channels, stride=2 if number else 1)
             before = 4 * channels
-            self.add_module(f"layer{number + 1}", nn.Sequential(first, *(Bottleneck(before, channels, 1) for _ in range(count - 1))))
+            self.add_module(
+                f"layer{number + 1}",
+                nn.Sequential(first, *(Bottleneck(before, channels, 1) for _ in range(count - 1))),
+            )
         self.linear = nn.Linear(before, num_classes)
         draw_convolutions(self)
 
@@ -58,4 +67,6 @@ class BottleneckResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-BOTTLENECK_RESNETS: dict[str, Callable[[int, int], nn.Module]] = {"ResNet50": partial(BottleneckResNet, (3, 4, 6, 3))}
+BOTTLENECK_RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
+    "ResNet50": partial(BottleneckResNet, (3, 4, 6, 3))
+}

@@ -46,7 +46,14 @@ class ShuffleBottleneck(nn.Module):
 class CifarShuffleNetV1(nn.Module):
     """``widths`` and numbers of ``blocks`` of the three stages; the first block of each halves the size."""
 
-    def __init__(self, widths: tuple[int, int, int], blocks: tuple[int, int, int], groups: int, num_classes: int, in_channels: int):
+    def __init__(
+        self,
+        widths: tuple[int, int, int],
+        blocks: tuple[int, int, int],
+        groups: int,
+        num_classes: int,
+        in_channels: int,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
@@ -64,4 +71,6 @@ class CifarShuffleNetV1(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-SHUFFLENETS_V1: dict[str, Callable[[int, int], nn.Module]] = {"ShuffleV1": partial(CifarShuffleNetV1, (240, 480, 960), (4, 8, 4), 3)}
+SHUFFLENETS_V1: dict[str, Callable[[int, int], nn.Module]] = {
+    "ShuffleV1": partial(CifarShuffleNetV1, (240, 480, 960), (4, 8, 4), 3)
+}

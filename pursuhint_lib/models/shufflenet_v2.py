@@ -25,7 +25,9 @@ def _join(left: Tensor, right: Tensor) -> Tensor:
 
 
 class SplitBlock(nn.Module):
-    """The first half of the channels passes as it is, the second through 1×1, depthwise 3×3 and 1×1; the output is shuffled."""
+    """The first half of the channels passes as it is, the second through 1×1, depthwise 3×3 and 1×1; the
+    output is shuffled.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -44,7 +46,9 @@ class SplitBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Both branches read all channels and halve the size: depthwise and 1×1; 1×1, depthwise and 1×1. The output is shuffled."""
+    """Both branches read all channels and halve the size: depthwise and 1×1; 1×1, depthwise and 1×1. The
+    output is shuffled.
+    """
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -69,7 +73,13 @@ class DownBlock(nn.Module):
 class CifarShuffleNetV2(nn.Module):
     """``widths`` of the three stages and of the last convolution; numbers of ``blocks`` of the stages."""
 
-    def __init__(self, widths: tuple[int, int, int, int], blocks: tuple[int, int, int], num_classes: int, in_channels: int):
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int],
+        blocks: tuple[int, int, int],
+        num_classes: int,
+        in_channels: int,
+    ):
         super().__init__()
         *stages, last = widths
         self.conv1 = nn.Conv2d(in_channels, _STEM, 1, bias=False)
@@ -89,4 +99,6 @@ class CifarShuffleNetV2(nn.Module):
         return self.linear(F.relu(self.bn2(self.conv2(x))).mean((2, 3)))
 
 
-SHUFFLENETS_V2: dict[str, Callable[[int, int], nn.Module]] = {"ShuffleV2": partial(CifarShuffleNetV2, (116, 232, 464, 1024), (4, 8, 4))}
+SHUFFLENETS_V2: dict[str, Callable[[int, int], nn.Module]] = {
+    "ShuffleV2": partial(CifarShuffleNetV2, (116, 232, 464, 1024), (4, 8, 4))
+}

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 _WIDTHS = (64, 128, 256, 512, 512)
 # Convolutions in each of the five blocks.
-_UNITS = {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_UNITS = {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 
 
 class CifarVGG(nn.Module):
@@ -28,7 +34,9 @@ class CifarVGG(nn.Module):
         self.classifier = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels)))
+                nn.init.normal_(
+                    module.weight, 0, math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+                )
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.classifier.weight, 0, 0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -37,7 +45,11 @@ class CifarVGG(nn.Module):
     def _block(in_channels: int, channels: int, count: int) -> nn.Sequential:
         units = []
         for unit in range(count):
-            units += [nn.Conv2d(channels if unit else in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+            units += [
+                nn.Conv2d(channels if unit else in_channels, channels, 3, padding=1),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
         return nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 ``wrn_d_k``: depth d = 6n + 4, that is three stages of n pre-activation blocks, k times as wide. Parameter
 names are those of the public CIFAR-100 teacher checkpoints.
 
-A block's output is a raw sum: it is the next block that normalises and activates it. The hint point of a block is
-therefore that activation, as in the paper's code: ReLU(norm) at the entrance of the next block, or at the end of the
-network for the last one. Channels and size are those of the block itself, also where the next one begins a stage.
+A block's output is a raw sum: it is the next block that normalises and activates it. The hint point of a
+block is therefore that activation, as in the paper's code: ReLU(norm) at the entrance of the next block, or
+at the end of the network for the last one. Channels and size are those of the block itself, also where the
+next one begins a stage.
 """
 
 from collections import OrderedDict
@@ -54,7 +55,9 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.relu = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
-        entrances = [f"{name}.relu1" for name, module in self.named_modules() if isinstance(module, PreactBlock)]
+        entrances = [
+            f"{name}.relu1" for name, module in self.named_modules() if isinstance(module, PreactBlock)
+        ]
         self.hint_points = (*entrances[1:], "relu")
         draw_convolutions(self)
         nn.init.zeros_(self.fc.bias)
@@ -72,5 +75,6 @@ class WideResNet(nn.Module):
 
 
 WIDE_RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
-    f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))
+    f"wrn_{depth}_{width}": partial(WideResNet, depth, width)
+    for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2))
 }

@@ -1,13 +1,15 @@
 """Figures of the study: arrays or data frames in, a matplotlib figure out. Nothing is read or saved here."""
 
-from .clusters import ablation_grid, agreement_heatmaps, cluster_margins, clusters_by_k, k_curves, kmeans_rounds, stability
+from .clusters import (
+    ablation_grid,
+    agreement_heatmaps,
+    cluster_margins,
+    clusters_by_k,
+    k_curves,
+    kmeans_rounds,
+    stability,
+)
 from .compression import compression_costs
 from .layers import channel_statistics, depth_strip, layer_quality, neighbour_similarity, similarity_heatmaps
 from .outcomes import accuracy_by_arm, claim_effects, effect_grid, forest, training_curves, weight_sweep
 from .style import arm_colour, style
-
-__all__ = [
-    "ablation_grid", "accuracy_by_arm", "agreement_heatmaps", "arm_colour", "channel_statistics", "claim_effects", "cluster_margins",
-    "clusters_by_k", "compression_costs", "depth_strip", "effect_grid", "forest", "k_curves", "kmeans_rounds", "layer_quality",
-    "neighbour_similarity", "similarity_heatmaps", "stability", "style", "training_curves", "weight_sweep",
-]  # fmt: skip

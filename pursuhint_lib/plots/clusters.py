@@ -1,4 +1,6 @@
-"""Figures of how hint points come about: rounds of the k-means, margins, numbers of points, selectors, stability."""
+"""Figures of how hint points come about: rounds of the k-means, margins, numbers of points, selectors,
+stability.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,7 +16,9 @@ from .style import SAFE, WIDTH, new_figure, styled
 
 
 class Curve(Protocol):
-    """A criterion for the number of hint points: its value and standard error for each k, and the k it prefers."""
+    """A criterion for the number of hint points: its value and standard error for each k, and the k it
+    prefers.
+    """
 
     ks: Sequence[int]
     values: Sequence[float]
@@ -22,26 +26,53 @@ class Curve(Protocol):
     best: int
 
 
-def _strip(axis: Axes, row: float, labels: Sequence[int], indices: Sequence[int], height: float = 0.8) -> None:
+def _strip(
+    axis: Axes, row: float, labels: Sequence[int], indices: Sequence[int], height: float = 0.8
+) -> None:
     """One row of sub-blocks, coloured by cluster, with the hint points as dots."""
     borders = [0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)]
     for start, end in pairwise(borders):
-        axis.barh(row, end - start, height, start + 0.5, align="center", color=cluster_colour(labels[start]), alpha=0.55, lw=0)
-    axis.plot([i + 1 for i in indices], [row] * len(indices), "o", color="white", markeredgecolor="black", markersize=4)
+        axis.barh(
+            row,
+            end - start,
+            height,
+            start + 0.5,
+            align="center",
+            color=cluster_colour(labels[start]),
+            alpha=0.55,
+            lw=0,
+        )
+    axis.plot(
+        [i + 1 for i in indices],
+        [row] * len(indices),
+        "o",
+        color="white",
+        markeredgecolor="black",
+        markersize=4,
+    )
 
 
 def _strip_axis(axis: Axes, layers: int, rows: Sequence[str], title: str) -> None:
-    axis.set(title=title, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.4, -0.6), xlim=(0.5, layers + 0.5))
+    axis.set(
+        title=title,
+        yticks=range(len(rows)),
+        yticklabels=rows,
+        ylim=(len(rows) - 0.4, -0.6),
+        xlim=(0.5, layers + 0.5),
+    )
     axis.set_xticks(number_ticks(layers, 6))
     axis.spines[:].set_visible(False)
     axis.tick_params(left=False)
 
 
 @styled
-def kmeans_rounds(rounds: Mapping[str, Sequence[tuple[Sequence[int], Sequence[int]]]], shown: int = 8) -> Figure:
+def kmeans_rounds(
+    rounds: Mapping[str, Sequence[tuple[Sequence[int], Sequence[int]]]], shown: int = 8
+) -> Figure:
     """The paper's k-means step by step: a row per round, sub-blocks coloured by cluster, centres as dots.
 
-    **Arguments:** metric → (centres, labels) of each round, 0-based; rounds after the first ``shown`` are left out.
+    **Arguments:** metric → (centres, labels) of each round, 0-based; rounds after the first ``shown`` are
+    left out.
     """
     height = min(shown, max(len(steps) for steps in rounds.values()))
     figure, axes = new_figure(1.0 + 0.3 * height, ncols=len(rounds), sharey=True, squeeze=False)
@@ -70,18 +101,35 @@ def clusters_by_k(points: Mapping[str, Mapping[int, Clusters]]) -> Figure:
 
 
 @styled
-def cluster_margins(points: Mapping[str, Clusters], margins: Mapping[str, Sequence[float]], notes: Mapping[str, Sequence[str]]) -> Figure:
-    """By how much each sub-block is more like its own hint point than like the next best one; a panel per metric.
+def cluster_margins(
+    points: Mapping[str, Clusters], margins: Mapping[str, Sequence[float]], notes: Mapping[str, Sequence[str]]
+) -> Figure:
+    """By how much each sub-block is more like its own hint point than like the next best one; a panel per
+    metric.
 
-    **Arguments:** metric → hint points; metric → margin of each sub-block [L]; metric → a word per cluster for the legend.
+    **Arguments:** metric → hint points; metric → margin of each sub-block [L]; metric → a word per cluster
+    for the legend.
     """
     figure, axes = new_figure(1.6 * len(points) + 0.3, nrows=len(points), sharex=True, squeeze=False)
     for axis, (metric, chosen) in zip(axes[:, 0], points.items(), strict=True):
         values, layers = margins[metric], len(chosen.labels)
         for label, note in enumerate(notes[metric]):
             members = [i for i in range(layers) if chosen.labels[i] == label]
-            axis.bar([i + 1 for i in members], [values[i] for i in members], color=cluster_colour(label), alpha=0.75, label=note)
-        axis.plot([i + 1 for i in chosen.indices], [values[i] for i in chosen.indices], "o", color="white", markeredgecolor="black", markersize=5)
+            axis.bar(
+                [i + 1 for i in members],
+                [values[i] for i in members],
+                color=cluster_colour(label),
+                alpha=0.75,
+                label=note,
+            )
+        axis.plot(
+            [i + 1 for i in chosen.indices],
+            [values[i] for i in chosen.indices],
+            "o",
+            color="white",
+            markeredgecolor="black",
+            markersize=5,
+        )
         axis.axhline(0, color="#777777", lw=0.8)
         axis.set(ylabel="margin", xticks=number_ticks(layers, 18))
         axis.set_title(metric, loc="left")
@@ -92,7 +140,8 @@ def cluster_margins(points: Mapping[str, Clusters], margins: Mapping[str, Sequen
 
 @styled
 def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
-    """Criteria for the number of hint points: a panel per criterion, a line per metric, the preferred k marked.
+    """Criteria for the number of hint points: a panel per criterion, a line per metric, the preferred k
+    marked.
 
     **Arguments:** criterion → metric → curve.
     """
@@ -100,7 +149,16 @@ def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     for axis, (criterion, by_metric) in zip(axes[0], curves.items(), strict=True):
         for number, (metric, curve) in enumerate(by_metric.items()):
             colour = metric_colour(number)
-            axis.errorbar(curve.ks, curve.values, curve.errors, color=colour, marker=".", lw=1.2, elinewidth=0.8, label=f"{metric}: {curve.best}")
+            axis.errorbar(
+                curve.ks,
+                curve.values,
+                curve.errors,
+                color=colour,
+                marker=".",
+                lw=1.2,
+                elinewidth=0.8,
+                label=f"{metric}: {curve.best}",
+            )
             best = list(curve.ks).index(curve.best)
             axis.plot(curve.best, curve.values[best], "o", markersize=9, markerfacecolor="none", color=colour)
         axis.set(title=criterion, xlabel="number of hint points k")
@@ -111,14 +169,18 @@ def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
 
 @styled
 def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, Clusters]]) -> Figure:
-    """Metric × algorithm × k: a panel per metric and algorithm, a row per k, clusters in colour and points as dots.
+    """Metric × algorithm × k: a panel per metric and algorithm, a row per k, clusters in colour and points as
+    dots.
 
-    **Arguments:** (metric, algorithm) → k → hint points; an algorithm that found none for some k has no row there.
+    **Arguments:** (metric, algorithm) → k → hint points; an algorithm that found none for some k has no row
+    there.
     """
     metrics, algorithms = ([*dict.fromkeys(key[place] for key in grid)] for place in (0, 1))
     ks = sorted({k for by_k in grid.values() for k in by_k})
     height = 0.5 + len(metrics) * (0.3 + 0.13 * len(ks))
-    figure, axes = new_figure(height, WIDTH + 1, nrows=len(metrics), ncols=len(algorithms), sharex=True, squeeze=False)
+    figure, axes = new_figure(
+        height, WIDTH + 1, nrows=len(metrics), ncols=len(algorithms), sharex=True, squeeze=False
+    )
     for (metric, algorithm), by_k in grid.items():
         axis = axes[metrics.index(metric), algorithms.index(algorithm)]
         for k, chosen in by_k.items():
@@ -149,8 +211,20 @@ def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for row, column in np.ndindex(values.shape):
             colour = "white" if values[row, column] > middle else "black"
-            axis.annotate(f"{values[row, column]:.{decimals[title]}f}", (column, row), ha="center", va="center", fontsize=6.5, color=colour)
-        axis.set(title=title, xticks=range(len(table)), yticks=range(len(table)), yticklabels=[] if place else list(table.index))
+            axis.annotate(
+                f"{values[row, column]:.{decimals[title]}f}",
+                (column, row),
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=colour,
+            )
+        axis.set(
+            title=title,
+            xticks=range(len(table)),
+            yticks=range(len(table)),
+            yticklabels=[] if place else list(table.index),
+        )
         axis.set_xticklabels(list(table.columns), rotation=45, ha="right", rotation_mode="anchor")
         axis.spines[:].set_visible(False)
         axis.tick_params(left=False, bottom=False)
@@ -158,11 +232,14 @@ def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str
 
 
 @styled
-def stability(frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]], changes: pd.DataFrame) -> Figure:
-    """Left: how often each sub-block is a hint point over bootstrap samples; right: agreement of the clusters after each change.
+def stability(
+    frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence[int]], changes: pd.DataFrame
+) -> Figure:
+    """Left: how often each sub-block is a hint point over bootstrap samples; right: agreement of the clusters
+    after each change.
 
-    **Arguments:** metric → share of samples [L]; metric → 0-based hint points on all images; columns kind, metric, ari, one row per
-    repetition.
+    **Arguments:** metric → share of samples [L]; metric → 0-based hint points on all images; columns kind,
+    metric, ari, one row per repetition.
     """
     metrics, kinds = list(frequency), list(dict.fromkeys(changes["kind"]))
     height = max(0.34 * len(metrics), 0.42 * len(kinds)) + 1.2
@@ -170,20 +247,59 @@ def stability(frequency: Mapping[str, np.ndarray], chosen: Mapping[str, Sequence
     left, right = axes
     layers = len(next(iter(frequency.values())))
     extent = (0.5, layers + 0.5, len(metrics) - 0.5, -0.5)
-    image = left.imshow([frequency[metric] for metric in metrics], cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent)
+    image = left.imshow(
+        [frequency[metric] for metric in metrics], cmap="Blues", vmin=0, vmax=1, aspect="auto", extent=extent
+    )
     for row, metric in enumerate(metrics):
-        left.plot([i + 1 for i in chosen[metric]], [row] * len(chosen[metric]), "o", markersize=5, markerfacecolor="none", color=SAFE[1])
-    left.set(title="hint points in the bootstrap", xlabel="sub-block", yticks=range(len(metrics)), yticklabels=metrics)
+        left.plot(
+            [i + 1 for i in chosen[metric]],
+            [row] * len(chosen[metric]),
+            "o",
+            markersize=5,
+            markerfacecolor="none",
+            color=SAFE[1],
+        )
+    left.set(
+        title="hint points in the bootstrap",
+        xlabel="sub-block",
+        yticks=range(len(metrics)),
+        yticklabels=metrics,
+    )
     left.set_xticks(number_ticks(layers, 12))
-    figure.colorbar(image, ax=left, location="bottom", shrink=0.6, label="share of samples (circles: on all images)", pad=0.02)
+    figure.colorbar(
+        image,
+        ax=left,
+        location="bottom",
+        shrink=0.6,
+        label="share of samples (circles: on all images)",
+        pad=0.02,
+    )
     for number, metric in enumerate(metrics):
         shift = (number - (len(metrics) - 1) / 2) * 0.7 / len(metrics)
         for row, kind in enumerate(kinds):
-            values = changes.loc[(changes["kind"] == kind) & (changes["metric"] == metric), "ari"].dropna().to_numpy(dtype=float)
-            right.scatter(values, np.full(len(values), row + shift), s=9, alpha=0.35, color=metric_colour(number), lw=0)
+            values = (
+                changes.loc[(changes["kind"] == kind) & (changes["metric"] == metric), "ari"]
+                .dropna()
+                .to_numpy(dtype=float)
+            )
+            right.scatter(
+                values, np.full(len(values), row + shift), s=9, alpha=0.35, color=metric_colour(number), lw=0
+            )
             if len(values):
-                right.plot(values.mean(), row + shift, "|", markersize=7, color=metric_colour(number), label=metric if row == 0 else None)
-    right.set(title="clusters after each change", xlabel="adjusted Rand index (line: mean)", yticks=range(len(kinds)), yticklabels=kinds)
+                right.plot(
+                    values.mean(),
+                    row + shift,
+                    "|",
+                    markersize=7,
+                    color=metric_colour(number),
+                    label=metric if row == 0 else None,
+                )
+    right.set(
+        title="clusters after each change",
+        xlabel="adjusted Rand index (line: mean)",
+        yticks=range(len(kinds)),
+        yticklabels=kinds,
+    )
     right.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(None, 1.04))
     right.grid(axis="x", color="#eeeeee", lw=0.8)
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper")

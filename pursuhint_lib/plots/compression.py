@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from .style import arm_colour, new_figure, styled
 
 MARKERS = {"teacher": "s", "student alone": "o", "best student": "*"}
-# Inches of a panel, points of type between a point and its label, the share of the height that a label takes, and letters of one that is not wrapped.
+# Inches of a panel, points of type between a point and its label, the share of the height that a label takes,
+# and letters of one that is not wrapped.
 HEIGHT, ASIDE, SHARE, LETTERS = 3.3, 7, 0.075, 18
 # Powers of ten below which an axis gets marks between them, too.
 DECADES = 1.6
@@ -24,10 +25,12 @@ DECADES = 1.6
 def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figure:
     """Accuracy against several costs of a teacher and its students, a panel per cost.
 
-    Arrows lead from the teacher to its best students, dotted lines from a student alone to the same network's best.
+    Arrows lead from the teacher to its best students, dotted lines from a student alone to the same network's
+    best.
 
-    **Arguments:** ``networks`` with columns pair, teacher, network, role (teacher, student alone, best student), method, arm, accuracy, low, high and
-    those of ``costs``, which are column → what stands at the axis. A teacher, or a student alone, of several pairs may be there for each.
+    **Arguments:** ``networks`` with columns pair, teacher, network, role (teacher, student alone, best
+    student), method, arm, accuracy, low, high and those of ``costs``, which are column → what stands at the
+    axis. A teacher, or a student alone, of several pairs may be there for each.
     """
     figure, axes = new_figure(HEIGHT, ncols=len(costs), sharey=True, squeeze=False)
     rows = networks.to_dict("records")
@@ -39,22 +42,31 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
         _ticks(axis, networks[cost])
         axis.grid(axis="y", color="#eeeeee", lw=0.8)
     axes[0, 0].set_ylabel("test accuracy, %")
-    named = networks[(networks["role"] == "best student") | ~networks.duplicated(["role", "network"])].to_dict("records")
+    named = networks[
+        (networks["role"] == "best student") | ~networks.duplicated(["role", "network"])
+    ].to_dict("records")
     heights = _spread([row["accuracy"] for row in named], SHARE * float(np.ptp(axes[0, 0].get_ylim())))
     for axis, cost in zip(axes[0], costs, strict=True):
         _lines(axis, networks, cost)
         middle = float(np.sqrt(networks[cost].min() * networks[cost].max()))
         for row, height in zip(named, heights, strict=True):
-            _label(axis, _text(row, networks), _colour(row), (row[cost], height), leftwards=row[cost] > middle)
+            _label(
+                axis, _text(row, networks), _colour(row), (row[cost], height), leftwards=row[cost] > middle
+            )
     present = [role for role in MARKERS if role in set(networks["role"])]
     sizes = {role: 8 if role == "best student" else 5 for role in present}
-    handles = [Line2D([], [], marker=MARKERS[role], color="#555555", ls="", markersize=size, label=role) for role, size in sizes.items()]
+    handles = [
+        Line2D([], [], marker=MARKERS[role], color="#555555", ls="", markersize=size, label=role)
+        for role, size in sizes.items()
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
 def _limits(networks: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show every network, and intervals up to a point: those of two seeds can be wider than all accuracies there are."""
+    """Limits that show every network, and intervals up to a point: those of two seeds can be wider than all
+    accuracies there are.
+    """
     low, high = networks["accuracy"].min(), networks["accuracy"].max()
     room = max(1.0, 0.5 * (high - low))
     left = networks["low"].where(np.isfinite(networks["low"]), low).clip(lower=low - room).min()
@@ -72,11 +84,22 @@ def _point(axis: Axes, row: Mapping, x: float) -> None:
     if np.isfinite(row["low"]):
         axis.vlines(x, row["low"], row["high"], color=_colour(row), lw=1.0, alpha=0.6)
     size = 90 if row["role"] == "best student" else 28
-    axis.scatter([x], [row["accuracy"]], marker=MARKERS[row["role"]], s=size, color=_colour(row), edgecolor="white", lw=0.4, zorder=3)
+    axis.scatter(
+        [x],
+        [row["accuracy"]],
+        marker=MARKERS[row["role"]],
+        s=size,
+        color=_colour(row),
+        edgecolor="white",
+        lw=0.4,
+        zorder=3,
+    )
 
 
 def _text(row: Mapping, networks: pd.DataFrame) -> str:
-    """Name of a network; of a best student method and arm, as its name stands where it is alone, if it is there."""
+    """Name of a network; of a best student method and arm, as its name stands where it is alone, if it is
+    there.
+    """
     if row["role"] != "best student":
         return row["network"]
     named = ((networks["pair"] == row["pair"]) & (networks["role"] == "student alone")).any()
@@ -87,7 +110,17 @@ def _text(row: Mapping, networks: pd.DataFrame) -> str:
 def _label(axis: Axes, text: str, colour: str, place: tuple[float, float], leftwards: bool) -> None:
     where = {"xytext": (-ASIDE if leftwards else ASIDE, 0), "ha": "right" if leftwards else "left"}
     halo = [withStroke(linewidth=2, foreground="white")]
-    axis.annotate(text, place, textcoords="offset points", va="center", linespacing=0.9, fontsize=6.5, color=colour, path_effects=halo, **where)
+    axis.annotate(
+        text,
+        place,
+        textcoords="offset points",
+        va="center",
+        linespacing=0.9,
+        fontsize=6.5,
+        color=colour,
+        path_effects=halo,
+        **where,
+    )
 
 
 def _lines(axis: Axes, networks: pd.DataFrame, cost: str) -> None:
@@ -95,7 +128,10 @@ def _lines(axis: Axes, networks: pd.DataFrame, cost: str) -> None:
     for best in networks[networks["role"] == "best student"].to_dict("records"):
         end = (best[cost], best["accuracy"])
         for other in networks[networks["role"] != "best student"].to_dict("records"):
-            begin, shape = (other[cost], other["accuracy"]), {"color": "#bbbbbb", "lw": 0.8, "shrinkA": 4, "shrinkB": 6}
+            begin, shape = (
+                (other[cost], other["accuracy"]),
+                {"color": "#bbbbbb", "lw": 0.8, "shrinkA": 4, "shrinkB": 6},
+            )
             if other["role"] == "teacher" and other["network"] == best["teacher"]:
                 axis.annotate("", end, begin, zorder=1, arrowprops={"arrowstyle": "->", **shape})
             elif other["role"] == "student alone" and other["pair"] == best["pair"]:
@@ -116,7 +152,9 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _ticks(axis: Axes, values: pd.Series) -> None:
-    """Powers of ten, with marks between where there are few, as plain numbers; the networks' own where none is near."""
+    """Powers of ten, with marks between where there are few, as plain numbers; the networks' own where none
+    is near.
+    """
     low, high = axis.get_xlim()
     few = np.log10(values.max() / values.min()) < DECADES
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
@@ -133,5 +171,7 @@ def _ticks(axis: Axes, values: pd.Series) -> None:
 
 
 def _short(value: float) -> str:
-    unit, name = next(((unit, name) for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= unit), (1.0, ""))
+    unit, name = next(
+        ((unit, name) for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= unit), (1.0, "")
+    )
     return f"{value / unit:g}{name}"

@@ -16,13 +16,15 @@ COLUMNS = 5
 FEW_ARMS = 6
 # On the logarithmic part of an axis of gains.
 FAR_TICKS = (-100, -50, -20, -10, 10, 20, 50, 100)
-# Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins, and where black letters end.
+# Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins,
+# and where black letters end.
 DEEPEST, DARK = 1.6, 1.1
 
 
 @styled
 def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "test accuracy, %") -> Figure:
-    """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms leave room for them.
+    """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms
+    leave room for them.
 
     **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed.
     """
@@ -37,7 +39,15 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
             continue
         epochs = curves[0][0]
         mean = np.mean([accuracies for _, accuracies in curves], axis=0)
-        axis.plot(epochs, mean, color=colour, lw=1.0 if muted else 1.8, ls=":" if muted else "-", marker="." if len(epochs) < 15 else "", label=arm)
+        axis.plot(
+            epochs,
+            mean,
+            color=colour,
+            lw=1.0 if muted else 1.8,
+            ls=":" if muted else "-",
+            marker="." if len(epochs) < 15 else "",
+            label=arm,
+        )
     axis.set(xlabel="epoch", ylabel=ylabel)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(histories) > 1:
@@ -53,14 +63,23 @@ def _measured(history: Mapping) -> tuple[list[int], list[float]]:
 
 @styled
 def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
-    """Accuracy of each arm: a small dot per seed, a large one with a 95 % interval for the mean; one panel per method.
+    """Accuracy of each arm: a small dot per seed, a large one with a 95 % interval for the mean; one panel
+    per method.
 
-    **Arguments:** columns method (as titled), arm, seed, accuracy; mean, low, high per (method, arm) in every row.
+    **Arguments:** columns method (as titled), arm, seed, accuracy; mean, low, high per (method, arm) in every
+    row.
     """
     methods, arms = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["arm"]))
     rows = -(-len(methods) // COLUMNS)
     columns = -(-len(methods) // rows)
-    figure, axes = new_figure(0.7 + (0.3 + 0.24 * len(arms)) * rows, nrows=rows, ncols=columns, sharey=True, sharex=True, squeeze=False)
+    figure, axes = new_figure(
+        0.7 + (0.3 + 0.24 * len(arms)) * rows,
+        nrows=rows,
+        ncols=columns,
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+    )
     for axis in axes.flat[len(methods) :]:
         axis.set_axis_off()
     for axis, method in zip(axes.flat, methods, strict=False):
@@ -79,18 +98,25 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms)
     axes[0, 0].set_xlim(*_accuracy_limits(frame))
-    figure.supxlabel("test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9)
+    figure.supxlabel(
+        "test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9
+    )
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _accuracy_limits(frame: pd.DataFrame) -> tuple[float | None, float | None]:
-    """Limits that show every seed, and intervals up to a point: those of three seeds fit in, those of two can be wider than any accuracy."""
+    """Limits that show every seed, and intervals up to a point: those of three seeds fit in, those of two can
+    be wider than any accuracy.
+    """
     low, high = frame["accuracy"].min(), frame["accuracy"].max()
     if not np.isfinite(low):
         return None, None
     room = max(1.0, high - low)
-    left, right = max(low - room, min(low, frame["low"].min())), min(high + room, max(high, frame["high"].max()))
+    left, right = (
+        max(low - room, min(low, frame["low"].min())),
+        min(high + room, max(high, frame["high"].max())),
+    )
     return left - 0.05 * room, right + 0.05 * room
 
 
@@ -98,7 +124,8 @@ def _accuracy_limits(frame: pd.DataFrame) -> tuple[float | None, float | None]:
 def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
     """Paired differences with 95 % intervals, one panel per reference.
 
-    **Arguments:** panel title → rows with columns label, arm, mean, low, high, n; ``margin`` is shaded as too small to matter.
+    **Arguments:** panel title → rows with columns label, arm, mean, low, high, n; ``margin`` is shaded as too
+    small to matter.
     """
     rows = max(len(panel) for panel in panels.values())
     figure, axes = new_figure(1.1 + 0.155 * rows, ncols=len(panels), sharex=True, squeeze=False)
@@ -110,7 +137,12 @@ def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
             if np.isfinite(row.low):
                 axis.hlines(position, row.low, row.high, color=colour, lw=1.5)
             axis.scatter([row.mean], [position], s=22, color=colour, zorder=3)
-        axis.set(title=title, yticks=range(len(panel)), yticklabels=list(panel["label"]), ylim=(len(panel) - 0.4, -0.6))
+        axis.set(
+            title=title,
+            yticks=range(len(panel)),
+            yticklabels=list(panel["label"]),
+            ylim=(len(panel) - 0.4, -0.6),
+        )
         axis.tick_params(axis="y", labelsize=7, left=False)
     figure.supxlabel(f"difference in test accuracy, points (shaded: within ±{margin:g})", fontsize=9)
     return figure
@@ -120,10 +152,17 @@ def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
 def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     """Paired differences as numbers on colours: a panel per reference, a row per method, a column per arm.
 
-    **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a number is printed bold in a frame.
+    **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a
+    number is printed bold in a frame.
     """
-    frames = {title: panel.pivot(index="label", columns="arm", values=["mean", "p_holm"]) for title, panel in panels.items()}
-    orders = {title: (list(dict.fromkeys(panel["label"])), list(dict.fromkeys(panel["arm"]))) for title, panel in panels.items()}
+    frames = {
+        title: panel.pivot(index="label", columns="arm", values=["mean", "p_holm"])
+        for title, panel in panels.items()
+    }
+    orders = {
+        title: (list(dict.fromkeys(panel["label"])), list(dict.fromkeys(panel["arm"])))
+        for title, panel in panels.items()
+    }
     means = np.abs(np.concatenate([panel["mean"].dropna() for panel in panels.values()]))
     # So that one arm that fails does not bleach all others.
     limit = max(float(np.quantile(means, 0.9)), 1e-9) if len(means) else 1.0
@@ -137,7 +176,16 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
             sure = chances[row, column] < level
             number = f"{values[row, column]:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
             colour = "white" if abs(values[row, column]) > DARK * limit else "black"
-            axis.text(column, row, number, ha="center", va="center", fontsize=6.5, weight="bold" if sure else "normal", color=colour)
+            axis.text(
+                column,
+                row,
+                number,
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                weight="bold" if sure else "normal",
+                color=colour,
+            )
             if sure:
                 axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, lw=1.2))
         axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
@@ -149,9 +197,11 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
 
 @styled
 def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
-    """What the hints give under each weight of their loss: mean and 95 % interval of the paired difference from no hints, one line per arm.
+    """What the hints give under each weight of their loss: mean and 95 % interval of the paired difference
+    from no hints, one line per arm.
 
-    **Arguments:** columns weight (> 0), arm, mean, low, high; ``usual`` the weight of the grid, marked; ``margin`` is shaded.
+    **Arguments:** columns weight (> 0), arm, mean, low, high; ``usual`` the weight of the grid, marked;
+    ``margin`` is shaded.
     """
     figure, axis = new_figure(3.2)
     axis.axhspan(-margin, margin, color="#f0f0f0", zorder=0)
@@ -165,12 +215,20 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
         sure = np.isfinite(line["low"])
         axis.vlines(x[sure], line["low"][sure], line["high"][sure], color=arm_colour(arm), lw=1.2)
         axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm)
-    axis.set(xscale="log", xlabel="weight of the hint loss (dotted: that of the grid)", ylabel=f"points over no hints (shaded: ±{margin:g})")
-    # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is logarithmic.
+    axis.set(
+        xscale="log",
+        xlabel="weight of the hint loss (dotted: that of the grid)",
+        ylabel=f"points over no hints (shaded: ±{margin:g})",
+    )
+    # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is
+    # logarithmic.
     linear = max(5.0, 1.2 * gains["mean"].max())
     axis.set_yscale("symlog", linthresh=linear, linscale=2)
     low, high = axis.get_ylim()
-    ticks = [*MaxNLocator(10).tick_values(-linear, linear), *(tick for tick in FAR_TICKS if abs(tick) > linear)]
+    ticks = [
+        *MaxNLocator(10).tick_values(-linear, linear),
+        *(tick for tick in FAR_TICKS if abs(tick) > linear),
+    ]
     axis.set_yticks(sorted(tick for tick in ticks if low <= tick <= high))
     axis.yaxis.set_major_formatter("{x:g}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
@@ -192,7 +250,14 @@ def claim_effects(claims: pd.DataFrame, margin: float) -> Figure:
         if np.isfinite(row["low"]):
             axis.hlines(position, row["low"], row["high"], color=colour, lw=2)
         axis.scatter([row["mean"]], [position], s=36, color=colour, zorder=3)
-        axis.annotate(row["verdict"], (1.01, position), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour)
+        axis.annotate(
+            row["verdict"],
+            (1.01, position),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
     labels = ["\n".join(_wrapped(text, 46)) for text in claims["claim"]]
     axis.set(yticks=range(len(claims)), yticklabels=labels, ylim=(len(claims) - 0.4, -0.6))
     axis.set(xlabel=f"difference in test accuracy, points (shaded: within ±{margin:g})")

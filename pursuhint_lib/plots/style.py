@@ -11,21 +11,43 @@ from matplotlib.figure import Figure
 WIDTH = 7.0  # inches: a page of text
 
 _STYLE = {
-    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "svg.hashsalt": "pursuhint", "svg.fonttype": "none", "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "pursuhint",
+    "svg.fonttype": "none",
+    "figure.constrained_layout.use": True,
+}
 
 # Colours that colour-blind readers can tell apart.
 SAFE = sns.color_palette("colorblind").as_hex()
 
 # Prefix of an arm → colour (colour-blind safe); the first that fits counts.
 _ARM_COLOURS = {
-    "pursuhint-r2": SAFE[0], "pursuhint-cka-linear": SAFE[9], "pursuhint-cka-rbf": "#004c6d",
-    "stage-ends": SAFE[1], "segment-middles": SAFE[2], "kmedoids": SAFE[4], "random-": "#8c8c8c", "none": "#222222",
-    "alone": "#222222", "first": SAFE[3], "last": SAFE[5], "segments-": SAFE[6], "quality": "#5e3c99", "all": "#6b6b00", "reversed": "#8f4a00",
-    "deepened-": "#6a3d9a", "shallowed-": "#c51b7d",
-}  # fmt: skip
+    "pursuhint-r2": SAFE[0],
+    "pursuhint-cka-linear": SAFE[9],
+    "pursuhint-cka-rbf": "#004c6d",
+    "stage-ends": SAFE[1],
+    "segment-middles": SAFE[2],
+    "kmedoids": SAFE[4],
+    "random-": "#8c8c8c",
+    "none": "#222222",
+    "alone": "#222222",
+    "first": SAFE[3],
+    "last": SAFE[5],
+    "segments-": SAFE[6],
+    "quality": "#5e3c99",
+    "all": "#6b6b00",
+    "reversed": "#8f4a00",
+    "deepened-": "#6a3d9a",
+    "shallowed-": "#c51b7d",
+}
 # The paper's rule under any other metric, one of the user's own among them, has one of these by its name.
 _OTHER_METRICS = ("#117733", "#882255", "#999933", "#44aa99", "#332288")
 

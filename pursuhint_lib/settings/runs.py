@@ -3,8 +3,8 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from .extensions import sources
-from .forms import SettingsError, not_negative, once, positive
+from .user_code import sources
+from .values import SettingsError, not_negative, once, positive
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class Data:
     - ``subset_seed``: which subset.
     - ``test_images``: the same for the test images, for smoke tests only.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
-    - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for ImageNet when not given).
-    - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet`` only).
+    - ``image_size``: side in pixels that images of an ImageFolder tree or of ImageNet are decoded to (224 for
+      ImageNet when not given).
+    - ``classes``: so many classes of ImageNet, evenly spaced in their order; all when not given (``imagenet``
+      only).
     """
 
     dataset: str
@@ -36,8 +38,14 @@ class Data:
 
     @property
     def as_published(self) -> bool:
-        """Whether the test images are those that a teacher's manifest entry speaks of, at their usual size."""
-        return self.test_images is None and self.classes is None and (self.image_size is None or self.root is not None)
+        """Whether the test images are those that a teacher's manifest entry speaks of, at their
+        usual size.
+        """
+        return (
+            self.test_images is None
+            and self.classes is None
+            and (self.image_size is None or self.root is not None)
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Schedule:
     - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
     - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
     - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
-    - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes share it, not each from its part.
+    - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes
+      share it, not each from its part.
     """
 
     epochs: int
@@ -67,11 +76,17 @@ class Schedule:
         positive(self, "epochs", "batch_size", "learning_rate", "evaluate_every", "decay")
         not_negative(self, "momentum", "weight_decay")
         if self.momentum >= 1:
-            raise SettingsError(f"momentum is {self.momentum}, with which every step would be larger than the last; give a number below 1")
+            raise SettingsError(
+                f"momentum is {self.momentum}, with which every step would be larger than the last; give a "
+                "number below 1"
+            )
         once("milestones", self.milestones)
         late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
         if late:
-            raise SettingsError(f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and {self.epochs - 1}")
+            raise SettingsError(
+                f"milestones {late} lie outside the {self.epochs} epochs; give epochs between 1 and "
+                f"{self.epochs - 1}"
+            )
 
     def learning_rate_at(self, epoch: int) -> float:
         """Learning rate of a 0-based epoch."""
@@ -108,7 +123,8 @@ class TeacherSettings:
 class Arm:
     """One choice of teacher hint points (module names); empty for no hints.
 
-    ``student_points`` is the point that learns from each of them; the cell's own points, one each, when not given.
+    ``student_points`` is the point that learns from each of them; the cell's own points, one each, when not
+    given.
     """
 
     name: str
@@ -149,7 +165,8 @@ class DistillSettings:
 
     loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
 
-    ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of ``wsl+at``).
+    ``plain`` is the run of an arm without points where the method has other parts than hints (``wsl`` of
+    ``wsl+at``).
     """
 
     teacher: TeacherSettings
@@ -173,19 +190,32 @@ class DistillSettings:
     def run(self, arm: Arm) -> StudentSettings:
         """The run behind one arm.
 
-        An arm without points has no hint loss: it is what remains of the method, and for most that is the ``kd``
-        run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more teacher
-        points than the student has points shares the weight out among them.
+        An arm without points has no hint loss: it is what remains of the method, and for most that is the
+        ``kd`` run of the same weights (``ce`` when the KD weight is 0), shared by them all. An arm with more
+        teacher points than the student has points shares the weight out among them.
         """
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudentSettings) if hasattr(self, f.name)}
+        shared = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(StudentSettings)
+            if hasattr(self, f.name)
+        }
         if arm.teacher_points:
             students = arm.student_points or self.student_points
             weight = self.hint_weight * len(self.student_points) / len(arm.teacher_points)
-            return StudentSettings(**{**shared, "student_points": students, "hint_weight": weight}, teacher_points=arm.teacher_points)
+            return StudentSettings(
+                **{**shared, "student_points": students, "hint_weight": weight},
+                teacher_points=arm.teacher_points,
+            )
         if self.plain:
             return self.plain
         if not self.student_points and self.hint_weight:
             # A method on the logits has no points in any arm.
             return StudentSettings(**shared, teacher_points=())
-        plain = {"method": "kd" if self.kd_weight else "ce", "hint_weight": 0.0, "student_points": (), "teacher_points": (), "part_weights": ()}
+        plain = {
+            "method": "kd" if self.kd_weight else "ce",
+            "hint_weight": 0.0,
+            "student_points": (),
+            "teacher_points": (),
+            "part_weights": (),
+        }
         return StudentSettings(**{**shared, **plain})

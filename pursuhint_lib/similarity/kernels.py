@@ -55,7 +55,9 @@ def rbf_matrix(layers: Layers, bandwidth: float = 1.0) -> Tensor:
 
 
 def _factor(x: Tensor, scale: float = 1.0) -> Tensor:
-    """scale · [−2x, |x|², 1], [N, C + 2]: its product with a ``_counterpart`` is scale · d² of all pairs of rows."""
+    """scale · [−2x, |x|², 1], [N, C + 2]: its product with a ``_counterpart`` is scale · d² of all pairs of
+    rows.
+    """
     return scale * torch.cat([-2 * x, x.square().sum(1, keepdim=True), x.new_ones(len(x), 1)], dim=1)
 
 
@@ -65,9 +67,11 @@ def _counterpart(y: Tensor) -> Tensor:
 
 
 def _median_squared_distance(layers: Layers, layer: int) -> float:
-    """Median over the full N×N matrix, zero diagonal included; over its positive entries if most images coincide.
+    """Median over the full N×N matrix, zero diagonal included; over its positive entries if most images
+    coincide.
 
-    That matrix holds N zeros and each of the N(N−1)/2 pairs twice, so order statistics of the pairs are enough.
+    That matrix holds N zeros and each of the N(N−1)/2 pairs twice, so order statistics of the pairs are
+    enough.
     """
     n = layers.images
     middle = ((n**2 - 1) // 2, n**2 // 2)
@@ -85,12 +89,16 @@ def _median_squared_distance(layers: Layers, layer: int) -> float:
 
 def _rounding(layers: Layers, layer: int) -> float:
     """What the squared distance of equal rows can come out as."""
-    longest = max(float(layers.rows(layer, rows).square().sum(1).max()) for rows in blocks(layers.images, SIDE))
+    longest = max(
+        float(layers.rows(layer, rows).square().sum(1).max()) for rows in blocks(layers.images, SIDE)
+    )
     return 4 * sum(layers.features[layer].shape) * torch.finfo(torch.float64).eps * longest
 
 
 def _distance_tiles(layers: Layers, layer: int) -> Iterator[tuple[Tensor, int]]:
-    """Squared distances of all pairs i < j in tiles, and how many entries of the tile are no pair: those are infinite."""
+    """Squared distances of all pairs i < j in tiles, and how many entries of the tile are no pair: those are
+    infinite.
+    """
     tiles = blocks(layers.images, SIDE)
     for number, rows in enumerate(tiles):
         left = _factor(layers.rows(layer, rows))
@@ -104,7 +112,8 @@ def _distance_tiles(layers: Layers, layer: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def _order_statistics(layers: Layers, layer: int, ranks: Sequence[int], noise: float) -> float:
-    """Mean of the pair distances at one or two neighbouring 0-based ranks, exactly, without sorting all pairs.
+    """Mean of the pair distances at one or two neighbouring 0-based ranks, exactly, without sorting all
+    pairs.
 
     A sample says where they lie; one pass counts what is below and keeps what is there. A misleading
     sample costs a second pass, never exactness.
@@ -138,5 +147,7 @@ def _bracket(layers: Layers, layer: int, ranks: Sequence[int], noise: float) -> 
     # Five standard errors of a sample quantile on either side.
     slack = 2.5 / len(sample) ** 0.5
     places = ((ranks[0] / pairs - slack), (ranks[-1] / pairs + slack))
-    low, high = (float(sample.kthvalue(int(min(max(place, 0), 1) * (len(sample) - 1)) + 1).values) for place in places)
+    low, high = (
+        float(sample.kthvalue(int(min(max(place, 0), 1) * (len(sample) - 1)) + 1).values) for place in places
+    )
     return low - noise, high + noise

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows that are read, centred and widened to float64 at once, and channels of the layers that share one product:
-# 2 × 2048 × 4096 × 8 bytes of rows and 4096² × 8 bytes of product are 270 MB at most.
+# Rows that are read, centred and widened to float64 at once, and channels of the layers that share one
+# product: 2 × 2048 × 4096 × 8 bytes of rows and 4096² × 8 bytes of product are 270 MB at most.
 ROWS = 2048
 PANEL = 4096
-# Share of the largest singular value (of unit-length channels) below which a direction is rounding: float32 features
-# carry 6e-8, and eigenvalues of a float64 product settle at 1e-14, the square of 1e-7.
+# Share of the largest singular value (of unit-length channels) below which a direction is rounding: float32
+# features carry 6e-8, and eigenvalues of a float64 product settle at 1e-14, the square of 1e-7.
 RANK_CUT = 1e-6
 # Share of a layer's variance that SVCCA keeps.
 SVCCA_VARIANCE = 0.99
@@ -26,8 +26,8 @@ SVCCA_VARIANCE = 0.99
 class Moments:
     """What the metrics need of one layer.
 
-    **Arguments:** ``label`` how messages call it; ``images`` N; ``mean`` [C]; ``scatter`` [C, C], X̃ᵀX̃ of the centred
-    features; ``lengths`` [N], squared length of each centred row.
+    **Arguments:** ``label`` how messages call it; ``images`` N; ``mean`` [C]; ``scatter`` [C, C], X̃ᵀX̃ of
+    the centred features; ``lengths`` [N], squared length of each centred row.
     """
 
     label: str
@@ -46,8 +46,8 @@ class Moments:
 class MomentMetric:
     """A metric that is a function of second moments.
 
-    **Arguments:** ``prepare`` maps a layer's ``Moments`` to whatever it compares; ``compare`` maps two of these and
-    the cross product X̃ᵀỸ [Cx, Cy] to a scalar.
+    **Arguments:** ``prepare`` maps a layer's ``Moments`` to whatever it compares; ``compare`` maps two of
+    these and the cross product X̃ᵀỸ [Cx, Cy] to a scalar.
     """
 
     prepare: Callable[[Moments], object]
@@ -57,11 +57,11 @@ class MomentMetric:
 class Layers:
     """Features of all layers, read in blocks of rows.
 
-    **Arguments:** ``features`` L tensors [N, C_l] of any float type, rows in the same image order; ``names`` of the layers
-    for messages, if they have any.
+    **Arguments:** ``features`` L tensors [N, C_l] of any float type, rows in the same image order; ``names``
+    of the layers for messages, if they have any.
 
-    **Raises:** ``ValueError`` that names the layer whose features have the wrong shape, are not finite, or are the same for
-    every image.
+    **Raises:** ``ValueError`` that names the layer whose features have the wrong shape, are not finite, or
+    are the same for every image.
     """
 
     def __init__(self, features: Sequence[Tensor], names: Sequence[str] = ()):
@@ -73,22 +73,36 @@ class Layers:
         self.labels = [f"sub-block {i} of {len(named)}{name}" for i, name in enumerate(named, start=1)]
         self.images = len(self.features[0])
         self.device = self.features[0].device
-        self.offsets = [self._checked_offset(layer, label) for layer, label in zip(self.features, self.labels, strict=True)]
+        self.offsets = [
+            self._checked_offset(layer, label)
+            for layer, label in zip(self.features, self.labels, strict=True)
+        ]
 
     def _checked_offset(self, layer: Tensor, label: str) -> Tensor:
-        """Mean less the first image [C]: both are taken off in turn, so that a constant channel leaves no rounding behind."""
+        """Mean less the first image [C]: both are taken off in turn, so that a constant channel leaves no
+        rounding behind.
+        """
         if layer.ndim != 2 or len(layer) != self.images:
-            raise ValueError(f"features of {label} have shape {tuple(layer.shape)}; expected [{self.images}, channels]")
+            raise ValueError(
+                f"features of {label} have shape {tuple(layer.shape)}; expected [{self.images}, channels]"
+            )
         total, spread = torch.zeros(layer.shape[1], dtype=torch.float64, device=self.device), 0.0
         for rows in blocks(self.images, ROWS):
             part = layer[rows].to(torch.float64, copy=True).sub_(layer[0])
             total += part.sum(0)
             spread += float(part.square_().sum())
-        # NaN counts as too large. The bounds keep squares of squares within float64; float32 features never come near them.
+        # NaN counts as too large. The bounds keep squares of squares within float64; float32 features never
+        # come near them.
         if not spread < 1e150:
-            raise ValueError(f"features of {label} hold NaN or infinity (or nearly); look for a diverged teacher or an overflow in low precision")
+            raise ValueError(
+                f"features of {label} hold NaN or infinity (or nearly); look for a diverged teacher or an "
+                "overflow in low precision"
+            )
         if spread < 1e-150:
-            raise ValueError(f"features of {label} are the same for every image, so nothing can be compared with them; leave that sub-block out")
+            raise ValueError(
+                f"features of {label} are the same for every image, so nothing can be compared with them; "
+                "leave that sub-block out"
+            )
         return total / self.images
 
     def rows(self, layer: int, rows: slice) -> Tensor:
@@ -117,12 +131,18 @@ class Layers:
             b = a if left is right else torch.cat([self.rows(j, rows) for j in right], dim=1)
             total.addmm_(a.T, b)
         strips = zip(left, total.split(widths[0], dim=0), strict=True)
-        return {(i, j): cross for i, strip in strips for j, cross in zip(right, strip.split(widths[1], dim=1), strict=True)}
+        return {
+            (i, j): cross
+            for i, strip in strips
+            for j, cross in zip(right, strip.split(widths[1], dim=1), strict=True)
+        }
 
     def moments(self, layer: int, scatter: Tensor) -> Moments:
         """Moments of a layer whose own product is known."""
         lengths = torch.cat([self.rows(layer, rows).square().sum(1) for rows in blocks(self.images, ROWS)])
-        return Moments(self.labels[layer], self.images, self.features[layer][0] + self.offsets[layer], scatter, lengths)
+        return Moments(
+            self.labels[layer], self.images, self.features[layer][0] + self.offsets[layer], scatter, lengths
+        )
 
 
 def blocks(length: int, size: int) -> list[slice]:
@@ -131,7 +151,9 @@ def blocks(length: int, size: int) -> list[slice]:
 
 
 def moment_matrices(layers: Layers, metrics: Mapping[str, MomentMetric]) -> dict[str, Tensor]:
-    """Similarity of every layer with every layer under several metrics, from the same products: name → float64 [L, L]."""
+    """Similarity of every layer with every layer under several metrics, from the same products: name →
+    float64 [L, L].
+    """
     count = len(layers.features)
     found = {name: torch.eye(count, dtype=torch.float64) for name in metrics}
     states: dict[str, dict[int, object]] = {name: {} for name in metrics}
@@ -154,11 +176,16 @@ def moment_matrices(layers: Layers, metrics: Mapping[str, MomentMetric]) -> dict
 def _checked_rank(moments: Moments, basis: Tensor, possible: int) -> Tensor:
     """The basis, unless it spans all that so few images can span: then it correlates with everything."""
     if basis.shape[1] == 0:
-        raise ValueError(f"features of {moments.label} are the same for every image but for rounding; leave that sub-block out")
+        raise ValueError(
+            f"features of {moments.label} are the same for every image but for rounding; leave that "
+            "sub-block out"
+        )
     if basis.shape[1] >= possible:
         raise ValueError(
-            f"features of {moments.label} span all {possible} directions that {moments.images} images have, so canonical correlations with "
-            f"them are 1 whatever they mean; use more than {moments.scatter.shape[0] + 1} images (profile_images), or cka-linear-debiased"
+            f"features of {moments.label} span all {possible} directions that {moments.images} images have, "
+            "so canonical correlations with "
+            f"them are 1 whatever they mean; use more than {moments.scatter.shape[0] + 1} images "
+            "(profile_images), or cka-linear-debiased"
         )
     return basis
 
@@ -172,7 +199,8 @@ def whitening(scatter: Tensor, sizes: Tensor, images: int) -> Tensor:
     **Arguments:** ``scatter`` [C, C]; ``sizes`` [C], squared lengths of the channels before centring.
     """
     squares = scatter.diagonal()
-    # A constant channel leaves rounding noise of its own size when it is centred, which must not pass for a direction.
+    # A constant channel leaves rounding noise of its own size when it is centred, which must not pass for a
+    # direction.
     alive = squares > sizes * (images * torch.finfo(scatter.dtype).eps) ** 2
     scale = squares[alive].rsqrt()
     values, vectors = torch.linalg.eigh(scatter[alive][:, alive] * scale[:, None] * scale)
@@ -195,7 +223,9 @@ def _raw_basis(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def _principal_basis(moments: Moments) -> Tensor:
-    """Map [C, rank] to the leading principal directions, of unit length, that hold ``SVCCA_VARIANCE`` of the variance."""
+    """Map [C, rank] to the leading principal directions, of unit length, that hold ``SVCCA_VARIANCE`` of the
+    variance.
+    """
     values, vectors = torch.linalg.eigh(moments.scatter)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     shares = values.cumsum(0) / values.sum()
@@ -255,7 +285,9 @@ def _linear_cka(x: Tensor, y: Tensor, cross: Tensor) -> Tensor:
 
 
 def _debiased_product(squares: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """U-statistic of ‖X̃ᵀ Ỹ‖²_F from the biased value and the squared row lengths (Kornblith's code, Song et al.)."""
+    """U-statistic of ‖X̃ᵀ Ỹ‖²_F from the biased value and the squared row lengths (Kornblith's code, Song et
+    al.).
+    """
     n = len(x)
     return squares - n / (n - 2) * x @ y + x.sum() * y.sum() / ((n - 1) * (n - 2))
 
@@ -268,7 +300,8 @@ def _debiased_parts(moments: Moments) -> tuple[Tensor, Tensor]:
     own = _debiased_product(biased, moments.lengths, moments.lengths)
     if not own > 1e-10 * biased:
         raise ValueError(
-            f"features of {moments.label} have nothing left once the bias of {moments.images} images is taken off; use more images, or cka-linear"
+            f"features of {moments.label} have nothing left once the bias of {moments.images} images is "
+            "taken off; use more images, or cka-linear"
         )
     return moments.lengths, own.sqrt()
 

@@ -1,4 +1,6 @@
-"""Questions to all arms together: whether their choice matters, whether a score predicts it, and where an arm stands among random ones."""
+"""Questions to all arms together: whether their choice matters, whether a score predicts it, and where an arm
+stands among random ones.
+"""
 
 from collections.abc import Sequence
 
@@ -9,16 +11,20 @@ from .comparisons import CELL, RANDOM
 from .effects import holm
 
 
-def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> pd.DataFrame:
-    """Whether a score of the points predicts accuracy: Spearman's rank correlation across arms, per (pair, method), averaged over these cells.
+def score_correlations(
+    frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int = 9999, seed: int = 0
+) -> pd.DataFrame:
+    """Whether a score of the points predicts accuracy: Spearman's rank correlation across arms, per (pair,
+    method), averaged over these cells.
 
-    Arms with the same score, and the same accuracy in all cells of a pair, are one (they took the same points). The p-value is that of a
-    permutation test: the scores of the arms are shuffled, in the same way for all methods, and for all pairs whose arms have the same scores,
-    as those of one teacher do.
+    Arms with the same score, and the same accuracy in all cells of a pair, are one (they took the same
+    points). The p-value is that of a permutation test: the scores of the arms are shuffled, in the same way
+    for all methods, and for all pairs whose arms have the same scores, as those of one teacher do.
 
     **Arguments:** ``scores`` with columns pair, arm, score, value.
 
-    **Returns:** one row per score: score, rho (mean over cells), low, high (over cells), cells, arms (of the smallest pair), p, p_holm.
+    **Returns:** one row per score: score, rho (mean over cells), low, high (over cells), cells, arms (of the
+    smallest pair), p, p_holm.
     """
     generator, rows = np.random.default_rng(seed), []
     means = frame.pivot_table(index=["pair", "arm"], columns="method", values="accuracy", sort=False)
@@ -26,7 +32,13 @@ def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int 
     for score, values in scores[scores["pair"].isin(frame["pair"])].groupby("score", sort=False):
         cells = []
         for pair, value in values.groupby("pair", sort=False):
-            table = means.loc[[pair]].droplevel("pair").dropna(axis=1, how="all").join(value.set_index("arm")["value"], how="inner").drop_duplicates()
+            table = (
+                means.loc[[pair]]
+                .droplevel("pair")
+                .dropna(axis=1, how="all")
+                .join(value.set_index("arm")["value"], how="inner")
+                .drop_duplicates()
+            )
             if len(table) > 2:
                 cells.append(_ranked(table))
         if not cells:
@@ -35,7 +47,17 @@ def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int 
         shuffled = [_shuffled_rho(cells, generator) for _ in range(draws)]
         p = (1 + np.sum(np.abs(shuffled) >= abs(rho.mean()) - 1e-12)) / (1 + draws)
         arms = min(len(value) for _, value in cells)
-        rows.append({"score": score, "rho": rho.mean(), "low": rho.min(), "high": rho.max(), "cells": len(rho), "arms": arms, "p": p})
+        rows.append(
+            {
+                "score": score,
+                "rho": rho.mean(),
+                "low": rho.min(),
+                "high": rho.max(),
+                "cells": len(rho),
+                "arms": arms,
+                "p": p,
+            }
+        )
     table = pd.DataFrame(rows, columns=["score", "rho", "low", "high", "cells", "arms", "p"])
     return table.assign(p_holm=holm(table["p"]))
 
@@ -43,11 +65,15 @@ def score_correlations(frame: pd.DataFrame, scores: pd.DataFrame, *, draws: int 
 def _shuffled_rho(cells: Sequence[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> float:
     """The mean correlation after the scores were shuffled among the arms; equal scores in the same way."""
     orders = {value.tobytes(): generator.permutation(len(value)) for _, value in cells}
-    return float(np.mean(np.concatenate([accuracy @ value[orders[value.tobytes()]] for accuracy, value in cells])))
+    return float(
+        np.mean(np.concatenate([accuracy @ value[orders[value.tobytes()]] for accuracy, value in cells]))
+    )
 
 
 def _ranked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of the accuracies [methods, arms] and of the scores [arms], centred and of unit length, so that products are correlations."""
+    """Ranks of the accuracies [methods, arms] and of the scores [arms], centred and of unit length, so that
+    products are correlations.
+    """
     ranks = table.rank().to_numpy().T
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(ranks, axis=1, keepdims=True)
@@ -57,21 +83,28 @@ def _ranked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> dict:
-    """Whether the arms of a frame differ at all: how far their means lie apart, and how far they would if arms were names without meaning.
+    """Whether the arms of a frame differ at all: how far their means lie apart, and how far they would if
+    arms were names without meaning.
 
-    Where it does not matter which points an arm takes, its accuracies within a seed could as well be another arm's. The p-value is that of
-    the permutation test of this: arms are shuffled within every seed, in the same way for all pairs and methods, as seeds are the unit of
-    replication (Fisher and Pitman's test in blocks). Every (pair, method) counts the same. Arms with the same points as an earlier one, or
-    with a failed run, are left out.
+    Where it does not matter which points an arm takes, its accuracies within a seed could as well be another
+    arm's. The p-value is that of the permutation test of this: arms are shuffled within every seed, in the
+    same way for all pairs and methods, as seeds are the unit of replication (Fisher and Pitman's test in
+    blocks). Every (pair, method) counts the same. Arms with the same points as an earlier one, or with a
+    failed run, are left out.
 
     **Arguments:** ``frame`` of arms with points only.
 
-    **Returns:** arms, cells (pair × method), n (seeds), spread (standard deviation of the arms' means, points), chance (its mean over the
-    shuffles), p, best (the arm of the highest mean) and lead (its mean minus that of the next, points).
+    **Returns:** arms, cells (pair × method), n (seeds), spread (standard deviation of the arms' means,
+    points), chance (its mean over the shuffles), p, best (the arm of the highest mean) and lead (its mean
+    minus that of the next, points).
     """
     same = frame.pivot_table(index="pair", columns="arm", values="points", aggfunc="first", sort=False)
     table = frame.pivot(index=CELL, columns="arm", values="accuracy")
-    arms = [arm for place, arm in enumerate(same) if not any((same[arm] == same[other]).any() for other in same.columns[:place])]
+    arms = [
+        arm
+        for place, arm in enumerate(same)
+        if not any((same[arm] == same[other]).any() for other in same.columns[:place])
+    ]
     table = table[arms].dropna(axis=1)
     cells = table.groupby(level=["pair", "method"])
     shares = table.sub(table.mean(axis=1), axis=0) / cells.ngroups / cells.transform("count")
@@ -79,19 +112,34 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
     found = by_seed.sum().sort_values(ascending=False)
     counts = {"arms": len(found), "cells": cells.ngroups, "n": len(by_seed)}
     if len(found) < 2:
-        return counts | {"spread": float("nan"), "chance": float("nan"), "p": 1.0, "best": "", "lead": float("nan")}
+        return counts | {
+            "spread": float("nan"),
+            "chance": float("nan"),
+            "p": 1.0,
+            "best": "",
+            "lead": float("nan"),
+        }
     generator = np.random.default_rng(seed)
-    shuffled = np.array([generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)])
+    shuffled = np.array(
+        [generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)]
+    )
     spread = found.std(ddof=1)
     p = (1 + np.sum(shuffled >= spread - 1e-12)) / (1 + draws)
-    return counts | {"spread": spread, "chance": shuffled.mean(), "p": p, "best": found.index[0], "lead": found.iloc[0] - found.iloc[1]}
+    return counts | {
+        "spread": spread,
+        "chance": shuffled.mean(),
+        "p": p,
+        "best": found.index[0],
+        "lead": found.iloc[0] - found.iloc[1],
+    }
 
 
 def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
-    """Where each other arm stands in the distribution of the random arms, by mean accuracy per (pair, method).
+    """Where each other arm stands in the distribution of the random arms, by mean accuracy per (pair,
+    method).
 
-    **Returns:** pair, method, arm, mean, random_mean, random_low, random_high (range of the random arms' means),
-    better_than (share of the random arms that are beaten).
+    **Returns:** pair, method, arm, mean, random_mean, random_low, random_high (range of the random arms'
+    means), better_than (share of the random arms that are beaten).
     """
     means = frame.groupby(["pair", "method", "arm"], sort=False)["accuracy"].mean().dropna()
     rows = []
@@ -100,6 +148,18 @@ def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
         null = cell[[arm for arm in cell.index if arm.startswith(RANDOM)]]
         if null.empty:
             continue
-        shared = {"pair": pair, "method": method, "random_mean": null.mean(), "random_low": null.min(), "random_high": null.max()}
-        rows += [{**shared, "arm": arm, "mean": cell[arm], "better_than": float((null < cell[arm]).mean())} for arm in cell.index.drop(null.index)]
-    return pd.DataFrame(rows, columns=["pair", "method", "arm", "mean", "random_mean", "random_low", "random_high", "better_than"])
+        shared = {
+            "pair": pair,
+            "method": method,
+            "random_mean": null.mean(),
+            "random_low": null.min(),
+            "random_high": null.max(),
+        }
+        rows += [
+            {**shared, "arm": arm, "mean": cell[arm], "better_than": float((null < cell[arm]).mean())}
+            for arm in cell.index.drop(null.index)
+        ]
+    return pd.DataFrame(
+        rows,
+        columns=["pair", "method", "arm", "mean", "random_mean", "random_low", "random_high", "better_than"],
+    )

@@ -18,13 +18,20 @@ class Claim:
     reference: str
 
 
-# The first two must hold before the other three mean anything; the third is the paper's, the last two are its controls.
+# The first two must hold before the other three mean anything; the third is the paper's, the last two are its
+# controls.
 CLAIMS = (
     Claim("Hints at PURSUhInT's points beat the student alone", PURSUHINT, "alone"),
-    Claim("The hint loss helps: PURSUhInT's points beat no hints, with the same CE and KD", PURSUHINT, "none"),
+    Claim(
+        "The hint loss helps: PURSUhInT's points beat no hints, with the same CE and KD", PURSUHINT, "none"
+    ),
     Claim("PURSUhInT's points beat the usual stage ends", PURSUHINT, "stage-ends"),
     Claim("PURSUhInT's points beat random points", PURSUHINT, RANDOM),
-    Claim("The similarity metric adds something: PURSUhInT's points beat the middles of equal segments", PURSUHINT, "segment-middles"),
+    Claim(
+        "The similarity metric adds something: PURSUhInT's points beat the middles of equal segments",
+        PURSUHINT,
+        "segment-middles",
+    ),
 )
 
 
@@ -42,11 +49,13 @@ def verdict(effect: Effect, p_adjusted: float, p_equivalent: float) -> str:
 
 
 def _from_random(seeds: Effect, sets: Effect) -> Effect:
-    """A mean difference from the random arms as an estimate of that from *any* random set of layers, not just from those that were drawn.
+    """A mean difference from the random arms as an estimate of that from *any* random set of layers, not just
+    from those that were drawn.
 
-    What is drawn at random is a sample too, and its variance counts: a test that takes the drawn sets for all there are finds differences too
-    often (Clark 1973). The variances add up, with degrees of freedom after Satterthwaite (1946); that is on the safe side, as noise of the
-    random arms' runs is in both (Cameron, Gelbach and Miller 2011, without the term that they subtract).
+    What is drawn at random is a sample too, and its variance counts: a test that takes the drawn sets for all
+    there are finds differences too often (Clark 1973). The variances add up, with degrees of freedom after
+    Satterthwaite (1946); that is on the safe side, as noise of the random arms' runs is in both (Cameron,
+    Gelbach and Miller 2011, without the term that they subtract).
 
     **Arguments:** ``seeds``, ``sets`` the estimate with seeds and with random arms as the sample.
     """
@@ -60,15 +69,17 @@ def _from_random(seeds: Effect, sets: Effect) -> Effect:
 
 
 def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """A verdict on every claim whose arms are in the frame, pooled over pairs, methods and the arms of a family.
+    """A verdict on every claim whose arms are in the frame, pooled over pairs, methods and the arms of a
+    family.
 
-    Seeds are the sample; against random points the sets that were drawn are one, too, so that the claim is about random points and not about these.
-    Failed runs have no accuracy and are left out of the means, which flatters the arms that fail; ``failed`` says how many.
+    Seeds are the sample; against random points the sets that were drawn are one, too, so that the claim is
+    about random points and not about these. Failed runs have no accuracy and are left out of the means, which
+    flatters the arms that fail; ``failed`` says how many.
 
     **Arguments:** ``margin`` in points: a difference that is too small to matter.
 
-    **Returns:** one row per claim: claim, mean, low, high, n (seeds), cells (pair × method × arm), failed (runs of either side),
-    p, p_holm, p_equivalent, verdict.
+    **Returns:** one row per claim: claim, mean, low, high, n (seeds), cells (pair × method × arm), failed
+    (runs of either side), p, p_holm, p_equivalent, verdict.
     """
     rows, judged = [], []
     for claim in CLAIMS:
@@ -80,9 +91,17 @@ def judge_claims(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
         if claim.reference == RANDOM:
             effect = _from_random(effect, pooled_effect(differences(involved, PURSUHINT), "arm"))
         judged.append((effect, equivalence_p(effect, margin)))
-        counts = {"cells": len(diffs.groupby(["pair", "method", "arm"])), "failed": int(involved["accuracy"].isna().sum())}
+        counts = {
+            "cells": len(diffs.groupby(["pair", "method", "arm"])),
+            "failed": int(involved["accuracy"].isna().sum()),
+        }
         rows.append({"claim": claim.text} | effect.row() | counts | {"p_equivalent": judged[-1][1]})
-    table = pd.DataFrame(rows, columns=["claim", "mean", "low", "high", "n", "p", "cells", "failed", "p_equivalent"])
+    table = pd.DataFrame(
+        rows, columns=["claim", "mean", "low", "high", "n", "p", "cells", "failed", "p_equivalent"]
+    )
     table["p_holm"] = holm(table["p"])
-    verdicts = [verdict(effect, adjusted, equivalent) for (effect, equivalent), adjusted in zip(judged, table["p_holm"], strict=True)]
+    verdicts = [
+        verdict(effect, adjusted, equivalent)
+        for (effect, equivalent), adjusted in zip(judged, table["p_holm"], strict=True)
+    ]
     return table.assign(verdict=verdicts)

@@ -14,7 +14,9 @@ RANDOM = "random-"
 
 
 def arms_of(frame: pd.DataFrame, family: str) -> list[str]:
-    """Arms of a family: all with a prefix that ends in ``-`` (``pursuhint-``, ``random-``), or the one arm of that name."""
+    """Arms of a family: all with a prefix that ends in ``-`` (``pursuhint-``, ``random-``), or the one arm of
+    that name.
+    """
     arms = list(dict.fromkeys(frame["arm"]))
     return [arm for arm in arms if (arm.startswith(family) if family.endswith("-") else arm == family)]
 
@@ -24,7 +26,8 @@ def differences(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     **Arguments:** ``reference`` an arm, or a family such as ``random-``, whose mean is taken.
 
-    **Returns:** the rows of the other arms with a column ``difference`` in points; missing where the reference is.
+    **Returns:** the rows of the other arms with a column ``difference`` in points; missing where the
+    reference is.
     """
     members = arms_of(frame, reference)
     base = frame[frame["arm"].isin(members)].groupby(CELL)["accuracy"].mean().rename("reference")
@@ -70,7 +73,10 @@ def text_table(means: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
     **Arguments:** ``means`` as ``mean_with_interval`` or ``effects`` return it.
     """
     halves = (means["high"] - means["low"]) / 2
-    text = [f"{mean:.2f} ± {half:.2f}" if np.isfinite(half) else f"{mean:.2f}" for mean, half in zip(means["mean"], halves, strict=True)]
+    text = [
+        f"{mean:.2f} ± {half:.2f}" if np.isfinite(half) else f"{mean:.2f}"
+        for mean, half in zip(means["mean"], halves, strict=True)
+    ]
     table = means.assign(text=text).pivot(index=rows, columns=columns, values="text")
     table = table.loc[list(dict.fromkeys(means[rows])), list(dict.fromkeys(means[columns]))].fillna("–")
     return table.reset_index().rename_axis(columns=None)

@@ -6,12 +6,7 @@ augmentation, so they differ in the teacher's hint points only.
 """
 
 from .fitting import check_shares
-from .lanes import accelerator_for_this_process, autocast, evaluate, resolve_precision
-from .learners import FrozenTeacher, Learner, TeacherOutput, build_learner, seeded_model
-from .pauses import Stopped
+from .interruptions import Stopped
+from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
 from .runs import distill, load_teacher, metrics_file, teacher_weights, train_teacher, write_manifest_entry
-
-__all__ = [
-    "FrozenTeacher", "Learner", "Stopped", "TeacherOutput", "accelerator_for_this_process", "autocast", "build_learner", "check_shares", "distill",
-    "evaluate", "load_teacher", "metrics_file", "resolve_precision", "seeded_model", "teacher_weights", "train_teacher", "write_manifest_entry",
-]  # fmt: skip
+from .trainee import accelerator_for_this_process, autocast, evaluate, resolve_precision

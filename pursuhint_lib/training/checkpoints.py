@@ -1,7 +1,7 @@
 """The state of an unfinished training, the same whatever number of processes wrote it or goes on from it.
 
-A checkpoint is the SHA-256 of what follows, as a line of hex digits, and torch's file of the state. The one before stays beside it until the
-next is known to be whole.
+A checkpoint is the SHA-256 of what follows, as a line of hex digits, and torch's file of the state. The one
+before stays beside it until the next is known to be whole.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from accelerate import Accelerator
 
 from ..files import replacing
 from ..processes import agreed, total
-from .lanes import Lane
 from .normalisation import average_statistics
+from .trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,38 @@ def remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def save_state(lanes: Sequence[Lane], position: Position, path: Path, data: str, accelerator: Accelerator) -> None:
-    """Write the state of all lanes, which learn images of checksum ``data``; every process calls it, and the first one writes."""
-    average_statistics(lane.learner for lane in lanes)
+def save_state(
+    trainees: Sequence[Trainee], position: Position, path: Path, data: str, accelerator: Accelerator
+) -> None:
+    """Write the state of all trainees, which learn images of checksum ``data``; every process calls it, and
+    the first one writes.
+    """
+    average_statistics(trainee.objective for trainee in trainees)
     # Sums of the losses are of each process's own images.
-    sums = {lane.name: {name: total(summed) for name, summed in lane.sums.items()} for lane in lanes}
+    sums = {
+        trainee.name: {name: total(summed) for name, summed in trainee.sums.items()} for trainee in trainees
+    }
     if accelerator.is_main_process:
-        state = {"training": path.name, "data": data, "epoch": position.epoch, "batch": position.batch, "lanes": {}}
-        for lane in lanes:
-            learned = {"learner": lane.learner.state_dict(), "optimizer": lane.optimizer.state_dict()}
-            told = {"sums": sums[lane.name], "steps": lane.steps, "broke": lane.broke, "history": lane.history, "failed": lane.failed}
-            state["lanes"][lane.name] = learned | told
+        state = {
+            "training": path.name,
+            "data": data,
+            "epoch": position.epoch,
+            "batch": position.batch,
+            "trainees": {},
+        }
+        for trainee in trainees:
+            learned = {
+                "objective": trainee.objective.state_dict(),
+                "optimizer": trainee.optimizer.state_dict(),
+            }
+            told = {
+                "sums": sums[trainee.name],
+                "steps": trainee.steps,
+                "broke": trainee.broke,
+                "history": trainee.history,
+                "failed": trainee.failed,
+            }
+            state["trainees"][trainee.name] = learned | told
         _write(state, path)
     accelerator.wait_for_everyone()
 
@@ -81,41 +102,50 @@ def _read(path: Path) -> dict:
         raise ValueError(str(error).splitlines()[0]) from None
 
 
-def _usable(lanes: Sequence[Lane], path: Path, data: str) -> Path | None:
-    """The newest checkpoint that is whole and of these lanes and images; says which one is not."""
+def _usable(trainees: Sequence[Trainee], path: Path, data: str) -> Path | None:
+    """The newest checkpoint that is whole and of these trainees and images; says which one is not."""
     for file in (path, previous(path)):
         if not file.is_file():
             continue
         try:
             state = _read(file)
-            # The lane of a teacher has the same name whatever its settings. Lanes that have a record by now may be left out.
-            if state.get("training", path.name) != path.name or not {lane.name for lane in lanes} <= {*state["lanes"]}:
+            # The trainee of a teacher has the same name whatever its settings. Trainees that have a record by
+            # now may be left out.
+            if state.get("training", path.name) != path.name or not {
+                trainee.name for trainee in trainees
+            } <= {*state["trainees"]}:
                 raise ValueError("it is of another training")
             if state.get("data", data) != data:
                 raise ValueError("the images have changed since")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             before = file == path and previous(path).is_file()
-            print(f"checkpoint {file} is not used: {error}; {'the one before is tried' if before else 'training begins anew'}", flush=True)
+            print(
+                f"checkpoint {file} is not used: {error}; "
+                f"{'the one before is tried' if before else 'training begins anew'}",
+                flush=True,
+            )
         else:
             return file
     return None
 
 
-def resume(lanes: Sequence[Lane], path: Path, data: str, accelerator: Accelerator) -> Position:
-    """Restore all lanes from the last checkpoint that can be used, if there is one; returns where the training is."""
+def resume(trainees: Sequence[Trainee], path: Path, data: str, accelerator: Accelerator) -> Position:
+    """Restore all trainees from the last checkpoint that can be used, if there is one; returns where the
+    training is.
+    """
     # All processes go on from the one that the first finds.
-    file = agreed(_usable(lanes, path, data) if accelerator.is_main_process else None)
+    file = agreed(_usable(trainees, path, data) if accelerator.is_main_process else None)
     if file is None:
         return Position()
     state = _read(file)
-    for lane in lanes:
-        entry = state["lanes"][lane.name]
-        lane.learner.load_state_dict(entry["learner"])
-        lane.optimizer.load_state_dict(entry["optimizer"])
-        lane.history, lane.failed = entry["history"], entry["failed"]
-        lane.steps.copy_(entry["steps"])
-        lane.broke.copy_(entry["broke"])
+    for trainee in trainees:
+        entry = state["trainees"][trainee.name]
+        trainee.objective.load_state_dict(entry["objective"])
+        trainee.optimizer.load_state_dict(entry["optimizer"])
+        trainee.history, trainee.failed = entry["history"], entry["failed"]
+        trainee.steps.copy_(entry["steps"])
+        trainee.broke.copy_(entry["broke"])
         # The sums are of all processes; the first one keeps them.
         own = 1.0 if accelerator.is_main_process else 0.0
-        lane.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}
+        trainee.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}
     return Position(state["epoch"], state["batch"])

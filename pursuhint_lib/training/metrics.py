@@ -1,4 +1,6 @@
-"""What a training says of every epoch while it runs: one line of JSON per student, and TensorBoard's files where they are asked for."""
+"""What a training says of every epoch while it runs: one line of JSON per student, and TensorBoard's files
+where they are asked for.
+"""
 
 import json
 import os
@@ -6,16 +8,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .lanes import Lane
 from .loop import Stretch
+from .trainee import Trainee
 
 
 class Metrics:
     """Appends the rows of a training to a file, in its first process only.
 
-    With ``PURSUHINT_TENSORBOARD`` set in the environment the same goes to TensorBoard's files, in the folder of the file's name without ending.
+    With ``PURSUHINT_TENSORBOARD`` set in the environment the same goes to TensorBoard's files, in the folder
+    of the file's name without ending.
 
-    **Arguments:** ``file``; ``fresh`` whether the training begins, so that lines of an earlier one are removed; ``writes`` whether this process does.
+    **Arguments:** ``file``; ``fresh`` whether the training begins, so that lines of an earlier one are
+    removed; ``writes`` whether this process does.
     """
 
     def __init__(self, file: Path, fresh: bool, writes: bool):
@@ -38,20 +42,20 @@ class Metrics:
         """A part of the present epoch was trained."""
         self._stretches.append(stretch)
 
-    def close_epoch(self, epoch: int, lanes: Sequence[Lane]) -> dict[str, float]:
-        """Write a row of every lane; returns the speed of the epoch."""
+    def close_epoch(self, epoch: int, trainees: Sequence[Trainee]) -> dict[str, float]:
+        """Write a row of every trainee; returns the speed of the epoch."""
         speed = _speed(self._stretches)
         self._all += self._stretches
         self._stretches = []
-        for lane in lanes if self._file else ():
-            row = {column: values[-1] for column, values in lane.history.items()}
-            row = {"lane": lane.name, **row, **speed, "time": round(time.time(), 1)}
+        for trainee in trainees if self._file else ():
+            row = {column: values[-1] for column, values in trainee.history.items()}
+            row = {"trainee": trainee.name, **row, **speed, "time": round(time.time(), 1)}
             with self._file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if self._board:
                 for column, value in row.items():
                     if isinstance(value, float) and column != "time":
-                        self._board.add_scalar(f"{column}/{lane.name}", value, epoch + 1)
+                        self._board.add_scalar(f"{column}/{trainee.name}", value, epoch + 1)
                 self._board.flush()
         return speed
 
@@ -61,6 +65,10 @@ class Metrics:
 
 
 def _speed(stretches: Sequence[Stretch]) -> dict[str, float]:
-    """Images per second, over all processes, that pass through every lane, and the share of the time in which training waited for them."""
-    seconds, images, waited = (sum(getattr(stretch, name) for stretch in stretches) for name in ("seconds", "images", "waited"))
+    """Images per second, over all processes, that pass through every trainee, and the share of the time in
+    which training waited for them.
+    """
+    seconds, images, waited = (
+        sum(getattr(stretch, name) for stretch in stretches) for name in ("seconds", "images", "waited")
+    )
     return {"images_per_second": float(f"{images / seconds:.4g}"), "data_wait": round(waited / seconds, 4)}

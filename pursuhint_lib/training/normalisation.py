@@ -1,4 +1,6 @@
-"""BatchNorm when several processes share a batch: each takes the statistics of its own part, or all take those of the whole batch."""
+"""BatchNorm when several processes share a batch: each takes the statistics of its own part, or all take
+those of the whole batch.
+"""
 
 from collections.abc import Iterable
 
@@ -10,7 +12,8 @@ from ..processes import total, world
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics in training are those of the images [B, C, H, W] of all processes together.
+    """BatchNorm2d whose statistics in training are those of the images [B, C, H, W] of all processes
+    together.
 
     What ``nn.SyncBatchNorm`` does on GPUs, on CPUs, where that refuses to work.
     """
@@ -33,12 +36,15 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def over_all_processes(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network with every BatchNorm taking its statistics from the whole batch; weights, their names and values stay."""
+    """The network with every BatchNorm taking its statistics from the whole batch; weights, their names and
+    values stay.
+    """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            # The same object with the same parameters, so that whoever holds it, an optimiser or a hook, goes on.
+            # The same object with the same parameters, so that whoever holds it, an optimiser or a hook, goes
+            # on.
             module.__class__ = GlobalBatchNorm2d
     return model
 
@@ -47,9 +53,15 @@ def over_all_processes(model: nn.Module, device: torch.device) -> nn.Module:
 def average_statistics(models: Iterable[nn.Module]) -> None:
     """Running statistics of every BatchNorm become their mean over all processes.
 
-    An average over time is linear, so it does not matter how often this is done, as long as it is before they are used.
+    An average over time is linear, so it does not matter how often this is done, as long as it is before they
+    are used.
     """
-    layers = [m for model in models for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    layers = [
+        m
+        for model in models
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
     if world() == 1 or not layers:
         return
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]

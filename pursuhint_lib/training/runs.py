@@ -1,4 +1,6 @@
-"""Runs from settings to record: teachers, and all arms of a student side by side. What has a record is loaded."""
+"""Runs from settings to record: teachers, and all arms of a student side by side. What has a record is
+loaded.
+"""
 
 import math
 import os
@@ -19,27 +21,37 @@ from ..models import load_checkpoint, parameter_count, save_weights
 from ..paths import StudyPaths
 from ..processes import agreed, threads
 from ..records import Record
-from ..settings import DistillSettings, SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
+from ..settings import (
+    DistillSettings,
+    SettingsError,
+    StudentSettings,
+    TeacherSettings,
+    resolved,
+    settings_hash,
+)
 from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
 from .fitting import fit
-from .lanes import Lane, accelerator_for_this_process, evaluate, open_lane
-from .learners import FrozenTeacher, Learner, build_learner, seeded_model
+from .objective import FrozenTeacher, Objective, build_objective, seeded_model
+from .trainee import Trainee, accelerator_for_this_process, evaluate, open_trainee
 
 # Bytes of memories of past images from which on they are announced.
 WORTH_SAYING = 1 << 20
-# Set where results are drawn again from their records alone: whatever would have to be trained or measured for them is an error then.
+# Set where results are drawn again from their records alone: whatever would have to be trained or measured
+# for them is an error then.
 RECORDS_ONLY = "PURSUHINT_RECORDS_ONLY"
 
 
 def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     """Train a teacher, or evaluate the given checkpoint; a record that exists is loaded.
 
-    **Arguments:** ``force``: train it for its weights, whether there is a record or not; one that is there stays as it is.
+    **Arguments:** ``force``: train it for its weights, whether there is a record or not; one that is there
+    stays as it is.
 
     **Returns:** the record; its weights are under ``StudyPaths.weights``, with a manifest entry beside them.
 
-    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says, and for a training that does not come out as on record.
+    **Raises:** ``SettingsError`` for a checkpoint that is not what its manifest entry says, and for a
+    training that does not come out as on record.
     """
     record_name = records.record_name(settings)
     checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
@@ -51,34 +63,51 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     _refuse_if_records_only(f"record {record_name}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
-    learner = Learner(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
+    objective = Objective(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
     started = _clocks()
-    lane = open_lane("teacher", learner, settings.schedule, accelerator)
+    trainee = open_trainee("teacher", objective, settings.schedule, accelerator)
     speed = {}
     if settings.checkpoint is None:
-        speed = fit([lane], splits, settings.schedule, teacher=None, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
-            label=f"teacher {settings.network}", checkpoint=checkpoint, metrics=StudyPaths(settings.profile).metrics(record_name),
-            deterministic=settings.deterministic)  # fmt: skip
+        speed = fit(
+            [trainee],
+            splits,
+            settings.schedule,
+            teacher=None,
+            seed=settings.seed,
+            precision=settings.precision,
+            accelerator=accelerator,
+            label=f"teacher {settings.network}",
+            checkpoint=checkpoint,
+            metrics=StudyPaths(settings.profile).metrics(record_name),
+            deterministic=settings.deterministic,
+        )
     else:
-        for column, value in _measure_checkpoint(settings, learner.network, splits).items():
-            lane.history[column] = [value]
-    # Students may have learnt from the one on record. A checkpoint is the same teacher wherever it is measured; a failed one has taught nobody.
-    if known and known.status == "ok" and settings.checkpoint is None and lane.history != known.history:
+        for column, value in _measure_checkpoint(settings, objective.network, splits).items():
+            trainee.history[column] = [value]
+    # Students may have learnt from the one on record. A checkpoint is the same teacher wherever it is
+    # measured; a failed one has taught nobody.
+    if known and known.status == "ok" and settings.checkpoint is None and trainee.history != known.history:
         checkpoints.remove(checkpoint)
-        raise _another(settings, (_measured(lane) or [math.nan])[-1], known)
-    record = _finish(settings.profile, "teacher", settings, lane, splits, {**_since(started), **speed}, accelerator)
+        raise _another(settings, (_measured(trainee) or [math.nan])[-1], known)
+    record = _finish(
+        settings.profile, "teacher", settings, trainee, splits, {**_since(started), **speed}, accelerator
+    )
     checkpoints.remove(checkpoint)
     return record
 
 
 def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: Splits) -> dict[str, float]:
-    """Test accuracy of a teacher that was trained elsewhere, loaded into ``network``; refused if its manifest entry says otherwise."""
+    """Test accuracy of a teacher that was trained elsewhere, loaded into ``network``; refused if its manifest
+    entry says otherwise.
+    """
     path, known = find(settings.checkpoint)
     images = describe(settings.data)
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
     load_checkpoint(network, path, class_positions(settings.data))
-    measured = {name: round(value, 3) for name, value in evaluate(network, splits.test, settings.precision).items()}
+    measured = {
+        name: round(value, 3) for name, value in evaluate(network, splits.test, settings.precision).items()
+    }
     # On a part of the test images it may differ from that on all of them.
     if known and settings.data.as_published:
         check_accuracy(known, measured["accuracy"])
@@ -89,7 +118,9 @@ def _measure_checkpoint(settings: TeacherSettings, network: nn.Module, splits: S
 
 
 def teacher_weights(settings: TeacherSettings) -> Path | None:
-    """File of a trained teacher's weights: where its training left them, or where they are kept among the results; nothing if in neither."""
+    """File of a trained teacher's weights: where its training left them, or where they are kept among the
+    results; nothing if in neither.
+    """
     paths, name = StudyPaths(settings.profile), records.record_name(settings)
     # Weights without a record are of a training that could not be written to its end.
     if records.load(settings.profile, settings) is None:
@@ -98,9 +129,11 @@ def teacher_weights(settings: TeacherSettings) -> Path | None:
 
 
 def load_teacher(settings: TeacherSettings) -> nn.Module:
-    """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights or record are not here.
+    """The trained teacher, frozen, in eval mode, on this process's device; trained first if its weights or
+    record are not here.
 
-    **Raises:** ``SettingsError`` where the weights have changed since, or are those of another training than the record's.
+    **Raises:** ``SettingsError`` where the weights have changed since, or are those of another training than
+    the record's.
     """
     _refuse_if_records_only(f"a file of the folder hints that is made with {records.record_name(settings)}")
     if teacher_weights(settings) is None:
@@ -121,8 +154,10 @@ def load_teacher(settings: TeacherSettings) -> nn.Module:
 def _another(settings: TeacherSettings, found: float, known: Record) -> SettingsError:
     weights, accuracy = StudyPaths(settings.profile).weights(known.name), known.metrics["accuracy"]
     return SettingsError(
-        f"teacher {settings.network} is another one than on record, {found:.2f} % and not {accuracy:.2f} % (trained again, another machine rounds "
-        f"otherwise), and its students would not compare; put the weights that it had at {weights}, or train all anew with --force"
+        f"teacher {settings.network} is another one than on record, {found:.2f} % and not {accuracy:.2f} % "
+        "(trained again, another machine rounds "
+        f"otherwise), and its students would not compare; put the weights that it had at {weights}, or train "
+        "all anew with --force"
     )
 
 
@@ -137,7 +172,9 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     """
     runs = {records.record_name(settings.run(arm)): settings.run(arm) for arm in settings.arms}
     # One process looks for all, as another study may write a record meanwhile.
-    found = agreed({name: None if force else records.load(settings.profile, run) for name, run in runs.items()})
+    found = agreed(
+        {name: None if force else records.load(settings.profile, run) for name, run in runs.items()}
+    )
     missing = {name: run for name, run in runs.items() if found[name] is None}
     # Named by all arms: a kill between two records must not part the others from their state.
     checkpoint = StudyPaths(settings.profile).checkpoint(settings_hash(sorted(runs)))
@@ -148,7 +185,9 @@ def distill(settings: DistillSettings, force: bool = False) -> list[Record]:
     return [found[records.record_name(settings.run(arm))] for arm in settings.arms]
 
 
-def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings], checkpoint: Path) -> dict[str, Record]:
+def _train_students(
+    settings: DistillSettings, runs: dict[str, StudentSettings], checkpoint: Path
+) -> dict[str, Record]:
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     started, teacher, teacher_checksum = _clocks(), None, {}
@@ -156,17 +195,35 @@ def _train_students(settings: DistillSettings, runs: dict[str, StudentSettings],
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
         teacher_checksum = {"teacher_checksum": sha256(teacher_weights(settings.teacher))[:16]}
-    lanes = []
+    trainees = []
     for name, run in runs.items():
-        learner = build_learner(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(accelerator.device)
-        lanes.append(open_lane(name, learner, settings.schedule, accelerator))
-    _announce_memories([lane.learner for lane in lanes])
-    speed = fit(lanes, splits, settings.schedule, teacher=teacher, seed=settings.seed, precision=settings.precision, accelerator=accelerator,
-        label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, {len(lanes)} students",
-        checkpoint=checkpoint, metrics=metrics_file(settings), deterministic=settings.deterministic)  # fmt: skip
+        objective = build_objective(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(
+            accelerator.device
+        )
+        trainees.append(open_trainee(name, objective, settings.schedule, accelerator))
+    _announce_memories([trainee.objective for trainee in trainees])
+    speed = fit(
+        trainees,
+        splits,
+        settings.schedule,
+        teacher=teacher,
+        seed=settings.seed,
+        precision=settings.precision,
+        accelerator=accelerator,
+        label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, "
+        f"{len(trainees)} students",
+        checkpoint=checkpoint,
+        metrics=metrics_file(settings),
+        deterministic=settings.deterministic,
+    )
     # Students share the clock: a run's seconds are its share of the whole.
-    took = {**_since(started, len(lanes)), **speed, **teacher_checksum}
-    return {lane.name: _finish(settings.profile, "student", runs[lane.name], lane, splits, took, accelerator) for lane in lanes}
+    took = {**_since(started, len(trainees)), **speed, **teacher_checksum}
+    return {
+        trainee.name: _finish(
+            settings.profile, "student", runs[trainee.name], trainee, splits, took, accelerator
+        )
+        for trainee in trainees
+    }
 
 
 def _clocks() -> tuple[float, float]:
@@ -176,7 +233,9 @@ def _clocks() -> tuple[float, float]:
 
 def _since(started: tuple[float, float], students: int = 1) -> dict[str, float]:
     """A run's share of both clocks' seconds since then."""
-    seconds, cpu_seconds = (round((now - then) / students, 2) for now, then in zip(_clocks(), started, strict=True))
+    seconds, cpu_seconds = (
+        round((now - then) / students, 2) for now, then in zip(_clocks(), started, strict=True)
+    )
     return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
@@ -188,46 +247,67 @@ def _refuse_if_records_only(missing: str) -> None:
 
 def metrics_file(settings: DistillSettings) -> Path:
     """Where the students of these settings say how their training goes."""
-    return StudyPaths(settings.profile).metrics(f"{settings.student}_from_{settings.teacher.network}_{settings.method}_seed{settings.seed}")
+    return StudyPaths(settings.profile).metrics(
+        f"{settings.student}_from_{settings.teacher.network}_{settings.method}_seed{settings.seed}"
+    )
 
 
-def _announce_memories(learners: Sequence[Learner]) -> None:
-    """Say how much the memories of methods like CRD take, before the start; as progress, since a notebook that loads records does not say it."""
-    sizes = [sum(buffer.nbytes for buffer in learner.method.buffers()) for learner in learners if learner.method]
+def _announce_memories(objectives: Sequence[Objective]) -> None:
+    """Say how much the memories of methods like CRD take, before the start; as progress, since a notebook
+    that loads records does not say it.
+    """
+    sizes = [
+        sum(buffer.nbytes for buffer in objective.method.buffers())
+        for objective in objectives
+        if objective.method
+    ]
     if sum(sizes) > WORTH_SAYING:
         print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", file=sys.stderr, flush=True)
 
 
-def _measured(lane: Lane) -> list[float]:
+def _measured(trainee: Trainee) -> list[float]:
     """Test accuracies (%) of the epochs in which it was measured."""
-    return [accuracy for accuracy in lane.history["accuracy"] if accuracy is not None]
+    return [accuracy for accuracy in trainee.history["accuracy"] if accuracy is not None]
 
 
-def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings, lane: Lane, splits: Splits, took: dict,
-            accelerator: Accelerator) -> Record:  # fmt: skip
-    """Save weights and record of a lane that has come to its end."""
-    network = lane.learner.network
+def _finish(
+    profile: str,
+    kind: str,
+    settings: TeacherSettings | StudentSettings,
+    trainee: Trainee,
+    splits: Splits,
+    took: dict,
+    accelerator: Accelerator,
+) -> Record:
+    """Save weights and record of a trainee that has come to its end."""
+    network = trainee.objective.network
     metrics: dict = {"parameters": parameter_count(network)}
-    if lane.failed:
-        metrics["failed_in_step"] = int(lane.broke)
-    if not lane.failed:
-        measured = _measured(lane)
+    if trainee.failed:
+        metrics["failed_in_step"] = int(trainee.broke)
+    if not trainee.failed:
+        measured = _measured(trainee)
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
-        if "top5_accuracy" in lane.history:
-            metrics["top5_accuracy"] = lane.history["top5_accuracy"][-1]
+        if "top5_accuracy" in trainee.history:
+            metrics["top5_accuracy"] = trainee.history["top5_accuracy"][-1]
     record = Record(
         name=records.record_name(settings),
         kind=kind,
         settings=resolved(settings),
-        status="failed" if lane.failed else "ok",
+        status="failed" if trainee.failed else "ok",
         metrics=metrics,
-        history=lane.history,
-        provenance={**took, "processes": accelerator.num_processes, **records.provenance(accelerator.device, splits.checksum)},
+        history=trainee.history,
+        provenance={
+            **took,
+            "processes": accelerator.num_processes,
+            **records.provenance(accelerator.device, splits.checksum),
+        },
     )
     if accelerator.is_main_process:
         save_weights(network, StudyPaths(profile).weights(record.name))
         if kind == "teacher" and record.status == "ok":
-            write_manifest_entry(StudyPaths(profile).weights(record.name), settings, record.metrics["accuracy"])
+            write_manifest_entry(
+                StudyPaths(profile).weights(record.name), settings, record.metrics["accuracy"]
+            )
         # Last: what has a record is complete. One that is there stays: it was trained again for its weights.
         if records.load(profile, settings) is None:
             records.save(profile, record)
@@ -239,4 +319,9 @@ def _finish(profile: str, kind: str, settings: TeacherSettings | StudentSettings
 def write_manifest_entry(weights: Path, settings: TeacherSettings, accuracy: float) -> None:
     """Say beside the weights of a teacher what it learnt, and how well (test top-1 in %)."""
     entry, name = describe(settings.data), records.record_name(settings)
-    write_entry(weights, Teacher(name, settings.network, settings.data.dataset, entry.classes, accuracy, entry.mean, entry.std))
+    write_entry(
+        weights,
+        Teacher(
+            name, settings.network, settings.data.dataset, entry.classes, accuracy, entry.mean, entry.std
+        ),
+    )

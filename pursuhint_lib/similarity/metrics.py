@@ -1,0 +1,173 @@
+"""How alike are two layers? Pure functions on features, and one L×L matrix for all pairs at once.
+
+Features of a layer are a matrix [N, C]: one row an image, one column a channel (the map averaged over
+space). Row i must be the same image in every layer. Everything is computed in float64.
+
+Sources: R²-CCA and CKA as in Kornblith et al., "Similarity of Neural Network Representations
+Revisited" (2019), sections 3 and 4; debiased HSIC from Song et al. (2012); SVCCA from Raghu et al. (2017);
+PWCCA from Morcos et al. (2018); the Procrustes distance as in Ding et al. (2021). PURSUhInT (Keser et
+al., 2021) uses R²-CCA, linear CKA and RBF CKA.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..settings import choose
+from ..settings.user_code import FORM, is_import_path
+from .kernels import rbf_matrix
+from .moments import MOMENT_METRICS, Layers, moment_matrices, whitening
+from .user_metrics import own_function, own_matrix
+
+# Every metric of this package; RBF CKA is the only one that needs more than second moments.
+METRICS = (*MOMENT_METRICS, "cka-rbf")
+# Those that refuse layers with as many directions as there are images.
+CANONICAL = ("r2", "r2-raw", "pwcca")
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is neither in ``METRICS`` nor a function at an import path.
+
+    **Raises:** ``SettingsError`` that names those that exist, or says what is wrong with the import path.
+    """
+    if is_import_path(metric):
+        own_function(metric)
+    else:
+        choose("metric", metric, [*METRICS, FORM])
+
+
+def paper_metrics(metrics: Sequence[str]) -> list[str]:
+    """Those of the given metrics that the paper uses, and the user's own; all of them if there are none of
+    these.
+    """
+    return [
+        metric for metric in metrics if metric in ("r2", "cka-linear", "cka-rbf") or is_import_path(metric)
+    ] or list(metrics)
+
+
+def similarity_matrices(features: Mapping[str, Tensor], metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Similarity of every layer with every layer under several metrics, sharing the products between layers.
+
+    **Arguments:** ``features`` layer name → [N, C_l], of any float type, rows in the same image order, in
+    memory, on a GPU or memory-mapped; ``metrics`` names in ``METRICS``, or import paths.
+
+    **Returns:** metric → float64 [L, L] on the CPU, symmetric, diagonal 1.
+
+    **Raises:** ``KeyError`` for an unknown metric; ``ValueError`` naming the layer (1-based) whose features
+    are constant, not finite, of another length, or too wide for so few images (canonical correlations only);
+    ``SettingsError`` for a function of the user's own that is no similarity.
+    """
+    return _matrices(Layers(list(features.values()), list(features)), metrics)
+
+
+def similarity_matrix(features: Sequence[Tensor], metric: str) -> Tensor:
+    """Similarity of every layer with every layer, as ``similarity_matrices`` for one metric and a plain
+    sequence of layers.
+    """
+    return _matrices(Layers(features), [metric])[metric]
+
+
+def _matrices(layers: Layers, metrics: Sequence[str]) -> dict[str, Tensor]:
+    own = [metric for metric in metrics if is_import_path(metric)]
+    for metric in metrics:
+        if metric not in METRICS and metric not in own:
+            raise KeyError(f"unknown metric {metric!r}; valid: {', '.join(METRICS)}")
+    found = moment_matrices(
+        layers, {metric: MOMENT_METRICS[metric] for metric in metrics if metric in MOMENT_METRICS}
+    )
+    if "cka-rbf" in metrics:
+        found["cka-rbf"] = _symmetric(rbf_matrix(layers))
+    found |= {metric: _symmetric(own_matrix(metric, layers)) for metric in own}
+    return {metric: found[metric] for metric in metrics}
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return ((matrix + matrix.T) / 2).fill_diagonal_(1.0)
+
+
+def _pair(metric: str, x: Tensor, y: Tensor) -> Tensor:
+    return similarity_matrix([x, y], metric)[0, 1]
+
+
+def r2_cca(x: Tensor, y: Tensor, *, center: bool = True) -> Tensor:
+    """Mean squared canonical correlation, ‖Qxᵀ Qy‖²_F / min(rank x, rank y).
+
+    Q is an orthonormal basis of the column space, cut at the numerical rank so that dead or repeated
+    channels count for nothing. Invariant to any invertible linear map of either side.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]; ``center`` subtracts each column's mean (the public
+    capsule of the paper does not, which lets the common mean count as shared structure).
+
+    **Returns:** scalar in [0, 1].
+    """
+    return _pair("r2" if center else "r2-raw", x, y)
+
+
+def svcca(x: Tensor, y: Tensor) -> Tensor:
+    """Mean canonical correlation of the leading principal directions that hold 99 % of each side's variance.
+
+    Invariant to orthogonal maps, isotropic scaling and translation.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
+    """
+    return _pair("svcca", x, y)
+
+
+def pwcca(x: Tensor, y: Tensor) -> Tensor:
+    """Canonical correlations weighted by how much of a side's channels each canonical direction accounts for.
+
+    The weights are those of the side with fewer directions, as in the authors' code; of two equal sides the
+    mean of both is taken, which makes it symmetric. Invariant to isotropic scaling, translation and the order
+    of channels, but not to rotations of the side that gives the weights. If several correlations are equal
+    (1, where both sides together span more than the N − 1 directions there are) their directions are
+    arbitrary, and the value is only defined to two or three decimals.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
+    """
+    return _pair("pwcca", x, y)
+
+
+def procrustes(x: Tensor, y: Tensor) -> Tensor:
+    """1 − d²/2 with d the orthogonal Procrustes distance of centred features of unit norm: ‖X̃ᵀ Ỹ‖_* /
+    (‖X̃‖_F ‖Ỹ‖_F).
+
+    Invariant to orthogonal maps, isotropic scaling and translation.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
+    """
+    return _pair("procrustes", x, y)
+
+
+def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
+    """Linear centred kernel alignment, ‖Ỹᵀ X̃‖²_F / (‖X̃ᵀ X̃‖_F ‖Ỹᵀ Ỹ‖_F).
+
+    Invariant to orthogonal maps, isotropic scaling and translation.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]; ``debiased`` uses the U-statistic of HSIC, whose
+    expectation is 0 for independent features (it needs N ≥ 4 and can be slightly negative).
+
+    **Returns:** scalar.
+    """
+    return _pair("cka-linear-debiased" if debiased else "cka-linear", x, y)
+
+
+def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0) -> Tensor:
+    """CKA with the kernel exp(−d² / (2 · bandwidth² · median d²)).
+
+    The median is over the full N×N matrix of squared distances, zero diagonal included, as in the
+    paper's capsule. Invariant to orthogonal maps, isotropic scaling and translation.
+
+    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy].
+
+    **Returns:** scalar in [0, 1].
+    """
+    return rbf_matrix(Layers([x, y]), bandwidth)[0, 1]
+
+
+def rank(features: Tensor) -> int:
+    """Number of directions [N, C] features span once they are centred, cut as R² cuts it: its chance level is
+    rank / (N − 1).
+    """
+    layers = Layers([features])
+    moments = layers.moments(0, layers.products([0], [0])[0, 0])
+    return whitening(moments.scatter, moments.raw_scatter.diagonal(), layers.images).shape[1]

@@ -1,0 +1,1 @@
+"""From a profile to executed notebooks: plan, estimate, checks, execution."""

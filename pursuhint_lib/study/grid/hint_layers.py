@@ -1,0 +1,195 @@
+"""Similarity matrices and hint points of a teacher as committed files: loaded when they are there, made when
+not.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ... import training
+from ...data import Images, load_splits
+from ...files import sealed, unsealed, write_json
+from ...paths import StudyPaths
+from ...profiling import profile_layers
+from ...quality import layer_quality
+from ...records import differing, provenance
+from ...settings import Profile, SettingsError, resolved
+from ...settings.user_code import sources
+from ...similarity import rank, similarity_matrices
+from .arms import Choice, LayerMap, choose_points
+from .profiles import network_points
+
+# Digits kept of a similarity. Points are always chosen from the stored matrix, so a reader gets the same
+# ones.
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What profiling a teacher found.
+
+    **Arguments:**
+
+    - ``sub_blocks``: one dict per sub-block: number (1-based), name, channels, size (pixels), dead (channels
+      that are the same for every image), rank (directions that the features span), quality and its parts.
+    - ``layer_map``: similarity matrices, stage ends and qualities. ``images``: N. ``provenance``: seconds,
+      device, versions.
+    """
+
+    sub_blocks: list[dict]
+    layer_map: LayerMap
+    images: int
+    provenance: dict
+
+
+def _wanted(profile: Profile, teacher: str) -> dict:
+    return {"teacher": resolved(profile.teacher_settings(teacher)), "images": profile.profile_images}
+
+
+def read_json(path: Path) -> dict | None:
+    """A stored JSON object, or nothing where there is no file; a damaged one is named."""
+    if not path.is_file():
+        return None
+    try:
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise SettingsError(f"{path} is damaged ({error}); delete it to make it again") from None
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Say of a stored object without checksum that it is damaged where something in it is missing or of the
+    wrong kind.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); delete it to make "
+            "it again"
+        ) from None
+
+
+def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
+    """The stored report of a teacher, if it was made with the profile's settings and has all its metrics."""
+    path = StudyPaths(profile.name).similarity(teacher)
+    content = read_json(path)
+    if content is None or "settings" not in content:
+        return None
+    with naming_damage(path):
+        return (
+            _report(profile, content)
+            if not differing(content["settings"], _wanted(profile, teacher))
+            else None
+        )
+
+
+def _report(profile: Profile, content: dict) -> LayerReport | None:
+    if not set(profile.metrics) <= set(content["similarity"]) or not all(
+        "quality" in block for block in content["sub_blocks"]
+    ):
+        return None
+    # Made by other code of the user's, a matrix is another one's.
+    if any(content.get("sources", {}).get(metric, []) != [*sources(metric)] for metric in profile.metrics):
+        return None
+    matrices = {metric: np.array(content["similarity"][metric]) for metric in profile.metrics}
+    qualities = tuple(block["quality"] for block in content["sub_blocks"])
+    layer_map = LayerMap(len(content["sub_blocks"]), tuple(content["stage_ends"]), matrices, qualities)
+    return LayerReport(content["sub_blocks"], layer_map, content["images"], content["provenance"])
+
+
+def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
+    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or
+    computed.
+    """
+    found = stored_similarity(profile, teacher)
+    if found is not None:
+        return found
+    model = training.load_teacher(profile.teacher_settings(teacher))
+    points = network_points(teacher, profile.data)
+    splits = load_splits(profile.data, next(model.parameters()).device)
+    images = splits.train.spread(profile.profile_images)
+    features = profile_layers(model, images, points.candidates)
+    matrices = similarity_matrices(features, profile.metrics)
+    content = {
+        "settings": _wanted(profile, teacher),
+        "images": len(images),
+        "sub_blocks": [
+            _sub_block(number, name, features[name], images, points.shapes[number - 1])
+            for number, name in enumerate(features, start=1)
+        ],
+        "stage_ends": points.indices(points.ends),
+        "similarity": {
+            metric: np.round(matrix.numpy(), DIGITS).tolist() for metric, matrix in matrices.items()
+        },
+        "provenance": provenance(images.device, splits.checksum),
+    }
+    if own := {metric: [*found] for metric in profile.metrics if (found := sources(metric))}:
+        content["sources"] = own
+    write_json(StudyPaths(profile.name).similarity(teacher), sealed(content))
+    return stored_similarity(profile, teacher)
+
+
+def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: tuple[int, int, int]) -> dict:
+    """What there is to say of one sub-block."""
+    channels, height, width = shape
+    quality = {
+        key: round(value, DIGITS) for key, value in vars(layer_quality(features, images.labels)).items()
+    }
+    return {
+        "number": number,
+        "name": name,
+        "channels": channels,
+        "size": f"{height}×{width}",
+        "dead": int((features == features[0]).all(0).sum()),
+        "rank": rank(features),
+        "quality": quality.pop("score"),
+        **quality,
+    }
+
+
+def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
+    """Arm → hint points, from the teacher's similarity matrices; also written to the hints folder."""
+    report = layer_similarity(profile, teacher)
+    choices = {arm: choose_points(arm, report.layer_map, k) for arm in profile.arms}
+    names = network_points(teacher, profile.data).candidates
+    content = {"teacher": teacher, "k": k, "images": report.images}
+    for arm, choice in choices.items():
+        entry = {
+            "sub_blocks": [i + 1 for i in choice.indices],
+            "names": [names[i] for i in choice.indices],
+            "reason": choice.reason,
+        }
+        if choice.students:
+            entry["student_points"] = [j + 1 for j in choice.students]
+        content[arm] = entry | _clustering(choice)
+    path = StudyPaths(profile.name).hint_points(teacher, k)
+    if read_json(path) != json.loads(json.dumps(content)):
+        write_json(path, sealed(content))
+    return choices
+
+
+def _clustering(choice: Choice) -> dict:
+    """The clustering behind an arm, numbers 1-based, with a reason per point."""
+    clusters = choice.clusters
+    if clusters is None:
+        return {}
+    content = {
+        "clusters": [label + 1 for label in clusters.labels],
+        "objective": round(clusters.objective, DIGITS),
+    }
+    content |= {"converged": clusters.converged, "iterations": clusters.iterations}
+    if clusters.cycle:
+        content["cycle"] = [[i + 1 for i in centres] for centres in clusters.cycle]
+    return content | {
+        "reasons": [_rounded(asdict(reason) | {"margin": reason.margin}) for reason in choice.reasons]
+    }
+
+
+def _rounded(values: dict) -> dict:
+    return {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in values.items()}

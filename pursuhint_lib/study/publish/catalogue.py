@@ -1,0 +1,107 @@
+"""Every method and every network as tables, made from the registries: ``python -m
+pursuhint_lib.study.publish.catalogue`` prints docs/catalogue.md.
+"""
+
+import sys
+
+import pandas as pd
+import torch
+
+from ...distillers import DISTILLERS, Task
+from ...models import MODELS, build_model, parameter_count
+from ...taps import candidate_points, stage_ends
+
+# Two hint points [C, H, W] of each side and two images to build a method for.
+_STUDENT, _TEACHER = (
+    [torch.Size((3, 8, 8)), torch.Size((6, 4, 4))],
+    [torch.Size((4, 8, 8)), torch.Size((8, 4, 4))],
+)
+_TASK = Task(_STUDENT, _TEACHER, torch.arange(2))
+
+
+def methods_table() -> pd.DataFrame:
+    """One row per entry of ``DISTILLERS``."""
+    rows = []
+    for name, entry in DISTILLERS.items():
+        # SimKD's part, the projector, belongs to the student.
+        trains = entry.reuses_classifier or (
+            entry.build is not None and any(True for _ in entry.build(_TASK).parameters())
+        )
+        uses = (
+            "hint points"
+            if entry.hints
+            else "last sub-block"
+            if entry.reuses_classifier
+            else "logits"
+            if entry.uses_teacher
+            else "labels"
+        )
+        beside = (
+            " + ".join(name for name, there in (("CE", entry.ce), ("KD", entry.kd)) if there) or "nothing"
+        )
+        beside = f"{beside}, in a later stage" if entry.stages else beside
+        weight = f"{entry.weight:g}{', grows' if entry.warm_up else ''}" if entry.build else ""
+        rows.append(
+            {
+                "method": f"`{name}`",
+                "name": entry.title,
+                "uses": uses,
+                "compares": entry.compares,
+                "beside": beside,
+                "trains parts": "yes" if trains else "",
+                "weight": weight,
+                "source": entry.source,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def networks_table() -> pd.DataFrame:
+    """One row per entry of ``MODELS``, for 32×32 images and 100 classes; the source is the first line of the
+    family's file.
+    """
+    rows, image = [], torch.zeros(1, 3, 32, 32)
+    for name, builder in MODELS.items():
+        model = build_model(name, 100)
+        family = sys.modules[builder.func.__module__].__doc__.splitlines()[0].rstrip(".")
+        points, ends = candidate_points(model, image), stage_ends(model, image)
+        rows.append(
+            {
+                "network": f"`{name}`",
+                "parameters": parameter_count(model),
+                "sub-blocks": len(points),
+                "stages": len(ends),
+                "source": family,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def catalogue() -> str:
+    """Both tables as Markdown."""
+    return f"""# Methods and networks
+
+Made from the registries by `python -m pursuhint_lib.study.publish.catalogue`; a test compares this page with them.
+
+## Methods
+
+The loss is CE + KD + weight · method. Losses of hint points are summed over the points; the originals of SP, CC, RKD, PKT, FT and CRD look at the
+last layer only, and FitNet at one. What each trains, and where it departs from its paper, stands at its class in
+[pursuhint_lib/distillers](../pursuhint_lib/distillers/).
+A method that uses logits takes the place of KD. Any sum is a method, too, of those without stages and with the student's own classifier: `at+rkd`,
+`wsl+at`, `wsl+crd`, `at+kd`.
+Weights are the literature's for 32×32 images, and some grow over the first twelfth of the epochs; a profile overrides them under
+`weights: {{hint: {{at: 62.5}}}}`. A stage before the task takes the first eighth of the epochs.
+
+{methods_table().to_markdown(index=False)}
+
+## Networks
+
+Parameters at 100 classes; sub-blocks are the candidate hint points on 32×32 images. Besides these: `torchvision/<name>` and `timm/<name>`.
+
+{networks_table().to_markdown(index=False, intfmt=",")}
+"""
+
+
+if __name__ == "__main__":
+    print(catalogue(), end="")
