@@ -199,3 +199,8 @@ def file_name(network: str) -> str:
     ``my_methods:mine`` a colon).
     """
     return network.replace("/", "_").replace(":", ".")
+
+
+def step_name(notebook: str, *parts: str) -> str:
+    """Name of one execution of a notebook: its stem and what it was run for."""
+    return "-".join([notebook, *(file_name(str(part)) for part in parts)])

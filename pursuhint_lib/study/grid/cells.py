@@ -2,7 +2,8 @@
 data frame.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -10,11 +11,11 @@ from ... import records
 from ...distillers import Distiller, distiller
 from ...models import parameter_count
 from ...records import Record
-from ...settings import Arm, DistillSettings, Pair, Profile, StudentSettings
+from ...settings import Arm, DistillSettings, Pair, Profile, StudentSettings, TeacherSettings, resolved
 from ...statistics import mean_with_interval
 from ...training import distill, seeded_model
-from .arms import Choice, choose_points
-from .hint_layers import hint_choices, stored_similarity
+from .arms import Choice
+from .hint_layers import layer_similarity, stored_choices
 from .profiles import checked, network_points
 
 # Rows of the results frame that stand for the student trained without a teacher.
@@ -43,16 +44,24 @@ def cell_settings(
     """Settings of one (pair, method, seed) with all its arms."""
     entry = distiller(method)
     arms, students = _arms(profile, pair, entry, choices)
+    rest = [part for part in entry.parts if entry.hints and not distiller(part).hints]
+    # What is left of a sum without its hints.
+    plain = _without_hints(profile, pair, "+".join(rest), seed).run(Arm("none")) if rest else None
+    bare = _without_hints(profile, pair, method, seed)
+    return replace(bare, arms=arms, student_points=students, plain=plain)
+
+
+def _without_hints(profile: Profile, pair: Pair, method: str, seed: int) -> DistillSettings:
+    entry = distiller(method)
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
         student=pair.student,
         method=method,
-        arms=arms,
-        student_points=students,
+        arms=(Arm("none"),),
+        student_points=(),
         ce_weight=profile.weights.ce if entry.ce else 0.0,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
         hint_weight=profile.weights.hint.get(method, entry.weight),
-        plain=_plain(profile, pair, method, seed),
         part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
         data=profile.student_data,
@@ -80,15 +89,103 @@ def _arms(
     return tuple(arms), pair.student_points
 
 
-def _plain(profile: Profile, pair: Pair, method: str, seed: int) -> StudentSettings | None:
-    """The run of a sum without its hints, if anything of it is left then."""
-    entry = distiller(method)
-    rest = [part for part in entry.parts if not distiller(part).hints]
-    return (
-        cell_settings(profile, pair, "+".join(rest), seed, {}).run(Arm("none"))
-        if entry.hints and rest
-        else None
-    )
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher that an experiment trains."""
+
+    settings: TeacherSettings
+
+    def files(self) -> dict:
+        """The record that it leaves → whether that is there."""
+        known = records.load(self.settings.profile, self.settings)
+        return {records.record_name(self.settings): known is not None}
+
+    @property
+    def about(self) -> dict:
+        """What decides it."""
+        return resolved(self.settings)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Students of one (pair, method, seed) that an experiment trains side by side, one an arm.
+
+    **Arguments:** ``arms`` their names; ``changes`` fields of ``DistillSettings`` that differ from the
+    grid's; ``labels`` columns of its rows that the grid's do not have, or that differ there.
+    """
+
+    profile: Profile
+    pair: Pair
+    method: str
+    seed: int
+    arms: tuple[str, ...]
+    changes: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)
+
+    @property
+    def settings(self) -> DistillSettings | None:
+        """Its settings; nothing while the teacher's layers are not compared, if it needs them."""
+        choices: dict[str, Choice] | None = {}
+        if has_arms(self.method):
+            choices = stored_choices(self.profile, self.pair.teacher, self.pair.k, self.arms)
+        if choices is None:
+            return None
+        found = cell_settings(self.profile, self.pair, self.method, self.seed, choices)
+        return replace(found, **self.changes)
+
+    @property
+    def runs(self) -> dict[str, StudentSettings] | None:
+        """Arm → settings of its run; nothing while they are not known."""
+        settings = self.settings
+        return None if settings is None else {arm.name: settings.run(arm) for arm in settings.arms}
+
+    @property
+    def folder(self) -> str:
+        """The profile among whose records its own are."""
+        return self.changes.get("profile", self.profile.name)
+
+    @property
+    def about(self) -> list:
+        """What decides it, besides what is the same for all of the profile."""
+        return [resolved(self.pair), self.method, self.seed, self.arms, self.changes]
+
+    def files(self) -> dict | None:
+        """Every record that it leaves → whether that is there; nothing while they are not known."""
+        runs = self.runs
+        if runs is None:
+            return None
+        return {
+            (self.folder, records.record_name(run)): records.load(self.folder, run) is not None
+            for run in runs.values()
+        }
+
+    def train(self) -> dict[str, Record]:
+        """Arm → its record, trained where there is none."""
+        if has_arms(self.method):
+            layer_similarity(self.profile, self.pair.teacher)
+        settings = self.settings
+        return {arm.name: record for arm, record in zip(settings.arms, distill(settings), strict=True)}
+
+    def rows(self) -> list[dict]:
+        """A row of the results frame for every run that has a record."""
+        shared = {"pair": self.pair.name, "teacher": self.pair.teacher, "student": self.pair.student}
+        rows = []
+        for arm, run in (self.runs or {}).items():
+            record = records.load(self.folder, run)
+            if record is not None:
+                row = shared | {"method": self.method, "arm": arm, "seed": self.seed}
+                row["points"] = " ".join(run.teacher_points)
+                row["accuracy"] = record.metrics.get("accuracy", float("nan"))
+                row["optimistic"] = record.metrics.get("optimistic_accuracy", float("nan"))
+                row["parameters"] = record.metrics["parameters"]
+                rows.append(row | {"status": record.status, "record": record.name} | self.labels)
+        return rows
+
+
+def grid_cells(profile: Profile, pair: Pair, method: str) -> list[Cell]:
+    """The grid's cells of one (pair, method), one a seed."""
+    arms = profile.arms if has_arms(method) else ("none",)
+    return [Cell(profile, pair, method, seed, arms) for seed in profile.seeds_of(pair, method)]
 
 
 def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record]]:
@@ -96,25 +193,16 @@ def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record
 
     **Returns:** arm → one record per seed.
     """
-    choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
     found: dict[str, list[Record]] = {}
-    for seed in profile.seeds_of(pair, method):
-        settings = cell_settings(profile, pair, method, seed, choices)
-        for arm, record in zip(settings.arms, distill(settings), strict=True):
-            found.setdefault(arm.name, []).append(record)
+    for cell in grid_cells(profile, pair, method):
+        for arm, record in cell.train().items():
+            found.setdefault(arm, []).append(record)
     return found
 
 
-def runs_of(profile: Profile, pair: Pair, method: str) -> dict[tuple[str, int], StudentSettings] | None:
-    """(arm, seed) → settings of the run, or nothing while the teacher's hint points are not known."""
-    choices: dict[str, Choice] = {}
-    if has_arms(method):
-        report = stored_similarity(profile, pair.teacher)
-        if report is None:
-            return None
-        choices = {arm: choose_points(arm, report.layer_map, pair.k) for arm in profile.arms}
-    cells = [cell_settings(profile, pair, method, seed, choices) for seed in profile.seeds_of(pair, method)]
-    return {(arm.name, cell.seed): cell.run(arm) for cell in cells for arm in cell.arms}
+def trained_frame(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Rows of all cells, as ``results_frame`` has them; what has no record is trained."""
+    return pd.DataFrame([row for cell in cells if cell.train() for row in cell.rows()])
 
 
 def results_frame(profile: Profile) -> pd.DataFrame:
@@ -128,39 +216,15 @@ def results_frame(profile: Profile) -> pd.DataFrame:
     """
     rows = []
     for pair in profile.pairs:
-        alone = _rows(profile, pair, "ce", rename=ALONE) if "ce" in profile.methods else []
-        for method in methods_of(profile, pair):
-            if method == "ce":
-                rows += alone
-                continue
-            rows += [{**row, "method": method} for row in alone] if has_arms(method) else []
-            rows += _rows(profile, pair, method)
+        methods = methods_of(profile, pair)
+        alone = grid_cells(profile, pair, "ce") if "ce" in methods else []
+        for method in methods:
+            if method == "ce" or has_arms(method):
+                shown = {"method": method, "arm": ALONE}
+                rows += [row for cell in alone for row in replace(cell, labels=shown).rows()]
+            if method != "ce":
+                rows += [row for cell in grid_cells(profile, pair, method) for row in cell.rows()]
     return pd.DataFrame(rows)
-
-
-def _rows(profile: Profile, pair: Pair, method: str, rename: str | None = None) -> list[dict]:
-    rows = []
-    for (arm, seed), run in (runs_of(profile, pair, method) or {}).items():
-        record = records.load(profile.name, run)
-        if record is None:
-            continue
-        rows.append(
-            {
-                "pair": pair.name,
-                "teacher": pair.teacher,
-                "student": pair.student,
-                "method": method,
-                "arm": rename or arm,
-                "seed": seed,
-                "points": " ".join(run.teacher_points),
-                "accuracy": record.metrics.get("accuracy", float("nan")),
-                "optimistic": record.metrics.get("optimistic_accuracy", float("nan")),
-                "parameters": record.metrics["parameters"],
-                "status": record.status,
-                "record": record.name,
-            }
-        )
-    return rows
 
 
 def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:

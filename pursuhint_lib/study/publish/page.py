@@ -9,18 +9,13 @@ import PIL.Image
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from ...paths import VECTOR, StudyPaths, file_name
+from ...paths import VECTOR, StudyPaths, step_name
 from ...plots import style
 from ...settings import Profile
 
 # Dots per inch of a PNG file, and of a figure inside a notebook.
 FILE_DPI = 140
 INLINE_DPI = 100
-
-
-def step_name(notebook: str, *parts: str) -> str:
-    """Name of one execution of a notebook: its stem and what it was run for."""
-    return "-".join([notebook, *(file_name(str(part)) for part in parts)])
 
 
 class Page:
