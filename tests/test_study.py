@@ -10,13 +10,20 @@ from grid_runs import runs_of
 
 from pursuhint_lib import records
 from pursuhint_lib.clustering import choose_hint_points, segment_middles
+from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
 from pursuhint_lib.settings import Pair, SettingsError
 from pursuhint_lib.study.engine.estimate import estimate
 from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.grid import hint_layers
 from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points
 from pursuhint_lib.study.grid.cells import fork, networks_frame, results_frame, run_cell
-from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
+from pursuhint_lib.study.grid.hint_layers import (
+    hint_choices,
+    layer_similarity,
+    stored_choices,
+    stored_similarity,
+)
 from pursuhint_lib.study.grid.profiles import load_profile, network_points
 from pursuhint_lib.training import load_teacher, train_teacher
 
@@ -211,6 +218,22 @@ def test_similarity_and_points_are_stored_and_loaded_without_the_teacher(profile
     assert {arm: tuple(i - 1 for i in stored[arm]["sub_blocks"]) for arm in profile.arms} == {
         arm: c.indices for arm, c in choices.items()
     }
+
+
+def test_hint_points_are_chosen_once_and_read_afterwards(profile, monkeypatch):
+    assert stored_choices(profile, "resnet14", 3, profile.arms) is None
+    chosen = hint_choices(profile, "resnet14", 3)
+    monkeypatch.setattr(hint_layers, "choose_points", lambda arm, *_: pytest.fail(f"{arm} was chosen anew"))
+    read = stored_choices(profile, "resnet14", 3, profile.arms)
+    assert {arm: (choice.matched, choice.reason) for arm, choice in read.items()} == {
+        arm: (choice.matched, choice.reason) for arm, choice in chosen.items()
+    }
+    # Points of other matrices don't count.
+    path = StudyPaths(profile.name).hint_points("resnet14", 3)
+    content = unsealed(json.loads(path.read_text()))
+    write_json(path, sealed(content | {"similarity": "another"}))
+    with pytest.raises(pytest.fail.Exception, match="none was chosen anew"):
+        stored_choices(profile, "resnet14", 3, profile.arms)
 
 
 def test_other_profiling_settings_make_new_matrices(profile):

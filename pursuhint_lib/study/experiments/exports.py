@@ -268,17 +268,19 @@ def form_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     **Returns:** columns network, role, form, bytes, difference (the largest of a logit from PyTorch's),
     before and after (test accuracy, %).
     """
-    rows = []
-    for chosen, measured in found:
-        shared = {"network": chosen.row["network"], "role": chosen.row["role"]}
-        for name, form in measured.forms.items():
-            told = {
-                "bytes": form.bytes,
-                "difference": form.difference,
-                "before": measured.accuracy,
-                "after": form.accuracy,
-            }
-            rows.append({**shared, "form": name, **told})
+    rows = [
+        {
+            "network": chosen.row["network"],
+            "role": chosen.row["role"],
+            "form": name,
+            "bytes": form.bytes,
+            "difference": form.difference,
+            "before": measured.accuracy,
+            "after": form.accuracy,
+        }
+        for chosen, measured in found
+        for name, form in measured.forms.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -288,15 +290,18 @@ def latency_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     **Returns:** columns network, role, runtime, images (at a time), ms (median), low and high (quartiles),
     per_second (images).
     """
-    rows = []
-    for chosen, measured in found:
-        shared = {"network": chosen.row["network"], "role": chosen.row["role"]}
-        for one in measured.latency:
-            told = {
-                "ms": one.median,
-                "low": one.low,
-                "high": one.high,
-                "per_second": round(1000 * one.batch / one.median),
-            }
-            rows.append({**shared, "runtime": one.runtime, "images": one.batch, **told})
+    rows = [
+        {
+            "network": chosen.row["network"],
+            "role": chosen.row["role"],
+            "runtime": one.runtime,
+            "images": one.batch,
+            "ms": one.median,
+            "low": one.low,
+            "high": one.high,
+            "per_second": round(1000 * one.batch / one.median),
+        }
+        for chosen, measured in found
+        for one in measured.latency
+    ]
     return pd.DataFrame(rows)
