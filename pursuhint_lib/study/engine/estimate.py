@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ...data import DataError, describe, image_counts, load_splits
 from ...distillers import distiller
 from ...models import parameter_count
 from ...paths import results_root, work_root
+from ...processes import threads
 from ...settings import Pair, Profile
 from ...training import Objective, autocast, build_objective, seeded_model
 from ..grid.cells import Cell, Teaching
@@ -32,65 +34,92 @@ COMPARISON_SECONDS = 3e-11
 ROWS = 16 * 32
 # Images that are read to see how long it takes.
 READ_IMAGES = 16
-# Seconds of measuring for a profile, if single steps are not slower.
-BUDGET = 2.0
+# Seconds in which a step is measured, if it is not slower.
+BUDGET = 0.05
 
 
-@dataclass(frozen=True)
 class Speeds:
-    """Seconds per image on one core of this machine, or on its GPU.
-
-    **Arguments:** ``train`` a teacher's training step and ``ask`` its forward pass, by network; ``step`` a
-    student's training step with all that its method adds, by (student, method): the teacher matters little;
-    ``evaluate`` a student's forward pass, by network; ``read`` decoding and augmenting of an image that is
-    streamed, on a core.
+    """Seconds per image on one core of this machine, or on its GPU, each measured on random images when it
+    is first asked for.
     """
 
-    train: dict[str, float]
-    ask: dict[str, float]
-    step: dict[tuple[str, str], float]
-    evaluate: dict[str, float]
-    read: float = 0.0
+    def __init__(self, profile: Profile):
+        self._profile = profile
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        whole = profile.student.batch_size
+        few = max(2, min(whole, ROWS // describe(profile.data).image_size))
+        # A GPU shows its speed on whole batches only.
+        self._images = whole if self._device.type == "cuda" else few
+        self._known: dict[tuple, Any] = {}
+        self.read = _reading_seconds(profile)
 
+    def step(self, pair: Pair, method: str) -> float:
+        """A student's training step with all that its method adds. The teacher matters little."""
 
-def measure(profile: Profile, cells: Sequence[tuple[Pair, str]], teachers: Sequence[str]) -> Speeds:
-    """Time one step of every (pair, method) of ``cells`` and of the ``teachers`` on random images, for about
-    ``BUDGET`` seconds in all.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speeds = Speeds({}, {}, {}, {})
-    size = describe(profile.data).image_size
-    # A GPU shows its speed on whole batches only.
-    images = (
-        profile.student.batch_size
-        if device.type == "cuda"
-        else max(2, min(profile.student.batch_size, ROWS // size))
-    )
-    budget = BUDGET / max(1, len(cells) + 4 * len(teachers))
-    for pair in dict.fromkeys([pair for pair, _ in cells] or profile.pairs[:1]):
-        tried = trial(profile, pair, images, device)
-        for method in (
-            method for other, method in cells if other == pair and (pair.student, method) not in speeds.step
-        ):
-            run = next(iter(trial_runs(profile, pair, method).values()))
-            objective = build_objective(run, tried.teacher.model, tried.labels).to(device)
-            speeds.step[pair.student, method] = _step_seconds(objective, tried, profile, budget) / images
-        if pair.student not in speeds.evaluate:
-            student = seeded_model(pair.student, profile.data, 0).to(device)
-            speeds.evaluate[pair.student] = (
-                _pass_seconds(student, tried.batch.images, profile, budget) / images
-            )
-        if pair.teacher not in speeds.ask:
-            speeds.ask[pair.teacher] = (
-                _pass_seconds(tried.teacher.model, tried.batch.images, profile, budget) / images
-            )
-    for network in teachers:
-        objective = Objective(seeded_model(network, profile.data, 0)).to(device)
-        speeds.train[network] = _step_seconds(objective, tried, profile, budget) / images
-        speeds.ask.setdefault(
-            network, _pass_seconds(objective.network, tried.batch.images, profile, budget) / images
+        def prepared() -> Callable[[], None]:
+            run = next(iter(trial_runs(self._profile, pair, method).values()))
+            tried = self._tried(pair)
+            return self._training(build_objective(run, tried.teacher.model, tried.labels), tried)
+
+        return self._timed(("step", pair.student, method), prepared)
+
+    def train(self, network: str) -> float:
+        """A teacher's training step."""
+        return self._timed(
+            ("train", network), lambda: self._training(Objective(self._fresh(network)), self._any)
         )
-    return replace(speeds, read=_reading_seconds(profile))
+
+    def ask(self, network: str) -> float:
+        """A network's forward pass."""
+
+        def prepared() -> Callable[[], None]:
+            return partial(self._forward, self._fresh(network).eval(), self._any.batch.images)
+
+        return self._timed(("ask", network), prepared)
+
+    @property
+    def _any(self) -> Trial:
+        return self._tried(self._profile.pairs[0])
+
+    def _forward(self, model: nn.Module, images: Tensor) -> None:
+        with torch.no_grad(), autocast(self._device, self._profile.precision):
+            model(images)
+
+    def _fresh(self, network: str) -> nn.Module:
+        return seeded_model(network, self._profile.data, 0).to(self._device)
+
+    def _tried(self, pair: Pair) -> Trial:
+        if ("trial", pair) not in self._known:
+            self._known["trial", pair] = trial(self._profile, pair, self._images, self._device)
+        return self._known["trial", pair]
+
+    def _training(self, objective: Objective, tried: Trial) -> Callable[[], None]:
+        objective.to(self._device).train()
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.0, momentum=0.9, fused=True)
+        # Past the first stage, in which some methods do less.
+        objective.epoch, objective.epochs = self._profile.student.epochs - 1, self._profile.student.epochs
+
+        def step() -> None:
+            with autocast(self._device, self._profile.precision):
+                loss = objective(*tried.batch, tried.output)["total"]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def _timed(self, key: tuple, prepared: Callable[[], Callable[[], None]]) -> float:
+        """Seconds per image of one call: the fastest within the budget; a slow one is called once only."""
+        if key not in self._known:
+            work, best, begun = prepared(), float("inf"), time.perf_counter()
+            while time.perf_counter() - begun < BUDGET or best == float("inf"):
+                start = time.perf_counter()
+                work()
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize()
+                best = min(best, time.perf_counter() - start)
+            self._known[key] = best / self._images
+        return self._known[key]
 
 
 def _reading_seconds(profile: Profile) -> float:
@@ -107,44 +136,6 @@ def _reading_seconds(profile: Profile) -> float:
     for _ in images.train_batches(READ_IMAGES, 0, 0):
         pass
     return (time.perf_counter() - begun) / len(images)
-
-
-def _step_seconds(objective: Objective, tried: Trial, profile: Profile, budget: float) -> float:
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.0, momentum=0.9, fused=True)
-    objective.train()
-    # Past the first stage, in which some methods do less.
-    objective.epoch, objective.epochs = profile.student.epochs - 1, profile.student.epochs
-
-    def step() -> None:
-        with autocast(tried.batch.images.device, profile.precision):
-            loss = objective(*tried.batch, tried.output)["total"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return _seconds(step, tried.batch.images.device, budget)
-
-
-def _pass_seconds(network: nn.Module, images: Tensor, profile: Profile, budget: float) -> float:
-    network.eval()
-
-    def forward() -> None:
-        with torch.no_grad(), autocast(images.device, profile.precision):
-            network(images)
-
-    return _seconds(forward, images.device, budget)
-
-
-def _seconds(work: Callable[[], None], device: torch.device, budget: float) -> float:
-    """Seconds of one call: the fastest within the budget; a slow one is called once only."""
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < budget or best == float("inf"):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 @dataclass(frozen=True)
@@ -175,27 +166,21 @@ class Estimate:
 def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
     """Estimate the steps that are not done yet."""
     missing = missing_work(steps)
-    work = [item for found in missing.values() for item, _ in found]
-    cells = [item for item in work if isinstance(item, Cell)]
-    pairs = {(cell.pair.name, cell.method): (cell.pair, cell.method) for cell in cells}
-    teachers = [item.settings.network for item in work if isinstance(item, Teaching)]
-    teachers += [item.teacher for item in work if isinstance(item, Stored) and item.teacher]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    speeds = measure(profile, list(pairs.values()), list(dict.fromkeys(teachers))) if work else None
-    torch.set_num_threads(threads)
     seconds, trained = {}, 0.0
-    for step in steps:
-        if not step.done:
-            costs = [cost(profile, item, count, speeds) for item, count in missing[step.name]]
-            computed, images = (sum(parts) for parts in zip((0.0, 0.0), *costs, strict=True))
-            # Processes that train together share a step out among all cores or GPUs.
-            shared = cores if step.experiment.spread else 1
-            reading = images * speeds.read / os.cpu_count() if speeds else 0.0
-            seconds[step.name] = NOTEBOOK_SECONDS + max(computed / shared, reading)
-            trained += computed
+    with threads(1):
+        speeds = Speeds(profile)
+        for step in steps:
+            if not step.done:
+                costs = [cost(profile, item, count, speeds) for item, count in missing[step.name]]
+                computed, images = (sum(parts) for parts in zip((0.0, 0.0), *costs, strict=True))
+                # Processes that train together share a step out among all cores or GPUs.
+                shared = cores if step.experiment.spread else 1
+                reading = images * speeds.read / os.cpu_count()
+                seconds[step.name] = NOTEBOOK_SECONDS + max(computed / shared, reading)
+                trained += computed
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.
-    students = {cell.pair.student for cell in cells}
+    work = [item for found in missing.values() for item, _ in found]
+    students = {item.pair.student for item in work if isinstance(item, Cell)}
     largest = max((parameter_count(seeded_model(name, profile.data, 0)) for name in students), default=0)
     count = sum(count for found in missing.values() for _, count in found)
     size = count * (largest * 4 + 5_000) + 2 * cores * len(profile.arms) * largest * 8
@@ -230,11 +215,9 @@ def cost(profile: Profile, item: Any, count: int, speeds: Speeds) -> tuple[float
     if isinstance(item, Cell):
         train, schedule, method = image_counts(profile.student_data)[0], profile.student, item.method
         learned, evaluated = schedule.epochs * train, schedule.epochs / schedule.evaluate_every * test
-        own = (
-            learned * speeds.step[item.pair.student, method] + evaluated * speeds.evaluate[item.pair.student]
-        )
+        own = learned * speeds.step(item.pair, method) + evaluated * speeds.ask(item.pair.student)
         # One pass of the teacher, and of the images, serves all arms.
-        asked = learned * speeds.ask[item.pair.teacher] if distiller(method).uses_teacher else 0.0
+        asked = learned * speeds.ask(item.pair.teacher) if distiller(method).uses_teacher else 0.0
         return count * own + asked, learned + evaluated
     train, schedule = image_counts(profile.data)[0], profile.teacher
     if isinstance(item, Teaching):
@@ -243,18 +226,14 @@ def cost(profile: Profile, item: Any, count: int, speeds: Speeds) -> tuple[float
         given = item.settings.checkpoint is not None
         learned = 0 if given else schedule.epochs * train
         evaluated = test if given else schedule.epochs / schedule.evaluate_every * test
-        return learned * speeds.train[network] + evaluated * speeds.ask[network], learned + evaluated
+        return learned * speeds.train(network) + evaluated * speeds.ask(network), learned + evaluated
     if isinstance(item, Stored) and item.teacher:
         images = min(train, profile.profile_images)
-        compared = item.comparisons * _comparison_seconds(profile, item.teacher, images)
-        return images * speeds.ask[item.teacher] + compared, images
+        channels = sum(shape[0] for shape in network_points(item.teacher, profile.data).shapes)
+        # Under all metrics, without the pairwise ones at full size.
+        compared = item.comparisons * COMPARISON_SECONDS * images * channels**2
+        return images * speeds.ask(item.teacher) + compared, images
     return 0.0, 0.0
-
-
-def _comparison_seconds(profile: Profile, teacher: str, images: int) -> float:
-    """Seconds of one comparison of all layers under all metrics, without the pairwise ones at full size."""
-    channels = sum(shape[0] for shape in network_points(teacher, profile.data).shapes)
-    return COMPARISON_SECONDS * images * channels**2
 
 
 def free_bytes() -> int:
