@@ -1,24 +1,18 @@
 """Which runs stand behind a row of a published table, as links to their records."""
 
-import ast
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 
 from ... import records
 from ...distillers import distiller
-from ...paths import NOTEBOOKS
-from ...settings import DistillSettings, Profile
+from ...settings import Profile
 from ...statistics import CLAIMS, RANDOM, arms_of
-from ..engine.plan import DISTILLING, EXCHANGE, SWEEP, Step
-from ..experiments.deepest_layer import mixed_grid
-from ..experiments.hint_weight import sweep_cells
-from ..grid.cells import fork, has_arms, results_frame
+from ..engine.plan import Step
+from ..grid.weights import has_arms
 
 # By what a run is found, and what is known of one.
 KEYS = ("pair", "method", "arm")
@@ -176,57 +170,7 @@ def _runs_of_step(profile: Profile, step: Step | None, frame: pd.DataFrame) -> p
     """The runs that a step's tables are about: those of the grid, or of its own; none where they are about
     layers, or where nobody knows.
     """
-    if step is not None and step.notebook in (*DISTILLING, "05_results"):
-        return frame
-    if step is not None and step.notebook == "06_your_own_pair":
-        given = _defaults(NOTEBOOKS / f"{step.notebook}.ipynb")
-        changes = {
-            "methods": ("ce", "kd", given["method"]),
-            "arms": tuple(given["arms"]),
-            "seeds": tuple(given["seeds"]),
-        }
-        return results_frame(fork(profile, profile.example_pair, apart=False, **changes))
-    if step is not None and step.notebook == EXCHANGE:
-        return results_frame(mixed_grid(profile))
-    if step is not None and step.notebook == SWEEP:
-        cells = sweep_cells(profile, step.parameters["method"])
-        return pd.DataFrame(
-            [row for cell in cells for row in _swept(profile, cell)], columns=["weight", *COLUMNS]
-        )
-    return frame.iloc[:0]
-
-
-def _swept(profile: Profile, cell: DistillSettings) -> list[dict]:
-    """Runs of one weight and seed of the sweep; the run without hints stands there once for every arm, as it
-    does in the sweep's own tables.
-    """
-    rows = []
-    for arm in cell.arms:
-        record = records.load(profile.name, cell.run(arm))
-        if record is not None:
-            found = {
-                "pair": profile.pairs[0].name,
-                "method": cell.method,
-                "weight": cell.hint_weight,
-                "seed": cell.seed,
-                "record": record.name,
-            }
-            found |= {"accuracy": record.metrics.get("accuracy"), "status": record.status}
-            rows += [
-                found | {"arm": name}
-                for name in (profile.sweep(cell.method).arms if arm.name == "none" else [arm.name])
-            ]
-    return rows
-
-
-def _defaults(notebook: Path) -> dict:
-    """Parameters of a notebook and their values, as its file has them."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    (source,) = [
-        "".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])
-    ]
-    return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.AnnAssign)
-    }
+    if step is None or (step.trains and not step.cells):
+        return frame.iloc[:0]
+    own = pd.DataFrame([row for cell in step.cells for row in cell.rows()], columns=["weight", *COLUMNS])
+    return frame if set(own["record"]) <= set(frame["record"]) else own
