@@ -118,6 +118,7 @@ class StudyPaths:
     tables = _place(results_root, "tables")
     notebooks = _place(results_root, "notebooks")
     report = _place(results_root, "report.html")
+    sums = _place(results_root, "SHA256SUMS")
     hints = _place(results_root, "hints")
     similarity = _place(results_root, "hints/{}-similarity.json")
     hint_points = _place(results_root, "hints/{}-k{}.json")
@@ -154,3 +155,8 @@ class StudyPaths:
     step_log = _place(work_root, "logs/{}.log")
     usage = _place(work_root, "usage/{}.tsv")
     progress = _place(work_root, "progress/{}.json")
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the checkout, where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

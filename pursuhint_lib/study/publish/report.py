@@ -17,9 +17,10 @@ from markupsafe import Markup, escape
 
 from ...distillers import distiller
 from ...files import replacing
-from ...paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths
+from ...paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths, shown
 from ...plots.style import SAFE
-from ...settings import Profile, resolved
+from ...settings import Profile, SettingsError, resolved
+from ..engine.execution import duration
 from ..engine.plan import Step
 from ..grid.cells import results_frame
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
@@ -34,6 +35,7 @@ from .report_tables import (
     stem,
     with_column_after,
 )
+from .verify import write_sums
 
 # What the page is made from, besides this package: folders of the results and endings of their files.
 INPUTS = {
@@ -310,3 +312,30 @@ def _summary(profile: Profile, frame: pd.DataFrame, claims: Table | None) -> str
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def conclude(profile: Profile, steps: list[Step], seconds: float) -> None:
+    """What is done once all steps are: checksums, a summary in print, and the report.
+
+    **Arguments:** ``seconds`` that the steps took.
+
+    **Raises:** ``SettingsError`` naming a file of the results that is damaged.
+    """
+    paths = StudyPaths(profile.name)
+    if not paths.sums.is_file():
+        write_sums(paths.results)
+    print(f"\nAll {len(steps)} steps are done ({duration(seconds)}): {shown(paths.results)}")
+    for folder, ending in ((paths.figures, VECTOR), (paths.tables, ".csv"), (paths.notebooks, ".ipynb")):
+        print(f"  {folder.name}: {sum(1 for _ in folder.glob(f'*{ending}'))}")
+    claims = paths.tables / "05_results-claims.csv"
+    if claims.is_file():
+        print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
+        try:
+            for row in pd.read_csv(claims)[["verdict", "claim", "mean", "low", "high", "n"]].itertuples():
+                interval = f"{row.mean:+.2f} pp [{row.low:+.2f}, {row.high:+.2f}]"
+                print(f"  {row.verdict:15s} {row.claim}: {interval}, {row.n} seeds")
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{shown(claims)} cannot be read ({error}); delete it, and the same command draws it again"
+            ) from None
+    print(f"\nReport, one page with all of it: {shown(write_report(profile, steps))}")
