@@ -45,6 +45,17 @@ def test_gradients_of_all_networks_are_right(instructions, threads):
     assert largest_difference(",".join(MODELS), "64", instructions, threads) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_smoke_study_runs_without_avx512(threads, tmp_path):
+    places = {f"PURSUHINT_{name}": str(tmp_path / name.lower()) for name in ("RESULTS", "WORK")}
+    environment = {**os.environ, **places, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "pursuhint_lib", "run", "smoke", "--cores", str(threads)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
+    assert "All 12 steps are done" in done.stdout
+
+
 @pytest.mark.parametrize("stride", [2, 3, (2, 1)])
 @pytest.mark.parametrize("channels", [2, 15])
 def test_the_way_around_computes_the_same(stride, channels):

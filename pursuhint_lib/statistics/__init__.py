@@ -19,5 +19,7 @@ from .comparisons import (
     mean_with_interval,
     text_table,
 )
+from .contrasts import combination, contrasts, heterogeneity, margins, weightings
 from .effects import LEVEL, Effect, bootstrap_interval, equivalence_p, holm, paired_effect, pooled_effect
 from .images import PairedAnswers, mcnemar
+from .noise import run_noise

@@ -11,6 +11,7 @@ CELL = ["pair", "method", "seed"]
 
 PURSUHINT = "pursuhint-"
 RANDOM = "random-"
+STAGE_RANDOM = "stage-random-"
 
 
 def arms_of(frame: pd.DataFrame, family: str) -> list[str]:
