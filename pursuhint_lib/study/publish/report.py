@@ -9,74 +9,59 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
+import mistune
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from ... import records
 from ...distillers import distiller
 from ...files import replacing
-from ...paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths
+from ...paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths, notes_file
 from ...plots.style import SAFE
-from ...settings import Profile, resolved
+from ...settings import Profile, SettingsError, resolved
 from ..engine.plan import Step
 from ..grid.cells import results_frame
+from ..grid.hint_layers import read_json
+from ..grid.notes import ANSWER, read_notes, shown
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
-from .report_runs import COLUMNS, all_runs
-from .report_tables import (
-    Table,
-    caption_of,
-    damaged,
-    forms,
-    published_text,
-    read_table,
-    stem,
-    with_column_after,
-)
+from .page import environment
+from .readme import heading
 
 # What the page is made from, besides this package: folders of the results and endings of their files.
 INPUTS = {
-    "figures": (VECTOR, ".md"),
-    "tables": (".csv", ".md"),
-    "hints": (".json",),
-    "records": (".json",),
-    "notebooks": (".ipynb",),
+    "figures": VECTOR,
+    "fragments": ".json",
+    "numbers": ".json",
+    "hints": ".json",
+    "records": ".json",
+    "notebooks": ".ipynb",
 }
 # So many characters of a page say what it was made from.
 HEAD = 2000
-PIXELS_PER_POINT = 4 / 3
-CLAIMS = "05_results-claims"
+# What stands in the summary, and in no other part.
+CLAIMS = ("table-05_results-claims", "picture-05_results-claims")
 # More executions of one notebook than this are folded away.
 OPEN_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure. **Arguments:** ``name`` stem of its files; ``caption``; ``source`` as the value of an image's
-    attribute; ``files`` as links; ``width``, ``height`` in pixels.
-    """
-
-    name: str
-    caption: str
-    source: Markup
-    files: tuple[str, ...]
-    width: int
-    height: int
+IMAGE = re.compile(r"src='(figures/[^']+)'")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One execution of a notebook. **Arguments:** ``name`` of the step; ``group``, ``label`` what it was
-    about; ``notebook`` as a link.
+    """One execution of a notebook.
+
+    **Arguments:** ``name`` of the step; ``group``, ``label`` what it was about; ``notebook`` as a link;
+    ``note`` what a person has written of it; ``fragments`` its figures and tables by their names, in order.
     """
 
     name: str
-    group: str
-    label: str
-    notebook: str
-    pictures: tuple[Picture, ...]
-    tables: tuple[Table, ...]
+    fragments: dict[str, Markup]
+    group: str = ""
+    label: str = ""
+    notebook: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,16 +108,12 @@ def write_report(profile: Profile, steps: Sequence[Step]) -> Path:
 
 
 def _made_from(profile: Profile, steps: Sequence[Step]) -> str:
-    """One hash of all that the page depends on: the profile, its plan, what is published and the files that
-    make the page.
+    """One hash of all that the page depends on: the profile, its plan, what is published, the notes, and the
+    files that make the page.
     """
     results = StudyPaths(profile.name).results
-    files = [
-        file
-        for folder, endings in INPUTS.items()
-        for file in sorted((results / folder).glob("*"))
-        if file.suffix in endings
-    ]
+    files = [file for folder, end in INPUTS.items() for file in sorted((results / folder).glob(f"*{end}"))]
+    files += filter(Path.is_file, [notes_file(profile.name)])
     files += sorted([*TEMPLATES.iterdir(), *Path(__file__).parent.glob("*.py")])
     digest = hashlib.sha256(
         json.dumps([resolved(profile), [step.name for step in steps]], sort_keys=True).encode()
@@ -146,36 +127,27 @@ def _made_from(profile: Profile, steps: Sequence[Step]) -> str:
 
 def _page(profile: Profile, steps: Sequence[Step], made_from: str) -> str:
     frame = results_frame(profile)
-    frame = frame if not frame.empty else pd.DataFrame(columns=list(COLUMNS))
-    chapters = list(_chapters(profile, steps, frame))
+    chapters = list(_chapters(profile, steps))
     parts = [part for chapter in chapters for part in chapter.parts]
-    claims = next((table for part in parts for table in part.tables if table.name == CLAIMS), None)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["prose"] = prose
+    published = {name: html for part in parts for name, html in part.fragments.items()}
+    templates = environment()
     # The order of entries has a meaning: it is that of the profile.
-    environment.policies["json.dumps_kwargs"] = {
+    templates.policies["json.dumps_kwargs"] = {
         "sort_keys": False,
         "ensure_ascii": False,
         "separators": (",", ":"),
     }
     layer_map = layer_map_data(profile)
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         profile=profile,
         made_from=made_from,
         colours=SAFE,
         chapters=chapters,
-        claims=with_column_after(claims, "verdict", "claim") if claims else None,
-        claims_picture=next(
-            (picture for part in parts for picture in part.pictures if picture.name == CLAIMS), None
-        ),
-        summary=_summary(profile, frame, claims),
-        runs=all_runs(frame),
+        claims={name: published[name] for name in CLAIMS if name in published},
+        summary=_summary(profile, frame),
+        answer=_note(profile, ANSWER),
+        runs=[_run(row) for row in frame.to_dict("records")],
+        accuracies=_accuracies(profile),
         layer_map=layer_map,
         target=TARGET,
         drawing=layer_map_drawing(),
@@ -184,45 +156,33 @@ def _page(profile: Profile, steps: Sequence[Step], made_from: str) -> str:
     )
 
 
-def _chapters(profile: Profile, steps: Sequence[Step], frame: pd.DataFrame) -> Iterator[Chapter]:
+def _chapters(profile: Profile, steps: Sequence[Step]) -> Iterator[Chapter]:
     """A chapter for each notebook of the plan, and one for what no step of it has published."""
     paths = StudyPaths(profile.name)
-    figures, tables = (
-        {stem(file): file for file in sorted(folder.glob(f"*{end}"))}
-        for folder, end in ((paths.figures, VECTOR), (paths.tables, ".csv"))
-    )
-    names = [step.name for step in steps]
-    owners = {name: _owner(name, names) for name in (*figures, *tables)}
-
-    def part(name: str | None, step: Step | None) -> Part:
-        pictures = tuple(_picture(file) for stem_, file in figures.items() if owners[stem_] == name)
-        found = tuple(
-            read_table(profile, step, file, frame) for stem_, file in tables.items() if owners[stem_] == name
-        )
-        executed = name is not None and (paths.notebooks / f"{name}.ipynb").is_file()
-        group, label = _about(profile, step) if step else ("", "")
-        return Part(
-            name or "others", group, label, f"notebooks/{name}.ipynb" if executed else "", pictures, found
-        )
-
     for notebook, mine in groupby(steps, lambda step: step.notebook):
-        yield Chapter(
-            notebook,
-            *_heading(NOTEBOOKS / f"{notebook}.ipynb"),
-            tuple(part(step.name, step) for step in mine),
-        )
-    if None in owners.values():
-        yield Chapter(
-            "others",
-            "Other files",
-            "Figures and tables that no step of the present plan publishes.",
-            (part(None, None),),
-        )
+        parts = []
+        for step in mine:
+            group, label = _about(profile, step)
+            executed = (paths.notebooks / f"{step.name}.ipynb").is_file()
+            link = quote(f"notebooks/{step.name}.ipynb") if executed else ""
+            note = _note(profile, step.name)
+            parts.append(Part(step.name, _fragments(paths, step.name), group, label, link, note))
+        yield Chapter(notebook, *heading(NOTEBOOKS / f"{notebook}.ipynb"), tuple(parts))
+    there = {file.name.removesuffix(".json") for file in paths.fragments("").parent.glob("*.json")}
+    others = sorted(there - {step.name for step in steps})
+    if others:
+        parts = tuple(Part(name, _fragments(paths, name)) for name in others)
+        yield Chapter("others", "Others", "What no step of the present plan has published.", parts)
 
 
-def _owner(name: str, steps: Sequence[str]) -> str | None:
-    """The step that a figure or table is of: the longest with which its name begins."""
-    return max((step for step in steps if name.startswith(f"{step}-")), key=len, default=None)
+def _fragments(paths: StudyPaths, step: str) -> dict[str, Markup]:
+    """What a step has published as parts of a page, with its images inside them."""
+
+    def inside(image: re.Match) -> str:
+        return f"src='{image_source(paths.results / unquote(image[1]))}'"
+
+    found = read_json(paths.fragments(step)) or {}
+    return {name: Markup(IMAGE.sub(inside, html)) for name, html in found.items()}
 
 
 def _about(profile: Profile, step: Step) -> tuple[str, str]:
@@ -231,82 +191,82 @@ def _about(profile: Profile, step: Step) -> tuple[str, str]:
     if "pair" in given:
         pair = profile.pair(given["pair"])
         return f"{pair.teacher} → {pair.student}", distiller(given["method"]).title
-    return "", ", ".join(
-        [
-            *([given["teacher"]] if "teacher" in given else []),
-            *([f"K = {given['k']}"] if "k" in given else []),
-        ]
-    )
+    number = f"K = {given['k']}" if "k" in given else ""
+    return "", ", ".join(filter(None, (given.get("teacher"), number)))
 
 
-def _heading(notebook: Path) -> tuple[str, str]:
-    """Title and question of a notebook, from its first cell."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    text = "".join(cells[0]["source"])
-    title, question = (
-        re.match(r"# (.+)", text),
-        re.search(r"\*\*Question\.\*\* (.+?)(?:\n\n|$)", text, flags=re.S),
-    )
-    return title[1] if title else notebook.stem, " ".join(question[1].split()) if question else ""
-
-
-def _picture(path: Path) -> Picture:
-    text = published_text(path)
-    try:
-        root = ElementTree.fromstring(text)
-        width, height = (
-            round(float(root.attrib[side].removesuffix("pt")) * PIXELS_PER_POINT)
-            for side in ("width", "height")
-        )
-        source = image_source(text)
-    except (ElementTree.ParseError, KeyError, ValueError) as error:
-        raise damaged(path, error) from None
-    return Picture(stem(path), caption_of(path), source, forms(path, VECTOR, ".png"), width, height)
-
-
-def image_source(svg: str) -> Markup:
+def image_source(path: Path) -> Markup:
     """A vector image as the value of an image's attribute between apostrophes: nothing in it can run, and its
     ids cannot meet those of others.
 
     Only what has a meaning in an address or in the attribute is written otherwise: base64 would make it a
     third larger.
+
+    **Raises:** ``SettingsError`` for a file that is missing or damaged.
     """
+    try:
+        svg = path.read_text(encoding="utf-8")
+        if "width" not in ElementTree.fromstring(svg).attrib:
+            raise ValueError("it is no figure")
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise SettingsError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())}); delete it, and the same command "
+            "draws it again"
+        ) from None
     body = " ".join(svg[svg.index("<svg") :].split())
     address = "data:image/svg+xml;charset=utf-8," + body.replace("%", "%25").replace("#", "%23")
     return Markup(address.replace("&", "&amp;").replace("'", "&#39;"))
 
 
-def prose(text: str) -> Markup:
-    """A sentence of a caption or a notebook, in which names stand between backticks."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+def _note(profile: Profile, section: str) -> str:
+    """What a person has written, as a part of the page; empty where nobody has."""
+    if section not in read_notes(profile.name):
+        return ""
+    return Markup(mistune.create_markdown()(shown(profile.name, section)))
 
 
-def _summary(profile: Profile, frame: pd.DataFrame, claims: Table | None) -> str:
-    """What was done and what came of it, in one paragraph."""
-    runs = frame.drop_duplicates("record")
-    if runs.empty:
+def _summary(profile: Profile, frame: pd.DataFrame) -> str:
+    """What was done, in one paragraph."""
+    if frame.empty:
         return "Nothing of this profile has been run yet."
-    failed = int((runs["status"] != "ok").sum())
+    runs = frame.drop_duplicates("record")
     counts = [
         _counted(len(profile.pairs), "pair"),
         _counted(len(profile.methods), "method"),
         _counted(len(profile.arms), "arm"),
     ]
-    text = (
+    return (
         f"{_counted(len(runs), 'student run')} of {', '.join(counts)} and "
         f"{_counted(frame['seed'].nunique(), 'seed')} are on record; "
+        f"{int((runs['status'] != 'ok').sum()) or 'none'} of them failed. Accuracies are those of the last "
+        "epoch on test images, differences are paired within a seed."
     )
-    text += (
-        f"{failed or 'none'} of them failed. Accuracies are those of the last epoch on test images, "
-        "differences are paired within a seed. "
-    )
-    if claims is None or not claims.rows or "verdict" not in claims.columns:
-        return text + "No claim has been judged."
-    verdicts = [row.cells[claims.columns.index("verdict")].text for row in claims.rows]
-    tally = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
-    meaning = "a claim is undecided where the data neither shows it beyond chance nor rules it out."
-    return f"{text}Of {_counted(len(verdicts), 'claim')}: {', '.join(tally)}; {meaning}"
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _run(row: dict) -> dict:
+    """A run of the grid for the list of all runs: pair, method, arm, seed, accuracy (two decimals), full (all
+    digits), link, hash.
+    """
+    failed = pd.isna(row["accuracy"])
+    shown = {
+        "accuracy": row["status"] if failed else f"{row['accuracy']:.2f}",
+        "full": "" if failed else str(row["accuracy"]),
+        "link": quote(f"records/{row['record']}.json", safe="/+"),
+        "hash": row["record"].rpartition("_")[2],
+    }
+    return {key: row[key] for key in ("pair", "method", "arm", "seed")} | shown
+
+
+def _accuracies(profile: Profile) -> dict[str, tuple[str, str]]:
+    """Hash of a record → its name, and its accuracy as text, of all records of the profile."""
+    found = {}
+    for file in sorted(StudyPaths(profile.name).records.glob("*.json")):
+        record = records.read(file)
+        accuracy = record.metrics.get("accuracy")
+        text = record.status if accuracy is None else f"{accuracy:.2f}"
+        found[record.name.rpartition("_")[2]] = (record.name, text)
+    return found
