@@ -73,9 +73,7 @@ def publish(profile) -> None:
     rows = frame[frame["method"] == "at"]
     page = Page(profile, "05_results")
     accuracies = statistics.text_table(means.assign(method="AT"), "arm", "method")
-    page.table(
-        accuracies, f"accuracy-{PAIR}", "Accuracies.", runs=runs_behind(rows, accuracies, ["arm"])
-    )
+    page.table(accuracies, f"accuracy-{PAIR}", "Accuracies.", runs=runs_behind(rows, accuracies, ["arm"]))
     behind = runs_behind(rows, effects, ["method", "arm"], "random-")
     page.table(effects, "differences-random", "Differences.", runs=behind)
     sides = [[*map(partial(statistics.arms_of, rows), (c.arms, c.reference))] for c in statistics.CLAIMS]

@@ -2,7 +2,7 @@
 
 The file has a section for a step, under ``## <step>``, and one for the README and the report, under
 ``## answer``. Numbers are not written but named: ``{at}`` is the number of that name which the step has
-published, and ``{05_results.at}`` is one of another step, in the answer only. The line below the head holds a
+published, and ``{05_results:at}`` is one of another step, in the answer only. The line below the head holds a
 checksum of all numbers and tables that the text was written for; where they have changed, the text is to be
 read again.
 """
@@ -18,9 +18,9 @@ from ...settings import SettingsError, choose
 from .hint_layers import naming_damage, read_json
 
 ANSWER = "answer"
-NUMBER_NAME = r"[\w+-]+"
+NUMBER_NAME = r"[\w.+-]+"
 HEAD = re.compile(r"^## (\S+)\n+(?:<!-- written for (\w*) -->\n)?", flags=re.M)
-PLACE = re.compile(rf"\{{(?:([\w.+-]+)\.)?({NUMBER_NAME})\}}")
+PLACE = re.compile(rf"\{{(?:([\w.+-]+):)?({NUMBER_NAME})\}}")
 
 
 def read_notes(profile: str) -> dict[str, tuple[str, str]]:

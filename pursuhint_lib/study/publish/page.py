@@ -27,6 +27,8 @@ from ..grid.notes import NUMBER_NAME, shown
 FILE_DPI = 140
 INLINE_DPI = 100
 PIXELS_PER_POINT = 4 / 3
+# A mean difference and its interval, as the text of a number.
+INTERVAL = "{:+.2f} pp [{:.2f}, {:.2f}]"
 # What a column of numbers holds; a number may have half of its interval behind it.
 NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?: ±|$)")
 # What stands in a cell without a value.
@@ -114,7 +116,7 @@ class Page:
         **Raises:** ``ValueError`` for a name that a note cannot hold.
         """
         if not re.fullmatch(NUMBER_NAME, name):
-            raise ValueError(f"{name!r} cannot name a number; give letters, digits, _, + and - only")
+            raise ValueError(f"{name!r} cannot name a number; give letters, digits, . _ + and - only")
         plain = settled([np.asarray(value).item() for value in values])
         self._number(name, {"text": form.format(*plain), "values": plain})
 
