@@ -168,7 +168,7 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path, monkeypatch):
     results_of(tmp_path, "smoke", 1.0)
     results_of(tmp_path, "cifar100", 1.5, over=False)
     lines = readme.answer().split("\n\n")
-    assert lines[0].startswith("**handwritten digits")
+    assert lines[0].startswith("**Handwritten digits")
     assert lines[1:] == [
         "It is +0.50 pp.",
         "![The claims and their verdicts](results/quick/figures/05_results-claims.png)",

@@ -51,7 +51,8 @@ def answer() -> str:
 
 def _introduction(name: str) -> str:
     table = f"[every claim](results/{name}/tables/{CLAIMS}.md)"
-    return f"**{_profiles()[name].title}** ([`{name}`](config/{name}.yaml), {table})"
+    title = _profiles()[name].title
+    return f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
 
 
 def notebooks() -> str:
