@@ -2,11 +2,8 @@
 It asks nothing of any other place.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -19,9 +16,9 @@ from markupsafe import Markup
 from ... import records
 from ...distillers import distiller
 from ...files import replacing
-from ...paths import NOTEBOOKS, TEMPLATES, VECTOR, StudyPaths, notes_file
+from ...paths import NOTEBOOKS, StudyPaths
 from ...plots.style import SAFE
-from ...settings import Profile, SettingsError, resolved
+from ...settings import Profile, SettingsError
 from ..engine.plan import Step
 from ..grid.cells import results_frame
 from ..grid.hint_layers import read_json
@@ -30,64 +27,13 @@ from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
 from .page import environment
 from .readme import heading
 
-# What the page is made from, besides this package: folders of the results and endings of their files.
-INPUTS = {
-    "figures": VECTOR,
-    "fragments": ".json",
-    "numbers": ".json",
-    "hints": ".json",
-    "records": ".json",
-    "notebooks": ".ipynb",
-}
-# So many characters of a page say what it was made from.
-HEAD = 2000
 # What stands in the summary, and in no other part.
 CLAIMS = ("table-05_results-claims", "picture-05_results-claims")
-# More executions of one notebook than this are folded away.
-OPEN_STEPS = 2
 IMAGE = re.compile(r"src='(figures/[^']+)'")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One execution of a notebook.
-
-    **Arguments:** ``name`` of the step; ``group``, ``label`` what it was about; ``notebook`` as a link;
-    ``note`` what a person has written of it; ``fragments`` its figures and tables by their names, in order.
-    """
-
-    name: str
-    fragments: dict[str, Markup]
-    group: str = ""
-    label: str = ""
-    notebook: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """All executions of one notebook. **Arguments:** ``name`` of the notebook; ``title``, ``question`` as its
-    first cell has them.
-    """
-
-    name: str
-    title: str
-    question: str
-    parts: tuple[Part, ...]
-
-    @property
-    def groups(self) -> list[tuple[str, list[Part]]]:
-        """Parts that are about the same, under its name."""
-        return [(group, list(parts)) for group, parts in groupby(self.parts, lambda part: part.group)]
-
-    @property
-    def folded(self) -> bool:
-        """Whether there are too many parts to show all at once."""
-        return len(self.parts) > OPEN_STEPS
-
-
 def write_report(profile: Profile, steps: Sequence[Step]) -> Path:
-    """Write ``results/<profile>/report.html``, unless the one that is there was made from the same files.
+    """Write ``results/<profile>/report.html``; the same files give the same bytes.
 
     **Arguments:** ``steps`` as ``make_plan`` gives them.
 
@@ -96,40 +42,17 @@ def write_report(profile: Profile, steps: Sequence[Step]) -> Path:
     **Raises:** ``SettingsError`` naming a file that is missing or damaged.
     """
     path = StudyPaths(profile.name).report
-    made_from = _made_from(profile, steps)
-    if path.is_file():
-        with path.open("rb") as file:
-            if made_from.encode() in file.read(HEAD):
-                return path
-    page = _page(profile, steps, made_from)
+    page = _page(profile, steps)
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _made_from(profile: Profile, steps: Sequence[Step]) -> str:
-    """One hash of all that the page depends on: the profile, its plan, what is published, the notes, and the
-    files that make the page.
-    """
-    results = StudyPaths(profile.name).results
-    files = [file for folder, end in INPUTS.items() for file in sorted((results / folder).glob(f"*{end}"))]
-    files += filter(Path.is_file, [notes_file(profile.name)])
-    files += sorted([*TEMPLATES.iterdir(), *Path(__file__).parent.glob("*.py")])
-    digest = hashlib.sha256(
-        json.dumps([resolved(profile), [step.name for step in steps]], sort_keys=True).encode()
-    )
-    for file in files:
-        # The name and the size keep the border between two files.
-        content = file.read_bytes()
-        digest.update(f"{file.name} {len(content)} ".encode() + content)
-    return digest.hexdigest()
-
-
-def _page(profile: Profile, steps: Sequence[Step], made_from: str) -> str:
+def _page(profile: Profile, steps: Sequence[Step]) -> str:
     frame = results_frame(profile)
     chapters = list(_chapters(profile, steps))
-    parts = [part for chapter in chapters for part in chapter.parts]
-    published = {name: html for part in parts for name, html in part.fragments.items()}
+    parts = [part for chapter in chapters for part in chapter["parts"]]
+    published = {name: html for part in parts for name, html in part["fragments"].items()}
     templates = environment()
     # The order of entries has a meaning: it is that of the profile.
     templates.policies["json.dumps_kwargs"] = {
@@ -140,7 +63,6 @@ def _page(profile: Profile, steps: Sequence[Step], made_from: str) -> str:
     layer_map = layer_map_data(profile)
     return templates.get_template("report.html.j2").render(
         profile=profile,
-        made_from=made_from,
         colours=SAFE,
         chapters=chapters,
         claims={name: published[name] for name in CLAIMS if name in published},
@@ -156,23 +78,36 @@ def _page(profile: Profile, steps: Sequence[Step], made_from: str) -> str:
     )
 
 
-def _chapters(profile: Profile, steps: Sequence[Step]) -> Iterator[Chapter]:
-    """A chapter for each notebook of the plan, and one for what no step of it has published."""
-    paths = StudyPaths(profile.name)
+def _chapters(profile: Profile, steps: Sequence[Step]) -> Iterator[dict]:
+    """A chapter for each notebook of the plan, and one for what no step of it has published.
+
+    **Returns:** name, title, question (as the notebook's first cell has them) and parts, one per execution.
+    """
     for notebook, mine in groupby(steps, lambda step: step.notebook):
-        parts = []
-        for step in mine:
-            group, label = _about(profile, step)
-            executed = (paths.notebooks / f"{step.name}.ipynb").is_file()
-            link = quote(f"notebooks/{step.name}.ipynb") if executed else ""
-            note = _note(profile, step.name)
-            parts.append(Part(step.name, _fragments(paths, step.name), group, label, link, note))
-        yield Chapter(notebook, *heading(NOTEBOOKS / f"{notebook}.ipynb"), tuple(parts))
-    there = {file.name.removesuffix(".json") for file in paths.fragments("").parent.glob("*.json")}
-    others = sorted(there - {step.name for step in steps})
+        title, question = heading(NOTEBOOKS / f"{notebook}.ipynb")
+        parts = [_part(profile, step.name, *_about(profile, step)) for step in mine]
+        yield {"name": notebook, "title": title, "question": question, "parts": parts}
+    there = {file.stem for file in StudyPaths(profile.name).fragments("").parent.glob("*.json")}
+    others = [_part(profile, name, "", "") for name in sorted(there - {step.name for step in steps})]
     if others:
-        parts = tuple(Part(name, _fragments(paths, name)) for name in others)
-        yield Chapter("others", "Others", "What no step of the present plan has published.", parts)
+        question = "What no step of the present plan has published."
+        yield {"name": "others", "title": "Others", "question": question, "parts": others}
+
+
+def _part(profile: Profile, name: str, group: str, label: str) -> dict:
+    """One execution of a notebook: name of the step, what it was about, link to its executed copy, what a
+    person has written of it, and its figures and tables by their names, in order.
+    """
+    paths = StudyPaths(profile.name)
+    executed = (paths.notebooks / f"{name}.ipynb").is_file()
+    return {
+        "name": name,
+        "group": group,
+        "label": label,
+        "notebook": quote(f"notebooks/{name}.ipynb") if executed else "",
+        "note": _note(profile, name),
+        "fragments": _fragments(paths, name),
+    }
 
 
 def _fragments(paths: StudyPaths, step: str) -> dict[str, Markup]:
