@@ -70,8 +70,6 @@ class Page:
         stem = self.paths.figures / f"{self.step}-{name}"
         pixels, vector = png(figure, FILE_DPI), svg(figure)
         self._write(stem, {".png": pixels, VECTOR: vector, ".md": f"{caption}\n".encode()})
-        # As earlier versions wrote it; no browser opens that from a disk.
-        _with_ending(stem, ".svgz").unlink(missing_ok=True)
         sides = re.findall(rb' (?:width|height)="([\d.]+)pt"', vector[: vector.index(b">", 99)])
         width, height = (round(float(side) * PIXELS_PER_POINT) for side in sides)
         files = _links(stem, VECTOR, ".png")
