@@ -23,11 +23,10 @@ from pursuhint_lib.study.experiments import exports as compression
 from pursuhint_lib.study.experiments.exports import (
     chosen_networks,
     cost_frame,
-    export_runs,
     form_frame,
     latency_frame,
+    measurement_file,
     measurements,
-    stored_measurement,
 )
 from pursuhint_lib.study.grid.cells import results_frame, run_cell
 from pursuhint_lib.study.grid.profiles import load_profile
@@ -173,14 +172,14 @@ def test_a_damaged_measurement_is_named(own):
     content = unsealed(json.loads(text))
     path.write_text(text.replace('"flops": ', '"flops": 1', 1))
     with pytest.raises(SettingsError, match=f"{path.name} is damaged .*delete it to make it again"):
-        stored_measurement(own, chosen)
+        measurement_file(own, chosen).found()
     path.write_text(text[: len(text) // 2])
     with pytest.raises(SettingsError, match=f"{path.name} is damaged"):
-        stored_measurement(own, chosen)
+        measurement_file(own, chosen).found()
     for key in ("metrics", "measured"):
         write_json(path, sealed({name: value for name, value in content.items() if name != key}))
         with pytest.raises(SettingsError, match=f"{path.name} is damaged .KeyError: '{key}'"):
-            stored_measurement(own, chosen)
+            measurement_file(own, chosen).found()
 
 
 def test_a_run_that_was_made_anew_is_measured_anew(own):
@@ -190,9 +189,9 @@ def test_a_run_that_was_made_anew_is_measured_anew(own):
     records.save(
         "smoke", replace(record, metrics={**record.metrics, "accuracy": record.metrics["accuracy"] + 1})
     )
-    assert stored_measurement(own, chosen) is None
+    assert measurement_file(own, chosen).found() is None
     records.save("smoke", record)
-    assert stored_measurement(own, chosen) is not None
+    assert measurement_file(own, chosen).found() is not None
 
 
 # ---- weights that are gone, or others
@@ -337,10 +336,11 @@ def test_the_plan_knows_what_is_measured(own):
 
 
 def test_networks_are_counted_before_they_are_chosen(profile):
-    assert export_runs(profile, complete=False) == (0, 3)
-    assert export_runs(replace(profile, methods=("kd", "at")), complete=False) == (0, 2)
+    profile = replace(profile, seeds=(7, 8))
+    assert step(profile).runs == (0, 3)
+    assert step(replace(profile, methods=("kd", "at"))).runs == (0, 2)
     wider = replace(profile, pairs=(*profile.pairs, replace(profile.pairs[0], student="resnet8")))
-    assert export_runs(wider, complete=False) == (0, 5)
+    assert step(wider).runs == (0, 5)
 
 
 def test_the_step_is_left_out_where_nothing_can_be_compared(profile):

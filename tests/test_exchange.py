@@ -22,11 +22,10 @@ from pursuhint_lib.study.experiments.deepest_layer import (
     INTERACTION,
     SHARES,
     exchange_frame,
-    exchange_runs,
     exchanges,
 )
 from pursuhint_lib.study.grid.cells import run_cell
-from pursuhint_lib.study.grid.hint_layers import layer_similarity
+from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 from pursuhint_lib.training import train_teacher
 
@@ -39,7 +38,8 @@ CHANGES = {
 
 @pytest.fixture
 def profile():
-    return checked(replace(load_profile("smoke"), exchange=Exchange("r2", ("at",)), tuning=None, **CHANGES))
+    changes = CHANGES | {"exchange": Exchange("r2", ("at",)), "example_pair": None, "tuning": None}
+    return checked(replace(load_profile("smoke"), **changes))
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def trained(profile):
     train_teacher(profile.teacher_settings("resnet14"))
     layer_similarity(profile, "resnet14")
     return profile
+
+
+def planned(profile):
+    """The step of the exchange."""
+    return next(step for step in make_plan(profile, "smoke") if step.name == "10_deepest_point")
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -87,13 +92,14 @@ def test_without_all_four_sets_there_are_no_shares():
 
 def test_only_the_mixed_sets_are_trained_beyond_the_grid_and_its_files_stay(trained):
     run_cell(trained, trained.pairs[0], "at")
+    hint_choices(trained, "resnet14", 3)
     paths = StudyPaths("smoke")
     hints = paths.hint_points("resnet14", 3).read_bytes()
     before = {path.name for path in paths.records.iterdir()}
     # Two arms and two seeds are missing.
-    found, wanted = exchange_runs(trained)
+    found, wanted = planned(trained).runs
     frame = exchange_frame(trained)
-    assert exchange_runs(trained) == (wanted, wanted)
+    assert planned(trained).runs == (wanted, wanted)
     assert len({path.name for path in paths.records.iterdir()} - before) == wanted - found <= 4
     assert paths.hint_points("resnet14", 3).read_bytes() == hints
     assert set(frame["method"]) == {"at"}
@@ -108,7 +114,7 @@ def test_only_the_mixed_sets_are_trained_beyond_the_grid_and_its_files_stay(trai
 
 def test_all_methods_with_hints_take_part_unless_some_are_named(trained):
     one, all_of_them = (
-        exchange_runs(changed)[1] for changed in (trained, replace(trained, exchange=Exchange("r2")))
+        planned(changed).runs[1] for changed in (trained, replace(trained, exchange=Exchange("r2")))
     )
     assert all_of_them == 2 * one
 
@@ -134,13 +140,18 @@ def test_the_time_of_an_exchange_is_that_of_its_two_more_arms(profile):
 
 def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypatch):
     monkeypatch.setattr(estimate.os, "cpu_count", lambda: 1)
-    (step,) = [step for step in make_plan(profile, "smoke") if step.name == "10_deepest_point"]
-    speeds = estimate.Speeds({}, {}, {}, {}, read=1.0)
+    monkeypatch.setattr(estimate, "_reading_seconds", lambda _: 1.0)
+    steps = make_plan(profile, "smoke")
+    seconds = estimate.estimate(profile, steps, cores=1).steps["10_deepest_point"]
     # 2 seeds × 2 epochs × 100 images, and the test images at the end.
-    assert estimate._read_seconds(profile, step, speeds, 4) == 2 * (
+    assert seconds - estimate.NOTEBOOK_SECONDS == 2 * (
         2 * 100 + profile.student.epochs / profile.student.evaluate_every * 100
     )
-    assert estimate._read_seconds(profile, step, speeds, 0) == 0
+    for method in ("ce", "kd", "at"):
+        run_cell(profile, profile.pairs[0], method)
+    exchange_frame(profile)
+    seconds = estimate.estimate(profile, make_plan(profile, "smoke"), cores=1).steps
+    assert seconds["10_deepest_point"] == estimate.NOTEBOOK_SECONDS
 
 
 @pytest.mark.parametrize(

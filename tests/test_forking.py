@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from grid_runs import runs_of
 
 from pursuhint_lib import plots, records
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths, data_root, file_name, step_name
@@ -18,9 +19,9 @@ from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.settings import user_code as extensions
 from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study.engine.plan import make_plan
-from pursuhint_lib.study.experiments.stability import stability_frame, stored_stability
+from pursuhint_lib.study.experiments.stability import stability_file, stability_frame
 from pursuhint_lib.study.grid import hint_layers as hints
-from pursuhint_lib.study.grid.cells import results_frame, run_cell, runs_of
+from pursuhint_lib.study.grid.cells import results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
 from pursuhint_lib.study.grid.profiles import load_profile, network_points
 
@@ -290,7 +291,7 @@ def test_an_edit_of_a_metric_makes_its_matrices_anew_and_leaves_those_of_others(
     forget("lab")
     profile = load_profile(file)
     assert stored_similarity(profile, "resnet14") is None
-    assert stored_stability(profile, "resnet14", 3) is None
+    assert stability_file(profile, "resnet14", 3).found() is None
     plans.append(make_plan(profile, file))
     assert all(old.key != new.key for old, new in zip(*plans, strict=True))
     after = layer_similarity(profile, "resnet14").layer_map.similarity

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pursuhint_lib.clustering import choose_hint_points
 from pursuhint_lib.statistics import score_correlations
-from pursuhint_lib.study.experiments.scores import coverage, point_scores
+from pursuhint_lib.study.experiments.ablation import coverage, point_scores
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile
 from pursuhint_lib.training import train_teacher

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from grid_runs import runs_of
 
 from pursuhint_lib import records
 from pursuhint_lib.clustering import ALGORITHMS, HintPoints, choose_hint_points, segment_middles
@@ -15,7 +16,6 @@ from pursuhint_lib.settings import SettingsError, Stability
 from pursuhint_lib.similarity import similarity_matrices
 from pursuhint_lib.study.experiments import ablation, stability
 from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points
-from pursuhint_lib.study.grid.cells import runs_of
 from pursuhint_lib.study.grid.hint_layers import layer_similarity
 from pursuhint_lib.study.grid.profiles import load_profile, network_points
 from pursuhint_lib.study.grid.reasons import describe_walk, explain, ranges
@@ -296,13 +296,16 @@ def test_the_further_teacher_has_a_record_of_its_own(studied):
 
 def test_a_stored_study_is_loaded_without_a_teacher_and_other_settings_make_a_new_one(studied):
     profile, frame = studied
-    assert stability.stored_stability(profile, "resnet14", 3) is not None
+    assert stability.stability_file(profile, "resnet14", 3).found() is not None
     weights = StudyPaths(profile.name).work / "weights"
     hidden = weights.rename(weights.with_name("hidden"))
     pd.testing.assert_frame_equal(stability.stability_frame(profile, "resnet14", 3), frame)
     hidden.rename(weights)
-    assert stability.stored_stability(profile, "resnet14", 2) is None
-    assert stability.stored_stability(replace(profile, stability=Stability(draws=3)), "resnet14", 3) is None
+    assert stability.stability_file(profile, "resnet14", 2).found() is None
+    assert (
+        stability.stability_file(replace(profile, stability=Stability(draws=3)), "resnet14", 3).found()
+        is None
+    )
 
 
 def test_pairwise_metrics_use_fewer_images(studied, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from pursuhint_lib import records
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study.experiments.speed_check import REFERENCE, WAYS, shortcut_frame, shortcut_runs
+from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments.speed_check import REFERENCE, WAYS, speed_frame
 from pursuhint_lib.study.grid.hint_layers import layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile
 from pursuhint_lib.training import train_teacher
@@ -30,13 +31,18 @@ def profile():
     return smoke
 
 
+def planned(profile):
+    """The step of the comparison."""
+    return next(step for step in make_plan(profile, "smoke") if step.notebook == "07_speed")
+
+
 def test_every_way_trains_the_same_runs_and_side_by_side_is_exact(profile):
-    assert shortcut_runs(profile) == (0, None)
+    assert planned(profile).runs == (0, None)
     layer_similarity(profile, "resnet14")
     # Two seeds of two methods and of no hints, in three ways.
-    assert shortcut_runs(profile) == (0, 18)
-    frame = shortcut_frame(profile)
-    assert shortcut_runs(profile) == (18, 18)
+    assert planned(profile).runs == (0, 18)
+    frame = speed_frame(profile)
+    assert planned(profile).runs == (18, 18)
     assert list(dict.fromkeys(frame["arm"])) == list(WAYS)
     assert set(frame["method"]) == {"no hints", "at, stage-ends", "fitnet, stage-ends"}
     assert frame.groupby("arm").size().eq(6).all()
@@ -49,7 +55,7 @@ def test_every_way_trains_the_same_runs_and_side_by_side_is_exact(profile):
 
 def test_runs_of_their_own_are_trained_apart_and_recorded_apart(profile):
     layer_similarity(profile, "resnet14")
-    shortcut_frame(profile)
+    speed_frame(profile)
     apart = sorted(path.name for path in StudyPaths("smoke/alone").records.glob("*.json"))
     assert len(apart) == 6
     together = {path.name for path in StudyPaths("smoke").records.glob("*.json")}

@@ -6,16 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from grid_runs import runs_of
 
 from pursuhint_lib import records
 from pursuhint_lib.clustering import choose_hint_points, segment_middles
+from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
 from pursuhint_lib.settings import Pair, SettingsError
 from pursuhint_lib.study.engine.estimate import estimate
 from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.grid import hint_layers
 from pursuhint_lib.study.grid.arms import LayerMap, check_arm, choose_points
-from pursuhint_lib.study.grid.cells import fork, networks_frame, results_frame, run_cell, runs_of
-from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity, stored_similarity
+from pursuhint_lib.study.grid.cells import fork, networks_frame, results_frame, run_cell
+from pursuhint_lib.study.grid.hint_layers import (
+    hint_choices,
+    layer_similarity,
+    stored_choices,
+    stored_similarity,
+)
 from pursuhint_lib.study.grid.profiles import load_profile, network_points
 from pursuhint_lib.training import load_teacher, train_teacher
 
@@ -212,6 +220,22 @@ def test_similarity_and_points_are_stored_and_loaded_without_the_teacher(profile
     }
 
 
+def test_hint_points_are_chosen_once_and_read_afterwards(profile, monkeypatch):
+    assert stored_choices(profile, "resnet14", 3, profile.arms) is None
+    chosen = hint_choices(profile, "resnet14", 3)
+    monkeypatch.setattr(hint_layers, "choose_points", lambda arm, *_: pytest.fail(f"{arm} was chosen anew"))
+    read = stored_choices(profile, "resnet14", 3, profile.arms)
+    assert {arm: (choice.matched, choice.reason) for arm, choice in read.items()} == {
+        arm: (choice.matched, choice.reason) for arm, choice in chosen.items()
+    }
+    # Points of other matrices don't count.
+    path = StudyPaths(profile.name).hint_points("resnet14", 3)
+    content = unsealed(json.loads(path.read_text()))
+    write_json(path, sealed(content | {"similarity": "another"}))
+    with pytest.raises(pytest.fail.Exception, match="none was chosen anew"):
+        stored_choices(profile, "resnet14", 3, profile.arms)
+
+
 def test_other_profiling_settings_make_new_matrices(profile):
     teacher = profile.pairs[0].teacher
     layer_similarity(profile, teacher)
@@ -280,7 +304,7 @@ def test_the_plan_knows_what_is_done(profile):
     found, wanted = after[at].runs
     assert found == wanted > 0
     assert not after[at].done, "its notebook has not run"
-    assert after["01_teacher_and_layers-resnet14"].runs == (1, 1)
+    assert after["01_teacher_and_layers-resnet14"].runs == (2, 2)
 
 
 def test_a_stamp_counts_only_while_its_outputs_and_records_are_there(profile, tmp_path):
@@ -356,6 +380,12 @@ def test_the_estimate_grows_with_the_work(profile):
     assert set(short.steps) == {step.name for step in steps}
     assert long.seconds > 5 * short.seconds
     assert estimate(profile, steps, 2).seconds < short.seconds
+
+
+def test_an_example_that_the_profile_cannot_have_is_named_before_anything_is_trained(profile):
+    other = replace(profile, arms=("none", "stage-ends"), metrics=("r2",))
+    with pytest.raises(SettingsError, match="^example_pair, as .*: arm pursuhint-cka-linear: metric"):
+        make_plan(other, "smoke")
 
 
 def test_the_root_is_the_checkout():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from grid_runs import runs_of
 
 from pursuhint_lib import plots, records, statistics
 from pursuhint_lib.data import load_splits
@@ -20,8 +21,8 @@ from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.experiments.deepest_layer import INTERACTION, exchanges
-from pursuhint_lib.study.experiments.hint_weight import gains, sweep_cells, sweep_frame, sweep_runs
-from pursuhint_lib.study.grid.cells import cell_settings, methods_of, results_frame, run_cell, runs_of
+from pursuhint_lib.study.experiments.hint_weight import gains, sweep_cells, sweep_frame
+from pursuhint_lib.study.grid.cells import cell_settings, methods_of, results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 from pursuhint_lib.training import train_teacher
@@ -39,6 +40,7 @@ def profile():
             metrics=("r2",),
             methods=("ce", "kd", "at"),
             sweeps=(SWEEP,),
+            example_pair=None,
         )
     )
 
@@ -50,31 +52,38 @@ def trained(profile):
     return profile
 
 
+def planned(profile):
+    """The step of the sweep."""
+    return next(step for step in make_plan(profile, "smoke") if step.notebook == "09_hint_weight")
+
+
 def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(trained):
     pair = trained.pairs[0]
     grid = {records.record_name(run): run for run in runs_of(trained, pair, "at").values()}
     cells = list(sweep_cells(trained, "at"))
-    assert [cell.hint_weight for cell in cells] == [0.0, 10.0, 1000.0, 100_000.0] * 2
+    # Weight 0 stands there once for each of the two arms.
+    assert [cell.labels["weight"] for cell in cells] == [0.0, 0.0, 10.0, 1000.0, 100_000.0] * 2
     # The grid's own weight and no hints are runs of the grid.
     shared = {
-        records.record_name(cell.run(arm))
+        records.record_name(run)
         for cell in cells
-        if cell.hint_weight in (0.0, 1000.0)
-        for arm in cell.arms
+        if cell.labels["weight"] in (0.0, 1000.0)
+        for run in cell.runs.values()
     }
     assert shared == set(grid)
-    [like] = [cell for cell in cells if (cell.hint_weight, cell.seed) == (1000.0, 1)]
+    [like] = [cell.settings for cell in cells if (cell.labels["weight"], cell.seed) == (1000.0, 1)]
     for cell in cells:
-        if cell.seed == 1 and cell.hint_weight:
-            assert replace(cell, hint_weight=1000.0) == like
-    assert sweep_runs(trained, "at") == (0, 2 + 2 * 3 * 2)
+        if cell.seed == 1 and cell.labels["weight"]:
+            assert cell.settings.hint_weight == cell.labels["weight"]
+            assert replace(cell.settings, hint_weight=1000.0) == like
+    assert planned(trained).runs == (0, 2 + 2 * 3 * 2)
 
 
 def test_a_sweep_trains_what_is_missing_and_its_gains_are_paired(trained):
     run_cell(trained, trained.pairs[0], "at")
     before = {path.name for path in StudyPaths("smoke").records.iterdir()}
     frame = sweep_frame(trained, "at")
-    assert sweep_runs(trained, "at") == (14, 14)
+    assert planned(trained).runs == (14, 14)
     assert len({path.name for path in StudyPaths("smoke").records.iterdir()} - before) == 8
     assert frame.groupby(["weight", "arm"]).size().eq(2).all()
     assert set(frame["weight"]) == {0.0, 10.0, 1000.0, 100_000.0}
@@ -180,7 +189,7 @@ def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
             ),
         )
     )
-    assert sweep_runs(mixed, "at")[0] == 0
+    assert planned(mixed).runs[0] == 0
     frame = sweep_frame(mixed, "at")
     ends, paper, deepened, shallowed = (
         frame[(frame["arm"] == arm) & (frame["weight"] == 10)] for arm in mixed.sweeps[0].arms
@@ -188,10 +197,10 @@ def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
     names = network_points("resnet14", mixed.data)
     choice = hint_choices(replace(mixed, arms=("pursuhint-r2",)), "resnet14", 3)["pursuhint-r2"].indices
     paper_names = [names.candidates[i] for i in choice]
-    assert set(paper["layers"]) == {" ".join(paper_names)}
-    assert set(deepened["layers"]) == {" ".join([*paper_names[:-1], names.ends[-1]])}
-    assert set(shallowed["layers"]) == {" ".join([*names.ends[:-1], paper_names[-1]])}
-    assert set(ends["layers"]) == {" ".join(names.ends)}
+    assert set(paper["points"]) == {" ".join(paper_names)}
+    assert set(deepened["points"]) == {" ".join([*paper_names[:-1], names.ends[-1]])}
+    assert set(shallowed["points"]) == {" ".join([*names.ends[:-1], paper_names[-1]])}
+    assert set(ends["points"]) == {" ".join(names.ends)}
     told = exchanges(gains(frame))
     assert set(told["weight"]) == {10.0, 1000.0}
     assert told.groupby(["weight", "points"])["seed"].nunique().eq(2).all()

@@ -23,21 +23,15 @@ from pursuhint_lib.study.experiments.tuning import (
     best_weight,
     mean_scores,
     tune,
-    tuning_frame,
-    tuning_runs,
+    tuning_cells,
     weights_to_try,
     write_weights,
 )
-from pursuhint_lib.study.grid.cells import (
-    NotTuned,
-    cell_settings,
-    fork,
-    hint_weight,
-    runs_of,
-    tuning_conditions,
-)
+from pursuhint_lib.study.grid import cells
+from pursuhint_lib.study.grid.cells import cell_settings, fork, grid_cells
 from pursuhint_lib.study.grid.hint_layers import layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
+from pursuhint_lib.study.grid.weights import NotTuned, hint_weight, tuning_conditions
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
 TUNING = Tuning({"at": (10.0, 100.0), "sp": (1.0, 1e30)}, ("stage-ends", "segment-middles"), (100, 101), 100)
@@ -55,6 +49,7 @@ def profile() -> Profile:
         "metrics": ("r2",),
         "methods": METHODS,
         "tuning": TUNING,
+        "example_pair": None,
     }
     return checked(replace(smoke, **changes))
 
@@ -70,6 +65,18 @@ def trained(profile) -> Profile:
 def one(trained) -> Profile:
     """A search that is over soon: one method, one seed."""
     return checked(replace(trained, tuning=replace(TUNING, methods={"at": (10.0, 100.0)}, seeds=(100,))))
+
+
+def stored(profile: Profile) -> pd.DataFrame:
+    """The search for the weight of AT, as it is on record."""
+    *searches, _ = tuning_cells(profile, profile.pairs[0].name, "at")
+    return pd.DataFrame([row for search in searches for row in search.rows()])
+
+
+def planned(profile: Profile) -> tuple[int, int | None]:
+    """How many runs of that search, and choices, there are, and how many there will be."""
+    (step,) = [s for s in make_plan(profile, "smoke") if s.name == "11_tuning-resnet14-resnet8x0.25-at"]
+    return step.runs
 
 
 def files() -> dict[str, int]:
@@ -142,16 +149,8 @@ def test_the_rule_is_that_of_an_independent_search_on_half_decades(seed):
     assert best_weight({w: table[w] for w in tried}) == weight(max(seen, key=scores.__getitem__))
 
 
-def test_a_failed_run_counts_as_nothing_and_a_missing_one_hides_its_weight():
-    nan = float("nan")
-    rows = [
-        (1, "ok", 40.0),
-        (1, "ok", 42.0),
-        (10, "ok", 50.0),
-        (10, "failed", nan),
-        (100, "ok", 60.0),
-        (100, None, nan),
-    ]
+def test_a_failed_run_counts_as_nothing():
+    rows = [(1, "ok", 40.0), (1, "ok", 42.0), (10, "ok", 50.0), (10, "failed", float("nan"))]
     assert mean_scores(pd.DataFrame(rows, columns=["weight", "status", "accuracy"])) == {1: 41.0, 10: 25.0}
 
 
@@ -161,7 +160,7 @@ def test_a_failed_run_counts_as_nothing_and_a_missing_one_hides_its_weight():
 def test_all_weights_and_sets_learn_the_students_images_side_by_side(trained, monkeypatch):
     distilled = []
     monkeypatch.setattr(
-        tuning,
+        cells,
         "distill",
         lambda cell, **given: distilled.append((cell, given)) or training.distill(cell, **given),
     )
@@ -189,7 +188,7 @@ def test_all_weights_and_sets_learn_the_students_images_side_by_side(trained, mo
             row.accuracy,
             row.gradient_ratio,
         )
-    pd.testing.assert_frame_equal(tuning_frame(trained, pair, "at"), frame)
+    pd.testing.assert_frame_equal(stored(trained), frame)
     # ρ grows with the weight: at the same first steps it is proportional to it.
     means = frame.groupby("weight")["gradient_ratio"].mean()
     assert means.is_monotonic_increasing
@@ -204,16 +203,16 @@ def test_what_is_on_record_is_not_repeated_after_a_kill(one, monkeypatch):
         calls.append(cell)
         return training.distill(cell, **given)
 
-    monkeypatch.setattr(tuning, "distill", dies_the_second_time)
+    monkeypatch.setattr(cells, "distill", dies_the_second_time)
     with pytest.raises(KeyboardInterrupt):
         tune(one, pair, "at")
     before = files()
-    assert tuning_runs(one, pair, "at") == (4, None)
+    assert planned(one) == (4, None)
     assert not StudyPaths("smoke").tuned_weights.is_file()
-    monkeypatch.setattr(tuning, "distill", training.distill)
+    monkeypatch.setattr(cells, "distill", training.distill)
     frame = tune(one, pair, "at")
     assert before.items() <= files().items()
-    assert tuning_runs(one, pair, "at") == (len(frame) + 1, len(frame) + 1)
+    assert planned(one) == (len(frame) + 1, len(frame) + 1)
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
     pd.testing.assert_frame_equal(tune(one, pair, "at"), frame)
 
@@ -224,7 +223,7 @@ def test_weights_are_chosen_again_from_the_records_alone(one, monkeypatch):
     path = StudyPaths("smoke").tuned_weights
     content = path.read_bytes()
     path.unlink()
-    assert tuning_runs(one, pair, "at")[0] == tuning_runs(one, pair, "at")[1] - 1
+    assert planned(one)[0] == planned(one)[1] - 1
     monkeypatch.setenv(RECORDS_ONLY, "1")
     monkeypatch.setitem(
         DATASETS, "digits", replace(DATASETS["digits"], load=lambda settings: pytest.fail("images were read"))
@@ -274,7 +273,7 @@ def test_the_file_holds_the_choice_and_the_search_behind_it(one):
     assert [row["accuracy"] for row in found["curve"]] == frame["accuracy"].tolist()
     assert found["curve"][0].keys() == {"weight", "arm", "seed", "accuracy", "gradient_ratio", "status"}
     assert found["settings"]["data"]["held_out"] == 100
-    assert found["settings"]["arms"] == ["stage-ends", "segment-middles"]
+    assert found["settings"]["tuning"]["arms"] == ["stage-ends", "segment-middles"]
 
 
 def write(name: str, weights: dict[str, dict[str, float]], conditions=lambda pair, method: {}) -> None:
@@ -348,7 +347,7 @@ def test_a_weight_that_was_tuned_otherwise_is_not_taken(profile, changes):
     assert hint_weight(other, pair, "at") is None
     with pytest.raises(
         NotTuned,
-        match="the weight of at is not tuned yet, .*; python -m pursuhint_lib.study.experiments.tuning smoke "
+        match="the weight of at is not tuned yet, .*; python -m pursuhint_lib tune smoke "
         "does it",
     ):
         cell_settings(other, pair, "at", 0, {})
@@ -398,7 +397,7 @@ def test_the_search_is_a_step_before_the_students_that_need_it(trained):
     assert name in steps[grid("at")].needs
     assert not any("11_tuning" in need for method in ("kd", "fitnet") for need in steps[grid(method)].needs)
     assert steps[grid("at")].runs == (0, None)
-    assert runs_of(trained, pair, "at") is None
+    assert grid_cells(trained, pair, "at")[0].runs is None
     assert steps[grid("fitnet")].runs[1] is not None
     seconds = estimate.estimate(trained, list(steps.values()), cores=1).steps
     assert seconds[name] > estimate.NOTEBOOK_SECONDS

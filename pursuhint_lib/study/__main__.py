@@ -22,7 +22,7 @@ from ..settings import Profile, SettingsError
 from .engine.check import NOTE, OK, WRONG, Finding, check
 from .engine.estimate import Estimate, estimate, free_bytes
 from .engine.execution import duration, elsewhere, execute, failed_steps, owned, run_in_slot
-from .engine.plan import TUNING, Step, make_plan, write_plan
+from .engine.plan import Step, make_plan, write_plan
 from .engine.validate import points_table, validate, weigh
 from .engine.worker import fault, full_disk
 from .grid.profiles import load_profile, profile_path
@@ -214,11 +214,9 @@ def _print_check(profile: Profile) -> int:
 
 def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: int, whole: bool) -> None:
     print(f"Profile {profile.name}: {profile.title}")
-    tuning = {step.name for step in steps if step.notebook == TUNING and not step.done}
     for step in steps if whole else []:
         found, wanted = step.runs
         runs = f"  {found} of {'?' if wanted is None else wanted} runs on record" if wanted != 0 else ""
-        runs += " (to be counted after tuning)" if wanted is None and tuning & {*step.needs} else ""
         state = "done" if step.done else f"about {duration(expected.steps[step.name])}"
         print(f"  {step.name:62s} {state:14s}{runs}")
     left = sum(not step.done for step in steps)

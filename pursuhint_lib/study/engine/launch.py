@@ -15,8 +15,9 @@ import torch
 from ...paths import StudyPaths, step_name
 from ...settings import Pair, Profile, SettingsError
 from ...training import metrics_file
-from ..grid.cells import cell_settings, has_arms
-from ..grid.hint_layers import hint_choices
+from ..grid.cells import grid_cells
+from ..grid.hint_layers import layer_similarity
+from ..grid.weights import has_arms
 
 # Seconds between two looks at the metrics.
 POLL = 0.5
@@ -72,12 +73,10 @@ def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -
     next call goes on from there.
     """
     processes = process_count(profile)
-    choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
-    files = [
-        metrics_file(cell_settings(profile, pair, method, seed, choices))
-        for seed in profile.seeds_of(pair, method)
-    ]
-    log = StudyPaths(profile.name).step_log(f"{step_name('04_imagenet', pair.name, method)}-processes")
+    if has_arms(method):
+        layer_similarity(profile, pair.teacher)
+    files = [metrics_file(cell.settings) for cell in grid_cells(profile, pair, method)]
+    log = StudyPaths(profile.name).step_log(step_name("processes", pair.name, method))
     log.parent.mkdir(parents=True, exist_ok=True)
     command = launch_command(["pursuhint_lib.study.engine.worker", source, pair.name, method], processes)
     known = {file: _rows(file) for file in files}

@@ -2,38 +2,26 @@
 it is done.
 """
 
-import ast
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ... import records
-from ...data import describe
 from ...files import write_json
 from ...paths import NOTEBOOKS, StudyPaths, step_name
-from ...settings import Pair, Profile, SettingsError, choose, resolved
-from ..experiments.deepest_layer import exchange_runs
-from ..experiments.exports import export_runs
-from ..experiments.hint_weight import sweep_runs
-from ..experiments.speed_check import shortcut_runs
-from ..experiments.stability import further_teachers, stored_stability
-from ..experiments.tuning import tuning_runs
-from ..grid.cells import NotTuned, has_arms, hint_weight, methods_of, runs_of
-from ..grid.hint_layers import stored_similarity
+from ...settings import Profile, choose, resolved
+from .. import experiments
+from ..experiments import Experiment
+from ..grid.cells import Cell, methods_of
+from ..grid.notebook import declared
+from ..grid.weights import hint_weight
 
-# The notebook that trains students in its own process, and the one that trains them in several.
-DISTILLING = ("03_distillation", "04_imagenet")
-# The notebook that varies the weight of the hint loss.
-SWEEP = "09_hint_weight"
-# The notebook that exchanges the deepest hint point.
-EXCHANGE = "10_deepest_point"
-# The notebook that chooses the weight of the hint loss.
-TUNING = "11_tuning"
-# Settings that are one notebook's own: no other is to be drawn again for them. Of the sweeps each execution
-# gets its own.
-_OWN = {"stability": "02_hint_points", "shortcut_seeds": "07_speed", "sweeps": None, "exchange": EXCHANGE}
+# A new pair or method must not set off what is about another.
+GRID = ("pairs", "methods")
 
 
 @dataclass(frozen=True)
@@ -42,23 +30,39 @@ class Step:
 
     **Arguments:**
 
-    - ``name``: unique; also the name of the executed copy. ``notebook``: stem of the file in notebooks/.
+    - ``name``: unique; also the name of the executed copy. ``experiment``: what it is an execution of.
     - ``parameters``: for papermill. ``needs``: names of the steps before it.
     - ``key``: hash of notebook, parameters and settings; a step is done when a stamp with its key exists.
-    - ``trains``: whether it may train. ``stamp``: the stamp file.
+    - ``stamp``: the stamp file.
     - ``runs``: records (and comparisons of layers, and measurements) that exist, and that there will be;
       unknown (``None``) before the hint points are.
+    - ``work``: what it trains or computes, each with the files that it leaves, and whether that is all.
     """
 
     name: str
-    notebook: str
+    experiment: Experiment
     parameters: dict
     key: str
     stamp: str
     needs: tuple[str, ...] = ()
-    trains: bool = False
     runs: tuple[int, int | None] = (0, 0)
-    done: bool = field(default=False)
+    done: bool = False
+    work: tuple[tuple[Any, dict, bool], ...] = field(default=(), repr=False)
+
+    @property
+    def notebook(self) -> str:
+        """Stem of the notebook's file."""
+        return self.experiment.notebook
+
+    @property
+    def trains(self) -> bool:
+        """Whether it may train."""
+        return self.experiment.cells is not None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The students among its work."""
+        return [item for item, *_ in self.work if isinstance(item, Cell)]
 
 
 def make_plan(profile: Profile, source: str) -> list[Step]:
@@ -66,137 +70,67 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
 
     **Arguments:** ``source`` what the notebooks get as their parameter ``profile``: a name or a YAML file.
     """
-    draft = _Draft(profile, source)
-    draft.add("00_start_here")
-    for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
-        draft.add("01_teacher_and_layers", teacher=teacher)
-    for teacher, k in dict.fromkeys((pair.teacher, pair.k) for pair in profile.pairs):
-        draft.add("02_hint_points", step_name("01_teacher_and_layers", teacher), teacher=teacher, k=k)
-    for pair, method in profile.tuned:
-        draft.add(TUNING, step_name("01_teacher_and_layers", pair.teacher), pair=pair.name, method=method)
-    notebook = DISTILLING[profile.launch is not None]
-    for pair in profile.pairs:
-        methods = methods_of(profile, pair)
-        for method in methods:
-            # The plain runs come first: they are the arm "none" of every method with hints.
-            plain = (
-                [step_name(notebook, pair.name, m) for m in methods if not has_arms(m)]
-                if has_arms(method)
-                else []
-            )
-            points = step_name("02_hint_points", pair.teacher, pair.k)
-            tuned = [step_name(TUNING, other.name, m) for other, m in profile.tuned if m == method]
-            draft.add(notebook, points, *plain, *tuned, pair=pair.name, method=method)
-    draft.add("05_results", *(step.name for step in draft.steps if step.notebook in DISTILLING))
-    if profile.example_pair:
-        draft.add("06_your_own_pair", step_name("05_results"), example=True)
-    if profile.shortcut_seeds:
-        draft.add("07_speed", step_name("05_results"))
-    # Measured is what has its test images in memory; without a teacher's students there is nothing to
-    # compare.
-    if not describe(profile.data).streamed and set(profile.methods) != {"ce"}:
-        draft.add("08_export", step_name("05_results"))
-    for sweep in profile.sweeps:
-        draft.add(SWEEP, step_name("05_results"), method=sweep.method)
-    if profile.exchange:
-        draft.add(EXCHANGE, step_name("05_results"))
-    return draft.steps
+    steps: list[Step] = []
+    for experiment in experiments.EXPERIMENTS:
+        for parameters in experiment.executions(profile):
+            steps.append(_step(profile, source, experiment, parameters, steps))
+    return steps
 
 
-class _Draft:
-    """Collects steps and works out their state."""
+def _step(
+    profile: Profile, source: str, experiment: Experiment, parameters: dict, before: Sequence[Step]
+) -> Step:
+    # A switch tells no two executions apart.
+    name = step_name(experiment.notebook, *(value for value in parameters.values() if value is not True))
+    given = {"profile": source, **parameters}
+    check_parameters(NOTEBOOKS / f"{experiment.notebook}.ipynb", given)
+    items = experiment.cells(profile, **parameters) if experiment.cells else []
+    work = [(item, *item.files()) for item in items]
+    needs = [
+        step.name
+        for notebook, wanted in experiment.needs(profile, **parameters)
+        for step in before
+        if step.notebook == notebook and wanted.items() <= step.parameters.items()
+    ]
+    key = _key(profile, experiment, parameters, [item.about for item, _, _ in work])
+    stamp, runs = StudyPaths(profile.name).stamp(name, key), _runs(work)
+    done = _done(name, stamp, runs)
+    return Step(name, experiment, given, key, str(stamp), tuple(needs), runs, done, tuple(work))
 
-    def __init__(self, profile: Profile, source: str):
-        self.profile, self.source, self.paths = profile, source, StudyPaths(profile.name)
-        self.steps: list[Step] = []
 
-    def add(self, notebook: str, *needs: str, **parameters) -> None:
-        # A switch tells no two executions apart.
-        name = step_name(notebook, *(value for value in parameters.values() if value is not True))
-        file = NOTEBOOKS / f"{notebook}.ipynb"
-        given = {"profile": self.source, **parameters}
-        check_parameters(file, given)
-        settings = resolved(self.profile)
-        if (notebook < "05" and notebook != "00_start_here") or notebook == TUNING:
-            # A new pair or method must not set off the notebooks of the others.
-            settings = {key: value for key, value in settings.items() if key not in ("pairs", "methods")}
-        settings = {key: value for key, value in settings.items() if _OWN.get(key, notebook) == notebook}
-        if notebook == SWEEP:
-            settings["sweep"] = resolved(self.profile.sweep(parameters["method"]))
-        if "pair" in parameters:
-            settings["pair"] = resolved(self.profile.pair(parameters["pair"]))
-        if self.profile.weights.tuned_by:
-            pairs = [
-                (pair, method) for pair in self.profile.pairs for method in methods_of(self.profile, pair)
-            ]
-            settings["tuned"] = [hint_weight(self.profile, pair, method) for pair, method in pairs]
-        text = json.dumps([parameters, settings], sort_keys=True).encode() + file.read_bytes()
-        key = hashlib.sha256(text).hexdigest()[:12]
-        stamp = self.paths.stamp(name, key)
-        runs = (0, None)
-        with contextlib.suppress(NotTuned):
-            runs = self._runs(notebook, parameters)
-        step = Step(
-            name,
-            notebook,
-            given,
-            key,
-            str(stamp),
-            needs,
-            notebook[:2] not in ("00", "05"),
-            runs,
-            self._done(name, stamp, runs),
-        )
-        self.steps.append(step)
+def _key(profile: Profile, experiment: Experiment, parameters: dict, about: Sequence) -> str:
+    """Hash of all that decides a step: its notebook, its parameters, what it trains, and the settings that
+    are no other's alone. What is its own alone is said by what it trains.
+    """
+    others = {name for one in experiments.EXPERIMENTS for name in one.own}
+    others |= {*GRID} if parameters else set()
+    settings = {name: value for name, value in resolved(profile).items() if name not in others}
+    if profile.weights.tuned_by:
+        grid = [(pair, method) for pair in profile.pairs for method in methods_of(profile, pair)]
+        settings["tuned"] = [hint_weight(profile, pair, method) for pair, method in grid]
+    text = json.dumps([parameters, settings, about], sort_keys=True).encode()
+    notebook = (NOTEBOOKS / f"{experiment.notebook}.ipynb").read_bytes()
+    return hashlib.sha256(text + notebook).hexdigest()[:12]
 
-    def _runs(self, notebook: str, parameters: dict) -> tuple[int, int | None]:
-        if notebook == "01_teacher_and_layers":
-            found = records.load(self.profile.name, self.profile.teacher_settings(parameters["teacher"]))
-            return int(
-                found is not None and stored_similarity(self.profile, parameters["teacher"]) is not None
-            ), 1
-        if notebook == "02_hint_points":
-            teachers = further_teachers(self.profile, parameters["teacher"])
-            found = sum(records.load(self.profile.name, settings) is not None for settings in teachers)
-            return found + int(stored_stability(self.profile, **parameters) is not None), len(teachers) + 1
-        if notebook == "07_speed":
-            return shortcut_runs(self.profile)
-        if notebook == SWEEP:
-            return sweep_runs(self.profile, **parameters)
-        if notebook == EXCHANGE:
-            return exchange_runs(self.profile)
-        if notebook == "08_export":
-            return export_runs(
-                self.profile,
-                all(step.runs[0] == step.runs[1] for step in self.steps if step.notebook in DISTILLING),
-            )
-        if notebook not in (*DISTILLING, TUNING):
-            return 0, 0
-        pair: Pair = self.profile.pair(parameters["pair"])
-        if notebook == TUNING:
-            return tuning_runs(self.profile, pair, parameters["method"])
-        runs = runs_of(self.profile, pair, parameters["method"])
-        if runs is None:
-            return 0, None
-        wanted = {records.record_name(run): run for run in runs.values()}
-        return sum(records.load(self.profile.name, run) is not None for run in wanted.values()), len(wanted)
 
-    def _done(self, name: str, stamp: Path, runs: tuple[int, int | None]) -> bool:
-        """Whether the stamp stands and all that it promises is there; one that promises too much, or is
-        damaged, is removed.
-        """
-        if not stamp.is_file():
-            return False
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            content = json.loads(stamp.read_text(encoding="utf-8"))
-            if (
-                content["step"] == name
-                and runs[0] == runs[1]
-                and all(Path(path).is_file() for path in content["outputs"])
-            ):
-                return True
-        stamp.unlink()
+def _runs(work: Sequence[tuple[Any, dict, bool]]) -> tuple[int, int | None]:
+    known = {name: there for _, files, _ in work for name, there in files.items()}
+    return sum(known.values()), len(known) if all(whole for *_, whole in work) else None
+
+
+def _done(name: str, stamp: Path, runs: tuple[int, int | None]) -> bool:
+    """Whether the stamp stands and all that it promises is there; one that promises too much, or is damaged,
+    is removed.
+    """
+    if not stamp.is_file():
         return False
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        content = json.loads(stamp.read_text(encoding="utf-8"))
+        outputs = [Path(path).is_file() for path in content["outputs"]]
+        if content["step"] == name and runs[0] == runs[1] and all(outputs):
+            return True
+    stamp.unlink()
+    return False
 
 
 def check_parameters(notebook: Path, given: dict) -> None:
@@ -205,64 +139,44 @@ def check_parameters(notebook: Path, given: dict) -> None:
 
     **Raises:** ``SettingsError`` naming the file, or the parameter and those that exist.
     """
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        tagged = [
-            "".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])
-        ]
-        declared = [
-            node.target.id
-            for source in tagged
-            for node in ast.parse(source).body
-            if isinstance(node, ast.AnnAssign)
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise SettingsError(
-            f"{notebook} is no whole notebook ({type(error).__name__}: {error}); restore it"
-        ) from None
-    if len(tagged) != 1:
-        raise SettingsError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs one")
-    if not any(notebook.stem in source for source in sources):
-        raise SettingsError(
-            f"{notebook} is another notebook: it publishes nothing as {notebook.stem!r}; restore it"
-        )
+    names = declared(notebook)
     for name in given:
-        choose(f"parameter of {notebook.name}", name, declared)
+        choose(f"parameter of {notebook.name}", name, names)
 
 
 def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Path:
     """Write the open steps for the workflow engine and return the file.
 
     Steps that are done are left out, so that a notebook which is drawn again does not set off those after it.
-    Teachers are trained and compared on all cores, since nothing else can run yet; students on one core a
-    step, many steps at once. Where there are fewer steps than cores, the arms of a step share several. A step
-    with nothing to train takes one core.
+    A step with nothing to train takes one core, and so does one that trains its students one after the other.
     """
-    paths = StudyPaths(profile.name)
-    content = {"profile": profile.name, "gpus": gpus, "steps": []}
-    waiting = {step.name for step in steps if not step.done}
-    training = [step for step in steps if step.notebook in DISTILLING and step.runs[0] != step.runs[1]]
-    hinted = {step.name for step in training if has_arms(step.parameters["method"])}
-    for step in (step for step in steps if not step.done):
+    paths, waiting = StudyPaths(profile.name), [step for step in steps if not step.done]
+    names, sharing = {step.name for step in waiting}, Counter(map(_notebook_of_arms, waiting))
+    entries = []
+    for step in waiting:
         files = {
-            "notebook": str(NOTEBOOKS / f"{step.notebook}.ipynb"),
-            "draft": str(paths.draft(step.name)),
-            "log": str(paths.step_log(step.name)),
-            "progress": str(paths.progress(step.name)),
-            "usage": str(paths.usage(step.name)),
+            "notebook": NOTEBOOKS / f"{step.notebook}.ipynb",
+            "draft": paths.draft(step.name),
+            "log": paths.step_log(step.name),
+            "progress": paths.progress(step.name),
+            "usage": paths.usage(step.name),
         }
         for file in files.values():
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        needs = [name for name in step.needs if name in waiting]
+            file.parent.mkdir(parents=True, exist_ok=True)
         # Processes that train together take the whole machine, and all its GPUs; where times are measured,
-        # nothing else should run.
-        alone = step.notebook[:2] in ("01", "02", "04", "08", "09", "10", "11")
-        shared = max(1, cores // len(hinted)) if step.name in hinted else 1
-        threads = 1 if step.runs[0] == step.runs[1] else cores if alone else shared
-        cards = min(gpus, 1) if step.notebook != "04_imagenet" else gpus
-        content["steps"].append(
-            asdict(step) | files | {"needs": needs, "threads": threads, "gpus": cards if step.trains else 0}
-        )
-    write_json(paths.plan, content)
+        # nothing else should run. Where there are fewer steps than cores, the arms of a step share several.
+        shared = max(1, cores // sharing[step.notebook]) if _notebook_of_arms(step) else 1
+        threads = 1 if step.runs[0] == step.runs[1] else cores if step.experiment.alone else shared
+        cards = gpus if step.experiment.spread else min(gpus, 1)
+        told = {key: getattr(step, key) for key in ("name", "parameters", "key", "stamp", "trains")}
+        told |= {key: str(file) for key, file in files.items()}
+        told |= {"threads": threads, "gpus": cards if step.trains else 0}
+        entries.append(told | {"needs": [name for name in step.needs if name in names]})
+    write_json(paths.plan, {"profile": profile.name, "gpus": gpus, "steps": entries})
     return paths.plan
+
+
+def _notebook_of_arms(step: Step) -> str | None:
+    """The notebook of a step that has students to train, and trains them all side by side."""
+    side_by_side = step.cells and all(len(cell.arms) > 1 for cell in step.cells)
+    return step.notebook if side_by_side and step.runs[0] != step.runs[1] else None

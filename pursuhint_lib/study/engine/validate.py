@@ -23,8 +23,9 @@ from ...training import (
     seeded_model,
     teacher_weights,
 )
-from ..grid.cells import has_arms, hint_weight, methods_of
+from ..grid.cells import methods_of
 from ..grid.profiles import network_points
+from ..grid.weights import has_arms, hint_weight
 from .check import NOTE, OK, WRONG, Finding
 from .dry_run import Trial, trial, trial_runs
 from .estimate import ROWS

@@ -1,5 +1,6 @@
 """What the choice of hint points hangs on: metric × number of points × algorithm, and how far the rule uses
-the metric at all.
+the metric at all. And what a selector looks at, as a number for every set of points: does it predict the
+student's accuracy?
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,10 @@ import pandas as pd
 from sklearn.metrics import adjusted_rand_score
 
 from ...clustering import HintPoints, choose_hint_points, segment_middles
+from ...settings import Pair, Profile
+from ...similarity import paper_metrics
+from ..grid.arms import LayerMap
+from ..grid.hint_layers import stored_choices, stored_similarity
 from .stability import mean_shift
 
 Grid = dict[tuple[str, str], dict[int, HintPoints]]
@@ -129,3 +134,45 @@ def rand_table(labels: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     return pd.DataFrame(
         {a: {b: float(adjusted_rand_score(labels[a], labels[b])) for b in labels} for a in labels}
     )
+
+
+def coverage(similarity: np.ndarray, points: Sequence[int]) -> float:
+    """How well some sub-blocks stand for all: the mean over all of the similarity [L, L] to the nearest of
+    them, which k-medoids maximises.
+    """
+    return float(similarity[:, list(points)].max(axis=1).mean())
+
+
+def point_scores(profile: Profile, pair: Pair) -> pd.DataFrame:
+    """Scores of the sets of hint points that the profile's arms take, where these are as many as the
+    student's, in order.
+
+    **Returns:** columns pair, arm, score (``coverage`` under each of the paper's metrics; ``quality`` and
+    ``depth``, means over the points; ``deepest``, the number of the last of them), value. Empty while the
+    teacher's hint points are not known.
+    """
+    report = stored_similarity(profile, pair.teacher)
+    if report is None:
+        return pd.DataFrame(columns=["pair", "arm", "score", "value"])
+    rows = []
+    for arm, choice in stored_choices(profile, pair.teacher, pair.k, profile.arms).items():
+        points = list(choice.indices)
+        if len(points) == pair.k and not choice.students and points == sorted(points):
+            scores = _scores(profile, report.layer_map, points)
+            rows += [
+                {"pair": pair.name, "arm": arm, "score": name, "value": value}
+                for name, value in scores.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def _scores(profile: Profile, layer_map: LayerMap, points: Sequence[int]) -> dict[str, float]:
+    covered = {
+        f"coverage, {metric}": coverage(layer_map.similarity[metric], points)
+        for metric in paper_metrics(profile.metrics)
+    }
+    return covered | {
+        "quality": float(np.mean([layer_map.quality[i] for i in points])),
+        "depth": float(np.mean(points)) + 1,
+        "deepest": points[-1] + 1.0,
+    }

@@ -2,52 +2,35 @@
 others? Two mixed sets of layers tell.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import pandas as pd
 
-from ... import records
 from ...settings import Profile
-from ...training import distill
-from ..grid.arms import choose_points, exchange_arms
-from ..grid.cells import cell_settings, has_arms, methods_of, results_frame, runs_of
-from ..grid.hint_layers import stored_similarity
+from ..grid.arms import exchange_arms
+from ..grid.cells import Cell, methods_of, trained_frame
+from ..grid.weights import has_arms
 
 SHARES = ("the deepest", "the others")
 INTERACTION = "interaction"
 
 
-def mixed_grid(profile: Profile) -> Profile:
-    """The part of the grid that the exchange is about, with its four sets of layers for arms."""
-    methods = profile.exchange.methods or tuple(method for method in profile.methods if has_arms(method))
-    return replace(profile, methods=methods, arms=exchange_arms(profile.exchange.metric))
-
-
-def exchange_runs(profile: Profile) -> tuple[int, int | None]:
-    """How many runs of the exchange have a record, and how many there are; the latter is unknown before the
-    teachers' profiles.
-    """
-    grid = mixed_grid(profile)
-    found = [runs_of(grid, pair, method) for pair in grid.pairs for method in methods_of(grid, pair)]
-    if None in found:
-        return 0, None
-    wanted = {records.record_name(run): run for runs in found for run in runs.values()}
-    return sum(records.load(profile.name, run) is not None for run in wanted.values()), len(wanted)
+def exchange_cells(profile: Profile) -> Iterator[Cell]:
+    """The grid's cells of the methods that the exchange is about, with its four sets of layers for arms."""
+    arms, named = exchange_arms(profile.exchange.metric), profile.exchange.methods
+    for pair in profile.pairs:
+        for method in named or filter(has_arms, profile.methods):
+            if method in methods_of(profile, pair):
+                for seed in profile.seeds_of(pair, method):
+                    yield Cell(profile, pair, method, seed, arms)
 
 
 def exchange_frame(profile: Profile) -> pd.DataFrame:
     """Accuracy of the four sets of layers under every pair, method and seed; what has no record is trained.
 
-    **Returns:** as ``runs.results_frame`` does, without the students that have no hints.
+    **Returns:** as ``cells.results_frame`` does, without the students that have no hints.
     """
-    grid = mixed_grid(profile)
-    for pair in grid.pairs:
-        layer_map = stored_similarity(grid, pair.teacher).layer_map
-        choices = {arm: choose_points(arm, layer_map, pair.k) for arm in grid.arms}
-        for method in methods_of(grid, pair):
-            for seed in grid.seeds_of(pair, method):
-                distill(cell_settings(grid, pair, method, seed, choices))
-    return results_frame(grid)
+    return trained_frame(exchange_cells(profile))
 
 
 def exchanges(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,6 @@ What was measured is kept in a committed file per network, so that tables and fi
 weights, and with the same times.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,18 +19,16 @@ from ... import records
 from ...data import Images, describe, load_splits
 from ...distillers import distiller
 from ...export import CONDITIONS, ONNX, PYTORCH, VERSIONS, Exported, Subject, export, read_report
-from ...files import sealed, write_json
 from ...models import build_model, load_checkpoint
 from ...paths import StudyPaths
 from ...processes import threads
-from ...records import Record, differing, provenance
-from ...settings import DistillSettings, Profile, SettingsError, StudentSettings, TeacherSettings, resolved
+from ...records import Record, provenance
+from ...settings import DistillSettings, Profile, StudentSettings, TeacherSettings, resolved
 from ...teachers import TOLERANCE
-from ...training import build_objective, distill, evaluate, teacher_weights, train_teacher
-from ...training.runs import RECORDS_ONLY
-from ..grid.arms import choose_points
-from ..grid.cells import ALONE, cell_settings, has_arms, methods_of, networks_frame, results_frame
-from ..grid.hint_layers import naming_damage, read_json, stored_similarity
+from ...training import build_objective, distill, evaluate, load_teacher, teacher_weights, train_teacher
+from ..grid.cells import ALONE, Cell, grid_cells, methods_of, networks_frame, results_frame
+from ..grid.stored import Stored
+from ..grid.weights import has_arms
 
 # Roles of networks_frame.
 TEACHER = "teacher"
@@ -112,42 +109,49 @@ def _why(row: dict, runs: pd.DataFrame, seed: int | None) -> str:
 
 def _student_settings(profile: Profile, row: dict, seed: int) -> DistillSettings:
     """Settings of one student, whose only arm is its own."""
-    pair, choices = profile.pair(row["pair"]), {}
-    if has_arms(row["method"]):
-        choices = {
-            row["arm"]: choose_points(row["arm"], stored_similarity(profile, pair.teacher).layer_map, pair.k)
-        }
-    return cell_settings(profile, pair, row["method"], seed, choices)
+    return Cell(profile, profile.pair(row["pair"]), row["method"], seed, (row["arm"],)).settings
 
 
-def export_runs(profile: Profile, complete: bool) -> tuple[int, int]:
-    """How many networks are measured, and how many there will be.
-
-    **Arguments:** ``complete`` whether all students are trained; before that none of them is chosen.
+@dataclass(frozen=True)
+class Measurements:
+    """The measurements that notebook 08 makes: of the teacher, of the student alone and of the best student
+    of every pair.
     """
-    if complete:
-        networks = chosen_networks(profile, results_frame(profile))
-        return sum(stored_measurement(profile, chosen) is not None for chosen in networks), len(networks)
-    roles = [
-        bool({"ce"} & {*methods_of(profile, pair)}) + bool({*methods_of(profile, pair)} - {"ce"})
-        for pair in profile.pairs
-    ]
-    return 0, len({pair.teacher for pair in profile.pairs}) + sum(roles)
+
+    profile: Profile
+    about = "teacher, student alone and best student of every pair"
+
+    def files(self) -> tuple[dict, bool]:
+        """Every measurement → whether it is there; that is all. Before all students are trained none is
+        chosen.
+        """
+        profile = self.profile
+        grid = [(pair, method) for pair in profile.pairs for method in methods_of(profile, pair)]
+        wanted = sum(len(cell.arms) for pair, method in grid for cell in grid_cells(profile, pair, method))
+        frame = results_frame(profile)
+        # The student alone stands beside every method with hints, too.
+        if len(frame) and len(frame[(frame["arm"] != ALONE) | (frame["method"] == "ce")]) == wanted:
+            networks = chosen_networks(profile, frame)
+            files = [measurement_file(profile, network) for network in networks]
+            return {file.path: file.found() is not None for file in files}, True
+        students = {(pair.name, ALONE if method == "ce" else "best") for pair, method in grid}
+        return dict.fromkeys([*students, *(pair.teacher for pair in profile.pairs)], False), True
 
 
-def stored_measurement(profile: Profile, chosen: Chosen) -> Exported | None:
-    """What was measured of a network, if it is on file and its run has not been made anew since."""
-    path = StudyPaths(profile.name).measurement(chosen.name)
-    content = read_json(path)
-    if content is None or "settings" not in content:
-        return None
-    with naming_damage(path):
-        known = content["metrics"] == records.load(profile.name, chosen.run).metrics
-        return (
-            read_report(content["measured"])
-            if known and not differing(content["settings"], resolved(chosen.run))
-            else None
-        )
+def measurement_file(profile: Profile, chosen: Chosen) -> Stored:
+    """What was measured of a network; it counts while its run has not been made anew since."""
+    path, run = StudyPaths(profile.name).measurement(chosen.name), chosen.run
+
+    def read(content: dict) -> Exported | None:
+        known = content["metrics"] == records.load(profile.name, run).metrics
+        return read_report(content["measured"]) if known else None
+
+    def make() -> dict:
+        measured, made = export_network(profile, chosen, StudyPaths(profile.name).exported(chosen.name))
+        metrics = records.load(profile.name, run).metrics
+        return {"metrics": metrics, "measured": asdict(measured), "provenance": made}
+
+    return Stored(path, resolved(run), read, make)
 
 
 def measurements(profile: Profile) -> list[tuple[Chosen, Exported]]:
@@ -156,25 +160,8 @@ def measurements(profile: Profile) -> list[tuple[Chosen, Exported]]:
     **Raises:** ``SettingsError`` where results are drawn from their records alone and a measurement is
     missing.
     """
-    found = []
-    for chosen in chosen_networks(profile, results_frame(profile)):
-        measured = stored_measurement(profile, chosen)
-        if measured is None:
-            path = StudyPaths(profile.name).measurement(chosen.name)
-            if os.environ.get(RECORDS_ONLY):
-                raise SettingsError(
-                    f"{path} is missing, and nothing may be trained or measured in its place here"
-                )
-            measured, conditions = export_network(
-                profile, chosen, StudyPaths(profile.name).exported(chosen.name)
-            )
-            content = {
-                "settings": resolved(chosen.run),
-                "metrics": records.load(profile.name, chosen.run).metrics,
-            }
-            write_json(path, sealed({**content, "measured": asdict(measured), "provenance": conditions}))
-        found.append((chosen, measured))
-    return found
+    networks = chosen_networks(profile, results_frame(profile))
+    return [(chosen, measurement_file(profile, chosen).get()) for chosen in networks]
 
 
 def export_network(profile: Profile, chosen: Chosen, folder: Path) -> tuple[Exported, dict]:
@@ -187,35 +174,44 @@ def export_network(profile: Profile, chosen: Chosen, folder: Path) -> tuple[Expo
     """
     # A folder that cannot be written is found before anything takes time.
     folder.mkdir(parents=True, exist_ok=True)
-    splits = load_splits(chosen.run.data, torch.device("cpu"))
-    network, build = _trained(profile, chosen.settings, splits.test)
-    subject = Subject(records.load(profile.name, chosen.run), network, build, chosen.row["arm"], chosen.why)
-    measured, made = export(subject, splits.test, folder), provenance(torch.device("cpu"), splits.checksum)
+    run, cpu = chosen.run, torch.device("cpu")
+    splits, build = load_splits(run.data, cpu), _builder(run)
+    network = _trained(profile, chosen.settings, build(), splits.test)
+    subject = Subject(records.load(profile.name, run), network, build, chosen.row["arm"], chosen.why)
+    measured, made = export(subject, splits.test, folder), provenance(cpu, splits.checksum)
     return measured, {**made, "versions": made["versions"] | VERSIONS, **CONDITIONS}
 
 
+def _run(settings: TeacherSettings | DistillSettings) -> TeacherSettings | StudentSettings:
+    """What the record of a teacher, or of a student alone, was made with."""
+    return settings if isinstance(settings, TeacherSettings) else settings.run(settings.arms[0])
+
+
+def _builder(run: TeacherSettings | StudentSettings) -> Callable[[], nn.Module]:
+    """The function that builds the network of a run, with any weights."""
+    if isinstance(run, StudentSettings) and distiller(run.method).reuses_classifier:
+        # Its shape depends on the teacher's.
+        teacher = load_teacher(run.teacher).cpu()
+        return lambda: build_objective(run, teacher).network.to(memory_format=torch.contiguous_format)
+    entry, name = describe(run.data), run.network if isinstance(run, TeacherSettings) else run.student
+    return partial(build_model, name, entry.classes, entry.channels)
+
+
 def _trained(
-    profile: Profile, settings: TeacherSettings | DistillSettings, test: Images
-) -> tuple[nn.Module, Callable[[], nn.Module]]:
-    """The network that a record speaks of, in eval mode on the CPU, and the function that builds it with
-    other weights.
-    """
+    profile: Profile, settings: TeacherSettings | DistillSettings, network: nn.Module, test: Images
+) -> nn.Module:
+    """The network with the weights that its record speaks of, in eval mode on the CPU."""
     run = _run(settings)
     record = records.load(profile.name, run)
     own = StudyPaths(profile.name).weights(record.name)
     weights = (teacher_weights(run) if isinstance(run, TeacherSettings) else None) or own
-    build = _builder(profile, run, test)
-    network = build()
-    found = float("nan")
-    if weights.is_file():
-        load_checkpoint(network, weights)
-        found = evaluate(network, test, run.precision)["accuracy"]
     room = max(TOLERANCE, 100 / len(test))
-    # Said so that weights that are not there count as others.
-    if not abs(found - record.metrics["accuracy"]) <= room:
-        _train_again(profile, settings, record, test)
-        load_checkpoint(network, own)
-        again = evaluate(network, test, run.precision)["accuracy"]
+    if (
+        not weights.is_file()
+        or abs(_accuracy(network, weights, run, test) - record.metrics["accuracy"]) > room
+    ):
+        _train_again(settings, record)
+        again = _accuracy(network, own, run, test)
         if abs(again - record.metrics["accuracy"]) > room:
             print(
                 f"note: {record.name} was trained again, as its weights were gone or others, and has "
@@ -224,40 +220,21 @@ def _trained(
                 "otherwise. The record stays.",
                 file=sys.stderr,
             )
-    return network.eval(), build
+    return network.eval()
 
 
-def _run(settings: TeacherSettings | DistillSettings) -> TeacherSettings | StudentSettings:
-    """What the record of a teacher, or of a student alone, was made with."""
-    return settings if isinstance(settings, TeacherSettings) else settings.run(settings.arms[0])
+def _accuracy(
+    network: nn.Module, weights: Path, run: TeacherSettings | StudentSettings, test: Images
+) -> float:
+    load_checkpoint(network, weights)
+    return evaluate(network, test, run.precision)["accuracy"]
 
 
-def _builder(
-    profile: Profile, run: TeacherSettings | StudentSettings, test: Images
-) -> Callable[[], nn.Module]:
-    entry = describe(run.data)
-    if isinstance(run, StudentSettings) and distiller(run.method).reuses_classifier:
-        # Its shape depends on the teacher's.
-        teacher, _ = _trained(profile, run.teacher, test)
-        return lambda: build_objective(run, teacher).network.to(memory_format=torch.contiguous_format)
-    return partial(
-        build_model,
-        run.network if isinstance(run, TeacherSettings) else run.student,
-        entry.classes,
-        entry.channels,
-    )
-
-
-def _train_again(
-    profile: Profile, settings: TeacherSettings | DistillSettings, record: Record, test: Images
-) -> None:
+def _train_again(settings: TeacherSettings | DistillSettings, record: Record) -> None:
     """Train a run for its weights, on as many threads as the first time; its record stays as it was."""
-    run = _run(settings)
-    taught = isinstance(run, StudentSettings)
-    if taught and distiller(run.method).uses_teacher:
-        _trained(profile, run.teacher, test)
+    taught = isinstance(settings, DistillSettings)
     # Of students side by side each had one for itself.
-    with threads(1 if taught and has_arms(run.method) else record.provenance["threads"]):
+    with threads(1 if taught and has_arms(_run(settings).method) else record.provenance["threads"]):
         if taught:
             distill(settings, force=True)
         else:
@@ -276,24 +253,13 @@ def cost_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     """
     rows = []
     for chosen, measured in found:
-        forms, teacher = (
-            measured.forms.values(),
-            chosen.run if isinstance(chosen.run, TeacherSettings) else chosen.run.teacher,
-        )
-        row = {
-            key: chosen.row[key]
-            for key in ("pair", "network", "role", "method", "arm", "accuracy", "low", "high", "n")
-        }
-        row |= {
-            "teacher": teacher.network,
-            "seed": chosen.run.seed,
-            "exported": min(form.accuracy for form in forms),
-        }
-        row |= {
-            "parameters": measured.parameters,
-            "flops": measured.flops,
-            "bytes": measured.forms["safetensors"].bytes,
-        }
+        run, forms = chosen.run, measured.forms.values()
+        taken = ("pair", "network", "role", "method", "arm", "accuracy", "low", "high", "n")
+        row = {key: chosen.row[key] for key in taken}
+        row["teacher"] = run.network if isinstance(run, TeacherSettings) else run.teacher.network
+        row |= {"seed": run.seed, "exported": min(form.accuracy for form in forms)}
+        row |= {"parameters": measured.parameters, "flops": measured.flops}
+        row["bytes"] = measured.forms["safetensors"].bytes
         row |= {"pytorch_ms": measured.milliseconds(PYTORCH), "onnx_ms": measured.milliseconds(ONNX)}
         rows.append(row | {"difference": max(form.difference for form in forms)})
     return pd.DataFrame(rows)
@@ -305,17 +271,19 @@ def form_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     **Returns:** columns network, role, form, bytes, difference (the largest of a logit from PyTorch's),
     before and after (test accuracy, %).
     """
-    rows = []
-    for chosen, measured in found:
-        shared = {"network": chosen.row["network"], "role": chosen.row["role"]}
-        for name, form in measured.forms.items():
-            told = {
-                "bytes": form.bytes,
-                "difference": form.difference,
-                "before": measured.accuracy,
-                "after": form.accuracy,
-            }
-            rows.append({**shared, "form": name, **told})
+    rows = [
+        {
+            "network": chosen.row["network"],
+            "role": chosen.row["role"],
+            "form": name,
+            "bytes": form.bytes,
+            "difference": form.difference,
+            "before": measured.accuracy,
+            "after": form.accuracy,
+        }
+        for chosen, measured in found
+        for name, form in measured.forms.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -325,15 +293,18 @@ def latency_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     **Returns:** columns network, role, runtime, images (at a time), ms (median), low and high (quartiles),
     per_second (images).
     """
-    rows = []
-    for chosen, measured in found:
-        shared = {"network": chosen.row["network"], "role": chosen.row["role"]}
-        for one in measured.latency:
-            told = {
-                "ms": one.median,
-                "low": one.low,
-                "high": one.high,
-                "per_second": round(1000 * one.batch / one.median),
-            }
-            rows.append({**shared, "runtime": one.runtime, "images": one.batch, **told})
+    rows = [
+        {
+            "network": chosen.row["network"],
+            "role": chosen.row["role"],
+            "runtime": one.runtime,
+            "images": one.batch,
+            "ms": one.median,
+            "low": one.low,
+            "high": one.high,
+            "per_second": round(1000 * one.batch / one.median),
+        }
+        for chosen, measured in found
+        for one in measured.latency
+    ]
     return pd.DataFrame(rows)

@@ -3,71 +3,36 @@ first pair.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pandas as pd
 
-from ... import records
-from ...settings import Arm, DistillSettings, Profile
-from ...training import distill
-from ..grid.arms import choose_points
-from ..grid.cells import cell_settings
-from ..grid.hint_layers import stored_similarity
+from ...settings import Profile
+from ..grid.cells import Cell, trained_frame
+from ..grid.weights import hint_weight
 
 
-def sweep_cells(profile: Profile, method: str) -> Iterator[DistillSettings]:
-    """One cell per weight and seed: 0, which is the arm ``none`` of the grid, the grid's own weight, and the
-    others.
+def sweep_cells(profile: Profile, method: str) -> Iterator[Cell]:
+    """Cells of every weight and seed: 0, which is the arm ``none`` of the grid and stands there once for
+    every arm, the grid's own weight, and the others.
     """
     sweep, pair = profile.sweep(method), profile.pairs[0]
-    layer_map = stored_similarity(profile, pair.teacher).layer_map
-    choices = {arm: choose_points(arm, layer_map, pair.k) for arm in sweep.arms}
+    usual = hint_weight(profile, pair, method)
     for seed in profile.seeds[: sweep.seeds]:
-        cell = cell_settings(profile, pair, method, seed, choices)
-        yield replace(cell, arms=(Arm("none"),), hint_weight=0.0)
-        for weight in sorted({cell.hint_weight, *sweep.weights}):
-            yield replace(cell, hint_weight=weight)
-
-
-def sweep_runs(profile: Profile, method: str) -> tuple[int, int | None]:
-    """How many runs of the sweep have a record, and how many there are; the latter is unknown before the
-    teacher's profile.
-    """
-    if stored_similarity(profile, profile.pairs[0].teacher) is None:
-        return 0, None
-    runs = {
-        records.record_name(run): run
-        for cell in sweep_cells(profile, method)
-        for run in map(cell.run, cell.arms)
-    }
-    return sum(records.load(profile.name, run) is not None for run in runs.values()), len(runs)
+        for arm in sweep.arms:
+            yield Cell(profile, pair, method, seed, ("none",), labels={"weight": 0.0, "arm": arm})
+        yield Cell(profile, pair, method, seed, sweep.arms, labels={"weight": usual})
+        for weight in sweep.weights:
+            if weight != usual:
+                changes = {"hint_weight": weight}
+                yield Cell(profile, pair, method, seed, sweep.arms, changes, {"weight": weight})
 
 
 def sweep_frame(profile: Profile, method: str) -> pd.DataFrame:
     """Accuracy under every weight; what has no record is trained.
 
-    **Returns:** columns pair, method, weight, arm, layers (names), seed, accuracy (%; missing for a failed
-    run), record; the run without hints is there once for every arm, as weight 0, with no layers.
+    **Returns:** as ``cells.results_frame`` does, with the column weight.
     """
-    rows = []
-    for cell in sweep_cells(profile, method):
-        for arm, record in zip(cell.arms, distill(cell), strict=True):
-            shared = {
-                "pair": profile.pairs[0].name,
-                "method": method,
-                "weight": cell.hint_weight,
-                "seed": cell.seed,
-            }
-            found = {
-                "layers": " ".join(arm.teacher_points),
-                "accuracy": record.metrics.get("accuracy", float("nan")),
-                "record": record.name,
-            }
-            rows += [
-                {**shared, **found, "arm": name}
-                for name in (profile.sweep(method).arms if arm.name == "none" else [arm.name])
-            ]
-    return pd.DataFrame(rows)
+    return trained_frame(sweep_cells(profile, method))
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,20 +3,16 @@ both.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from ... import records
-from ...settings import Arm, DistillSettings, Profile
-from ...training import distill
-from ..grid.arms import choose_points
-from ..grid.cells import cell_settings, has_arms
-from ..grid.hint_layers import stored_similarity
+from ...settings import Profile
+from ..grid.cells import Cell
+from ..grid.weights import has_arms
 
 # Runs that are trained alone have the settings of those trained side by side, so their records have a folder
 # of their own.
-ALONE = "alone"
+APART = "alone"
 
 # A way to train → precision, and whether each arm is trained by itself. The first is the one without
 # shortcuts.
@@ -30,57 +26,25 @@ REFERENCE = next(iter(WAYS))
 METHODS = 2
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A cell with some of its arms, to be trained in one way. ``cell.profile`` says where its records are."""
-
-    way: str
-    method: str
-    cell: DistillSettings
-
-
-def compared_methods(profile: Profile) -> list[str]:
-    """The first methods with hints of a profile."""
-    return [method for method in profile.methods if has_arms(method)][:METHODS]
-
-
-def _comparisons(profile: Profile) -> Iterator[Comparison]:
+def speed_cells(profile: Profile) -> Iterator[Cell]:
     """Everything that is compared: the first pair, the first methods with hints, each without hints and in
     one arm with them.
     """
     pair = profile.pairs[0]
-    arm = "stage-ends" if "stage-ends" in profile.arms else next(arm for arm in profile.arms if arm != "none")
-    layer_map = stored_similarity(profile, pair.teacher).layer_map
-    choices = {name: choose_points(name, layer_map, pair.k) for name in ("none", arm)}
-    for method in compared_methods(profile):
+    hinted = "stage-ends" if "stage-ends" in profile.arms else next(a for a in profile.arms if a != "none")
+    for method in [method for method in profile.methods if has_arms(method)][:METHODS]:
         for seed in range(profile.shortcut_seeds):
-            cell = cell_settings(profile, pair, method, seed, choices)
             for way, (precision, alone) in WAYS.items():
-                cell = replace(cell, precision=precision)
+                changes, shown = {"precision": precision}, {"way": way}
                 if not alone:
-                    yield Comparison(way, method, cell)
+                    yield Cell(profile, pair, method, seed, ("none", hinted), changes, shown)
                     continue
-                for single in cell.arms:
-                    yield Comparison(
-                        way, method, replace(cell, arms=(single,), profile=f"{profile.name}/{ALONE}")
-                    )
+                apart = changes | {"profile": f"{profile.name}/{APART}"}
+                for arm in ("none", hinted):
+                    yield Cell(profile, pair, method, seed, (arm,), apart, shown)
 
 
-def shortcut_runs(profile: Profile) -> tuple[int, int | None]:
-    """How many of the runs that are compared have a record, and how many there are; the latter is unknown
-    before the teacher's profile.
-    """
-    if stored_similarity(profile, profile.pairs[0].teacher) is None:
-        return 0, None
-    runs = {
-        (t.cell.profile, records.record_name(t.cell.run(arm))): t.cell.run(arm)
-        for t in _comparisons(profile)
-        for arm in t.cell.arms
-    }
-    return sum(records.load(folder, run) is not None for (folder, _), run in runs.items()), len(runs)
-
-
-def shortcut_frame(profile: Profile) -> pd.DataFrame:
+def speed_frame(profile: Profile) -> pd.DataFrame:
     """Accuracy of the same runs trained in every one of ``WAYS``, by the same teacher; what has a record is
     loaded.
 
@@ -88,22 +52,11 @@ def shortcut_frame(profile: Profile) -> pd.DataFrame:
     epoch).
     """
     rows = []
-    for one in _comparisons(profile):
-        for arm, record in zip(one.cell.arms, distill(one.cell), strict=True):
-            row = {
-                "pair": profile.pairs[0].name,
-                "method": _label(one.method, arm),
-                "arm": one.way,
-                "seed": one.cell.seed,
-            }
-            found = {
-                "accuracy": record.metrics.get("accuracy", float("nan")),
-                "loss": record.history["loss_total"][-1],
-            }
-            rows.append({**row, **found})
-    return pd.DataFrame(rows).drop_duplicates(["method", "arm", "seed"])
-
-
-def _label(method: str, arm: Arm) -> str:
-    # Without hints all methods are the same run.
-    return f"{method}, {arm.name}" if arm.teacher_points else "no hints"
+    for cell in speed_cells(profile):
+        losses = {record.name: record.history["loss_total"][-1] for record in cell.train()}
+        for row in cell.rows():
+            # Without hints all methods are the same run.
+            label = f"{cell.method}, {row['arm']}" if row["points"] else "no hints"
+            rows.append(row | {"method": label, "arm": row["way"], "loss": losses[row["record"]]})
+    columns = ["pair", "method", "arm", "seed", "accuracy", "loss"]
+    return pd.DataFrame(rows)[columns].drop_duplicates(["method", "arm", "seed"])

@@ -6,6 +6,7 @@ committed file, so that figures are drawn again without a teacher.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,16 +16,17 @@ from torch import Tensor
 from ... import training
 from ...clustering import HintPoints, choose_hint_points
 from ...data import Images, StreamedImages, evenly_spaced, load_splits
-from ...files import sealed, write_json
 from ...paths import StudyPaths
 from ...profiling import profile_layers
 from ...progress import Progress
-from ...records import differing, provenance
+from ...records import provenance
 from ...settings import Profile, TeacherSettings, resolved
 from ...settings.user_code import is_import_path, sources
 from ...similarity import similarity_matrices
-from ..grid.hint_layers import layer_similarity, naming_damage, read_json
+from ..grid.cells import Teaching
+from ..grid.hint_layers import layer_similarity
 from ..grid.profiles import network_points
+from ..grid.stored import Stored
 
 # RBF CKA compares all pairs of images, as metrics of one's own may: a bootstrap sample of them, and any other
 # change, uses so many images at most.
@@ -46,9 +48,15 @@ def mean_shift(points: Sequence[int], reference: Sequence[int]) -> float:
     return float(np.mean(np.abs(np.sort(points) - np.sort(reference))))
 
 
-def _wanted(profile: Profile, teacher: str, k: int) -> dict:
+def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
+    """Settings of the teachers of other seeds."""
+    return [profile.teacher_settings(teacher, seed) for seed in profile.stability.teacher_seeds]
+
+
+def stability_file(profile: Profile, teacher: str, k: int) -> Stored:
+    """What the changes gave, as one dict per change and metric."""
     own = sources(*profile.metrics)
-    return {
+    wanted = {
         "teacher": resolved(profile.teacher_settings(teacher)),
         "k": k,
         "images": profile.profile_images,
@@ -56,27 +64,22 @@ def _wanted(profile: Profile, teacher: str, k: int) -> dict:
         "stability": resolved(profile.stability),
         **({"sources": [*own]} if own else {}),
     }
+    path, make = StudyPaths(profile.name).stability(teacher, k), partial(_compute, profile, teacher, k)
+    return Stored(path, wanted, partial(_whole, profile), make, teacher, profile.stability.draws)
 
 
-def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
-    """Settings of the teachers of other seeds."""
-    return [profile.teacher_settings(teacher, seed) for seed in profile.stability.teacher_seeds]
+def _whole(profile: Profile, content: dict) -> list[dict]:
+    for row in content["changes"]:
+        told = {"refused"} if "refused" in row else {"sub_blocks", "clusters"}
+        if not {"kind", "value", "images", *told} <= row.keys() or row["metric"] not in profile.metrics:
+            raise ValueError(f"a change is not whole: {row}")
+    return content["changes"]
 
 
-def stored_stability(profile: Profile, teacher: str, k: int) -> list[dict] | None:
-    """What the changes gave, if it is on file and was made with the profile's settings."""
-    path = StudyPaths(profile.name).stability(teacher, k)
-    content = read_json(path)
-    if content is None or "settings" not in content:
-        return None
-    with naming_damage(path):
-        if differing(content["settings"], _wanted(profile, teacher, k)):
-            return None
-        for row in content["changes"]:
-            told = {"refused"} if "refused" in row else {"sub_blocks", "clusters"}
-            if not {"kind", "value", "images", *told} <= row.keys() or row["metric"] not in profile.metrics:
-                raise ValueError(f"a change is not whole: {row}")
-        return content["changes"]
+def stability_cells(profile: Profile, teacher: str, k: int) -> Iterator[Teaching | Stored]:
+    """The further teachers, and the changes."""
+    yield from map(Teaching, further_teachers(profile, teacher))
+    yield stability_file(profile, teacher, k)
 
 
 def stability_frame(profile: Profile, teacher: str, k: int) -> pd.DataFrame:
@@ -87,9 +90,7 @@ def stability_frame(profile: Profile, teacher: str, k: int) -> pd.DataFrame:
     clusters), shift (mean, in sub-blocks), same (whether the points are the same); the last four are missing
     where a metric refused so few images.
     """
-    rows = stored_stability(profile, teacher, k)
-    if rows is None:
-        rows = _compute(profile, teacher, k)
+    rows = stability_file(profile, teacher, k).get()
     layer_map = layer_similarity(profile, teacher).layer_map
     references = {metric: choose_hint_points(layer_map.similarity[metric], k) for metric in profile.metrics}
     return pd.DataFrame([_compared(row, references[row["metric"]]) for row in rows])
@@ -139,7 +140,7 @@ def selection_frequency(frame: pd.DataFrame, metrics: Sequence[str], layers: int
     return shares
 
 
-def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
+def _compute(profile: Profile, teacher: str, k: int) -> dict:
     model = training.load_teacher(profile.teacher_settings(teacher))
     candidates = network_points(teacher, profile.data).candidates
     splits = load_splits(profile.data, next(model.parameters()).device)
@@ -178,13 +179,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> list[dict]:
         for change in changes():
             rows += [_chosen(change, metric, k) for metric in profile.metrics]
             progress.advance()
-    content = {
-        "settings": _wanted(profile, teacher, k),
-        "changes": rows,
-        "provenance": provenance(splits.train.device, splits.checksum),
-    }
-    write_json(StudyPaths(profile.name).stability(teacher, k), sealed(content))
-    return rows
+    return {"changes": rows, "provenance": provenance(splits.train.device, splits.checksum)}
 
 
 def _chosen(change: Change, metric: str, k: int) -> dict:

@@ -1,15 +1,12 @@
 """How much a hint must weigh: each method's weight, chosen by the accuracy on training images that are held
 out.
 
-Test images play no part in the choice. ``python -m pursuhint_lib.study.experiments.tuning PROFILE [PAIR
-METHOD]`` trains and chooses without notebooks; what is on record is not repeated.
+Test images play no part in the choice. ``python -m pursuhint_lib tune`` trains and chooses without notebooks.
 """
 
 import fcntl
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -17,13 +14,11 @@ from ... import records
 from ...distillers import distiller
 from ...files import sealed, write_json
 from ...paths import StudyPaths
-from ...records import Record
-from ...settings import Arm, DistillSettings, Pair, Profile, SettingsError, choose
-from ...training import Stopped, distill
-from ..grid.arms import choose_points
-from ..grid.cells import hint_weight, tuning_cell, tuning_conditions
-from ..grid.hint_layers import layer_similarity, read_json, stored_similarity
-from ..grid.profiles import load_profile
+from ...settings import DistillSettings, Pair, Profile, SettingsError, choose
+from ..grid.arms import Choice
+from ..grid.cells import Cell
+from ..grid.stored import read_json
+from ..grid.weights import hint_weight, tuning_conditions
 
 # Steps over which ρ, the gradient of the weighted hint loss over that of CE + KD, is averaged.
 RATIO_STEPS = 200
@@ -58,81 +53,128 @@ def best_weight(scores: Mapping[float, float]) -> float:
 
 
 def mean_scores(frame: pd.DataFrame) -> dict[float, float]:
-    """Weight → mean accuracy over sets of layers and seeds, of the weights whose runs are all there; a failed
-    run counts as 0.
+    """Weight → mean accuracy over sets of layers and seeds; a failed run counts as 0.
 
-    **Arguments:** columns weight, status (empty for a run that is not on record), accuracy.
+    **Arguments:** columns weight, accuracy.
     """
-    whole = frame.groupby("weight").filter(lambda rows: rows["status"].notna().all())
-    return whole.assign(score=whole["accuracy"].fillna(0.0)).groupby("weight")["score"].mean().to_dict()
+    return frame.assign(score=frame["accuracy"].fillna(0.0)).groupby("weight")["score"].mean().to_dict()
+
+
+@dataclass(frozen=True)
+class Search(Cell):
+    """The students of one seed of the search, which learn from the images that are not held out: every set of
+    layers at every weight.
+
+    **Arguments:** ``weights``: those that are asked for so far. ``over``: whether that is all of them.
+    """
+
+    weights: tuple[float, ...] = ()
+    over: bool = False
+
+    def _with(self, choices: dict[str, Choice]) -> DistillSettings:
+        cell = super()._with(choices)
+        # All together name the state of an unfinished training, so those that have a record are among them.
+        arms = [replace(arm, hint_weight=weight) for weight in self.weights for arm in cell.arms]
+        return replace(cell, arms=tuple(arms))
+
+    def files(self) -> tuple[dict, bool]:
+        names, whole = super().files()
+        # The two half-decades are to come, at least.
+        to_come = 0 if self.over else 2
+        if not whole:
+            names, to_come = {}, to_come + len(self.weights)
+        search = (self.pair.name, self.method, self.seed)
+        names |= {(*search, count, arm): False for count in range(to_come) for arm in self.arms}
+        return names, whole and self.over
+
+    def rows(self) -> list[dict]:
+        """A row of the results frame for every run that has a record, with its weight and ρ."""
+        settings = self.settings
+        told = {}
+        for arm in settings.arms if settings else ():
+            run = settings.run(arm)
+            record = records.load(self.folder, run)
+            ratio = record.metrics.get("gradient_ratio", float("nan")) if record else float("nan")
+            told[records.record_name(run)] = {"weight": arm.hint_weight, "gradient_ratio": ratio}
+        return [row | told[row["record"]] for row in super().rows()]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weight that a search ends with."""
+
+    profile: Profile
+    pair: Pair
+    method: str
+
+    def files(self) -> tuple[dict, bool]:
+        """The entry in results/<profile>/weights.json → whether it is there."""
+        known = hint_weight(self.profile, self.pair, self.method) is not None
+        return {("weight", self.pair.name, self.method): known}, True
+
+    @property
+    def about(self) -> dict:
+        """What decides it."""
+        return tuning_conditions(self.profile, self.pair, self.method)
+
+
+def _searches(
+    profile: Profile, pair: Pair, method: str, weights: tuple[float, ...], over: bool = False
+) -> list[Search]:
+    stated = replace(profile.weights, hint={**profile.weights.hint, method: distiller(method).weight})
+    apart, data = replace(profile, weights=stated), {"data": profile.tuning_data}
+    return [
+        Search(apart, pair, method, seed, profile.tuning.arms, data, {}, weights, over)
+        for seed in profile.tuning.seeds
+    ]
 
 
 def _explore(
-    profile: Profile, pair: Pair, method: str, find: Callable[[DistillSettings], Sequence[Record | None]]
-) -> pd.DataFrame:
-    """All runs that the search asks for, as far as the records that are found tell."""
-    layer_map, tuning = stored_similarity(profile, pair.teacher).layer_map, profile.tuning
-    choices = {arm: choose_points(arm, layer_map, pair.k) for arm in tuning.arms}
-    frame, tried = pd.DataFrame({"weight": [], "status": [], "accuracy": []}), ()
-    while (weights := weights_to_try(tuning.methods[method], mean_scores(frame))) != tried:
-        tried, rows = weights, []
-        for seed in tuning.seeds:
-            cell = tuning_cell(profile, pair, method, seed, choices)
-            # Also those that have a record: all together name the state of an unfinished training.
-            weighted = [replace(arm, hint_weight=weight) for weight in weights for arm in cell.arms]
-            found = find(replace(cell, arms=tuple(weighted)))
-            rows += [
-                _row(pair, method, seed, arm, record) for arm, record in zip(weighted, found, strict=True)
-            ]
-        frame = pd.DataFrame(rows)
-    return frame
+    profile: Profile, pair: Pair, method: str, train: Callable[[Search], object] | None = None
+) -> list[Search]:
+    """The search as far as the records tell, or to its end where it is told how to train."""
+    weights: tuple[float, ...] = ()
+    scores: dict[float, float] = {}
+    while (asked := weights_to_try(profile.tuning.methods[method], scores)) != weights:
+        weights = asked
+        searches = _searches(profile, pair, method, weights)
+        if train:
+            for search in searches:
+                train(search)
+        if not all(there for search in searches for there in super(Search, search).files()[0].values()):
+            return searches
+        scores = mean_scores(_frame(searches))
+    return _searches(profile, pair, method, weights, over=True)
 
 
-def _row(pair: Pair, method: str, seed: int, arm: Arm, record: Record | None) -> dict:
-    metrics = record.metrics if record else {}
-    return {
-        "pair": pair.name,
-        "method": method,
-        "weight": arm.hint_weight,
-        "arm": arm.name,
-        "layers": " ".join(arm.teacher_points),
-        "seed": seed,
-        "accuracy": metrics.get("accuracy", float("nan")),
-        "gradient_ratio": metrics.get("gradient_ratio", float("nan")),
-        "status": record and record.status,
-        "record": record and record.name,
-    }
+def _frame(searches: Sequence[Search]) -> pd.DataFrame:
+    return pd.DataFrame([row for search in searches for row in search.rows()])
 
 
-def tuning_frame(profile: Profile, pair: Pair, method: str) -> pd.DataFrame:
-    """The search for a weight as far as it is on record; the teacher's layers must have been compared.
+def tuning_cells(profile: Profile, pair: str, method: str) -> list[Search | Chosen]:
+    """The search of a pair and method as far as it is on record, and what it chooses."""
+    found = profile.pair(pair)
+    return [*_explore(profile, found, method), Chosen(profile, found, method)]
 
-    **Returns:** columns pair, method, weight, arm, layers (names), seed, accuracy (% of the held-out images;
-    missing for a failed run), gradient_ratio (ρ; missing where it was not measured), status and record (empty
-    for a run still to be done).
-    """
 
-    def stored(cell: DistillSettings) -> list[Record | None]:
-        return [records.load(profile.name, cell.run(arm)) for arm in cell.arms]
-
-    return _explore(profile, pair, method, stored)
+def tuning_executions(profile: Profile) -> list[dict]:
+    """One for every pair and method that is tuned."""
+    return [{"pair": pair.name, "method": method} for pair, method in profile.tuned]
 
 
 def tune(profile: Profile, pair: Pair, method: str) -> pd.DataFrame:
     """Train what the search for a weight lacks, all weights and sets of layers of a seed side by side, and
     choose.
 
-    **Returns:** as ``tuning_frame``, complete; the choice is written to results/<profile>/weights.json.
+    **Returns:** as ``cells.results_frame`` does, with accuracy in % of the held-out images, and the columns
+    weight and gradient_ratio (ρ; missing where it was not measured). The choice is written to
+    results/<profile>/weights.json.
 
     **Raises:** ``SettingsError`` for what the profile does not tune, and where every weight has failed.
     """
-    choose(
-        "method that is tuned on this pair",
-        method,
-        [tuned for other, tuned in profile.tuned if other == pair],
-    )
-    layer_similarity(profile, pair.teacher)
-    frame = _explore(profile, pair, method, partial(distill, measured_steps=RATIO_STEPS))
+    tuned = [method for other, method in profile.tuned if other == pair]
+    choose("method that is tuned on this pair", method, tuned)
+    frame = _frame(_explore(profile, pair, method, lambda search: search.train(RATIO_STEPS)))
     if not max(mean_scores(frame).values()):
         tried = ", ".join(f"{weight:g}" for weight in sorted(set(frame["weight"])))
         raise SettingsError(
@@ -153,9 +195,10 @@ def write_weights(profile: Profile) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         content = {}
         for pair, method in profile.tuned:
-            frame = tuning_frame(profile, pair, method) if stored_similarity(profile, pair.teacher) else None
-            if frame is not None and frame["status"].notna().all():
-                content.setdefault(pair.name, {})[method] = _choice(profile, pair, method, frame)
+            searches = _explore(profile, pair, method)
+            if searches[0].over:
+                choice = _choice(profile, pair, method, _frame(searches))
+                content.setdefault(pair.name, {})[method] = choice
         if read_json(paths.tuned_weights) != content:
             write_json(paths.tuned_weights, sealed(content))
 
@@ -169,46 +212,3 @@ def _choice(profile: Profile, pair: Pair, method: str, frame: pd.DataFrame) -> d
         "curve": curve.where(curve.notna(), None).to_dict("records"),
         "settings": tuning_conditions(profile, pair, method),
     }
-
-
-def tuning_runs(profile: Profile, pair: Pair, method: str) -> tuple[int, int | None]:
-    """How many runs of the search (and the choice) are on record, and how many there are; the latter is
-    unknown before its end.
-    """
-    if stored_similarity(profile, pair.teacher) is None:
-        return 0, None
-    frame = tuning_frame(profile, pair, method)
-    found, chosen = frame["record"].nunique(), hint_weight(profile, pair, method) is not None
-    return found + chosen, found + 1 if frame["status"].notna().all() else None
-
-
-def main(source: str, pair: str | None = None, *methods: str) -> int:
-    """Tune a profile's weights, of one pair or of all, by some methods or by all; what ends it is said in one
-    line.
-    """
-    try:
-        profile = load_profile(source)
-        wanted = [
-            (tuned, m)
-            for tuned, m in profile.tuned
-            if pair in (None, tuned.name) and (not methods or m in methods)
-        ]
-        if not wanted:
-            there = ", ".join(f"{tuned.name} {method}" for tuned, method in profile.tuned)
-            raise SettingsError(
-                f"nothing to tune; profile {profile.name} tunes "
-                f"{there or 'no weights: give it a section tuning'}"
-            )
-        for tuned, method in wanted:
-            frame = tune(profile, tuned, method)
-            print(f"{tuned.name}, {method}: weight {hint_weight(profile, tuned, method):g}")
-            means = frame.groupby(["weight", "arm"])[["accuracy", "gradient_ratio"]].mean().unstack()
-            print(f"{means.to_string(float_format='{:.3g}'.format)}\n", flush=True)
-    except (SettingsError, Stopped) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -2,37 +2,31 @@
 data frame.
 """
 
+import contextlib
+import json
 import os
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from ... import records
 from ...distillers import Distiller, distiller
 from ...models import parameter_count
-from ...paths import ROOT, StudyPaths
-from ...records import Record, differing
-from ...settings import Arm, DistillSettings, Pair, Profile, SettingsError, StudentSettings, resolved
-from ...settings.user_code import sources
+from ...paths import ROOT
+from ...records import Record
+from ...settings import Arm, DistillSettings, Pair, Profile, StudentSettings, TeacherSettings, resolved
 from ...statistics import mean_with_interval
 from ...training import distill, seeded_model, teacher_weights
-from .arms import Choice, choose_points
-from .hint_layers import hint_choices, naming_damage, read_json, stored_similarity
+from .arms import Choice
+from .hint_layers import layer_similarity, stored_choices
 from .profiles import checked, network_points
+from .weights import NotTuned, has_arms, hint_weight, weight_to_train
 
 # Rows of the results frame that stand for the student trained without a teacher.
 ALONE = "alone"
 # What a fork's name ends in. Git ignores the results of such names.
 OWN_PAIR = "-own-pair"
-
-
-class NotTuned(SettingsError):
-    """A weight that will be chosen by training, and has not been yet."""
-
-
-def has_arms(method: str) -> bool:
-    """Whether a method uses hint points."""
-    return distiller(method).hints
 
 
 def methods_of(profile: Profile, pair: Pair) -> list[str]:
@@ -49,28 +43,27 @@ def methods_of(profile: Profile, pair: Pair) -> list[str]:
 def cell_settings(
     profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]
 ) -> DistillSettings:
-    """Settings of one (pair, method, seed) with all its arms.
-
-    **Raises:** ``NotTuned`` before the weight of the method is chosen.
-    """
-    entry, weight = distiller(method), hint_weight(profile, pair, method)
-    if weight is None:
-        command = f"python -m pursuhint_lib.study.experiments.tuning {profile.name}"
-        raise NotTuned(
-            f"the weight of {method} is not tuned yet, which profile {profile.name} asks for; {command} does "
-            "it"
-        )
+    """Settings of one (pair, method, seed) with all its arms."""
+    entry = distiller(method)
     arms, students = _arms(profile, pair, entry, choices)
+    rest = [part for part in entry.parts if entry.hints and not distiller(part).hints]
+    # What is left of a sum without its hints.
+    plain = _without_hints(profile, pair, "+".join(rest), seed).run(Arm("none")) if rest else None
+    bare = _without_hints(profile, pair, method, seed)
+    return replace(bare, arms=arms, student_points=students, plain=plain)
+
+
+def _without_hints(profile: Profile, pair: Pair, method: str, seed: int) -> DistillSettings:
+    entry = distiller(method)
     return DistillSettings(
         teacher=profile.teacher_settings(pair.teacher),
         student=pair.student,
         method=method,
-        arms=arms,
-        student_points=students,
+        arms=(Arm("none"),),
+        student_points=(),
         ce_weight=profile.weights.ce if entry.ce else 0.0,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
-        hint_weight=weight,
-        plain=_plain(profile, pair, method, seed),
+        hint_weight=weight_to_train(profile, pair, method),
         part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
         temperature=profile.weights.temperature,
         data=profile.student_data,
@@ -80,89 +73,6 @@ def cell_settings(
         deterministic=profile.deterministic,
         profile=profile.name,
     )
-
-
-def hint_weight(profile: Profile, pair: Pair, method: str) -> float | None:
-    """The weight of a method's hint loss: as stated in the profile, or tuned, or the literature's.
-
-    A tuned one is the pair's own, or that of the first pair that has one.
-
-    **Returns:** nothing while the profile's own tuning has not chosen it.
-
-    **Raises:** ``SettingsError`` where another profile's weights are asked for, and there is none.
-    """
-    if method in profile.weights.hint or not has_arms(method):
-        return profile.weights.hint.get(method, distiller(method).weight)
-    if profile.weights.tuned_by:
-        return _weight_of(profile.weights.tuned_by, pair, method)
-    tuned = [tuned for tuned, tuned_method in profile.tuned if tuned_method == method]
-    if not tuned:
-        return distiller(method).weight
-    own = pair if pair in tuned else tuned[0]
-    found = _tuned_weights(profile.name).get(own.name, {}).get(method)
-    return (
-        found["weight"]
-        if found and not differing(found["settings"], tuning_conditions(profile, own, method))
-        else None
-    )
-
-
-def _weight_of(profile: str, pair: Pair, method: str) -> float:
-    """The weight that another profile has tuned."""
-    by_pair = _tuned_weights(profile)
-    found = [
-        methods[method]
-        for name, methods in sorted(by_pair.items(), key=lambda item: item[0] != pair.name)
-        if method in methods
-    ]
-    if not found:
-        path, there = (
-            StudyPaths(profile).tuned_weights,
-            sorted({name for methods in by_pair.values() for name in methods}),
-        )
-        what = f"has weights of {', '.join(there)} only" if there else "is not there"
-        raise SettingsError(
-            f"weights.tuned_by is {profile}, but {path} {what}; tune {method} there, or state its weight in "
-            "weights.hint"
-        )
-    return found[0]["weight"]
-
-
-def _tuned_weights(profile: str) -> dict[str, dict[str, dict]]:
-    """Pair → method → what ``study.tuning`` has written of it."""
-    path = StudyPaths(profile).tuned_weights
-    content = read_json(path) or {}
-    with naming_damage(path):
-        if not all(
-            {"weight", "settings"} <= {*entry} for methods in content.values() for entry in methods.values()
-        ):
-            raise ValueError("a weight lacks its settings")
-    return content
-
-
-def tuning_cell(
-    profile: Profile, pair: Pair, method: str, seed: int, choices: dict[str, Choice]
-) -> DistillSettings:
-    """Settings of one (pair, method, seed) of the search for a weight, which the arms still have to get: on
-    held-out images.
-    """
-    stated = replace(profile.weights, hint={**profile.weights.hint, method: distiller(method).weight})
-    return replace(
-        cell_settings(replace(profile, weights=stated), pair, method, seed, choices), data=profile.tuning_data
-    )
-
-
-def tuning_conditions(profile: Profile, pair: Pair, method: str) -> dict:
-    """What the choice of a weight depends on, as plain values."""
-    tuning, cell = profile.tuning, tuning_cell(profile, pair, method, profile.tuning.seeds[0], {})
-    searched = {
-        "weights": [*tuning.methods[method]],
-        "arms": [*tuning.arms],
-        "seeds": [*tuning.seeds],
-        "k": pair.k,
-    }
-    own = {"profile_images": profile.profile_images, "sources": [*sources(method, pair.student)]}
-    return {**resolved(cell), **searched, **own}
 
 
 def _arms(
@@ -181,49 +91,144 @@ def _arms(
     return tuple(arms), pair.student_points
 
 
-def _plain(profile: Profile, pair: Pair, method: str, seed: int) -> StudentSettings | None:
-    """The run of a sum without its hints, if anything of it is left then."""
-    entry = distiller(method)
-    rest = [part for part in entry.parts if not distiller(part).hints]
-    return (
-        cell_settings(profile, pair, "+".join(rest), seed, {}).run(Arm("none"))
-        if entry.hints and rest
-        else None
-    )
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher that an experiment trains."""
+
+    settings: TeacherSettings
+
+    def files(self) -> tuple[dict, bool]:
+        """The record that it leaves → whether that is there; that is all."""
+        known = records.load(self.settings.profile, self.settings)
+        return {records.record_name(self.settings): known is not None}, True
+
+    @property
+    def about(self) -> dict:
+        """What decides it."""
+        return resolved(self.settings)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Students of one (pair, method, seed) that an experiment trains side by side.
+
+    **Arguments:** ``arms`` their sets of layers; ``changes`` fields of ``DistillSettings`` that differ from
+    the grid's; ``labels`` columns of its rows that the grid's do not have, or that differ there.
+    """
+
+    profile: Profile
+    pair: Pair
+    method: str
+    seed: int
+    arms: tuple[str, ...]
+    changes: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)
+
+    @property
+    def settings(self) -> DistillSettings | None:
+        """Its settings; nothing while the teacher's layers are not compared, or the method's weight is not
+        chosen, if it needs them.
+        """
+        choices: dict[str, Choice] | None = {}
+        if has_arms(self.method):
+            choices = stored_choices(self.profile, self.pair.teacher, self.pair.k, self.arms)
+        with contextlib.suppress(NotTuned):
+            return None if choices is None else self._with(choices)
+        return None
+
+    def _with(self, choices: dict[str, Choice]) -> DistillSettings:
+        found = cell_settings(self.profile, self.pair, self.method, self.seed, choices)
+        return replace(found, **self.changes)
+
+    @property
+    def runs(self) -> list[tuple[str, StudentSettings]] | None:
+        """(arm, settings of its run); nothing while they are not known."""
+        settings = self.settings
+        return settings and [(arm.name, settings.run(arm)) for arm in settings.arms]
+
+    @property
+    def folder(self) -> str:
+        """The profile among whose records its own are."""
+        return self.changes.get("profile", self.profile.name)
+
+    @property
+    def about(self) -> list:
+        """What decides it, besides what is the same for all of the profile."""
+        changes = {name: resolved(value) for name, value in self.changes.items()}
+        return [resolved(self.pair), self.method, self.seed, self.arms, changes]
+
+    def files(self) -> tuple[dict, bool]:
+        """Every record that it leaves → whether that is there, and whether that is all. While hint layers are
+        not known, arms that choose the same ones count as many.
+        """
+        runs = self.runs
+        if runs is None:
+            unknown = json.dumps(self.about[:3] + self.about[4:])
+            return {(unknown, arm): False for arm in self.arms}, False
+        names = {
+            (self.folder, records.record_name(run)): records.load(self.folder, run) is not None
+            for _, run in runs
+        }
+        return names, True
+
+    def train(self, measured_steps: int = 0) -> list[Record]:
+        """The record of each of its runs, trained where there is none.
+
+        **Arguments:** ``measured_steps`` as for ``training.distill``.
+
+        **Raises:** ``NotTuned`` before the weight of its method is chosen.
+        """
+        choices: dict[str, Choice] = {}
+        if has_arms(self.method):
+            layer_similarity(self.profile, self.pair.teacher)
+            choices = stored_choices(self.profile, self.pair.teacher, self.pair.k, self.arms)
+        return distill(self._with(choices), measured_steps=measured_steps)
+
+    def rows(self) -> list[dict]:
+        """A row of the results frame for every run that has a record."""
+        shared = {"pair": self.pair.name, "teacher": self.pair.teacher, "student": self.pair.student}
+        rows = []
+        for arm, run in self.runs or ():
+            record = records.load(self.folder, run)
+            if record is not None:
+                row = shared | {"method": self.method, "arm": arm, "seed": self.seed}
+                row["points"] = " ".join(run.teacher_points)
+                row["accuracy"] = record.metrics.get("accuracy", float("nan"))
+                row["optimistic"] = record.metrics.get("optimistic_accuracy", float("nan"))
+                row["parameters"] = record.metrics["parameters"]
+                rows.append(row | {"status": record.status, "record": record.name} | self.labels)
+        return rows
+
+
+def grid_cells(profile: Profile, pair: Pair, method: str) -> list[Cell]:
+    """The grid's cells of one (pair, method), one a seed.
+
+    Attention maps of the first seed's students are kept, of methods with hints and of ``kd``: pictures of
+    what hints change need one student of each arm, and the one without hints.
+    """
+    arms = profile.arms if has_arms(method) else ("none",)
+    drawn = has_arms(method) or method == "kd"
+    return [
+        Cell(profile, pair, method, seed, arms, {"keep_maps": drawn and seed == profile.seeds[0]})
+        for seed in profile.seeds_of(pair, method)
+    ]
 
 
 def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record]]:
     """Train what is missing of one (pair, method): all arms side by side, seed after seed.
 
-    Attention maps of the first seed's students are kept, of methods with hints and of ``kd``.
-
     **Returns:** arm → one record per seed.
     """
-    choices = hint_choices(profile, pair.teacher, pair.k) if has_arms(method) else {}
     found: dict[str, list[Record]] = {}
-    for seed in profile.seeds_of(pair, method):
-        settings = cell_settings(profile, pair, method, seed, choices)
-        # Pictures of what hints change need one student of each arm, and the one without hints.
-        settings = replace(
-            settings, keep_maps=seed == profile.seeds[0] and (has_arms(method) or method == "kd")
-        )
-        for arm, record in zip(settings.arms, distill(settings), strict=True):
-            found.setdefault(arm.name, []).append(record)
+    for cell in grid_cells(profile, pair, method):
+        for (arm, _), record in zip(cell.runs or (), cell.train(), strict=True):
+            found.setdefault(arm, []).append(record)
     return found
 
 
-def runs_of(profile: Profile, pair: Pair, method: str) -> dict[tuple[str, int], StudentSettings] | None:
-    """(arm, seed) → settings of the run, or nothing while the teacher's hint layers or the method's weight
-    are not known.
-    """
-    choices: dict[str, Choice] = {}
-    if has_arms(method):
-        report = stored_similarity(profile, pair.teacher)
-        if report is None or hint_weight(profile, pair, method) is None:
-            return None
-        choices = {arm: choose_points(arm, report.layer_map, pair.k) for arm in profile.arms}
-    cells = [cell_settings(profile, pair, method, seed, choices) for seed in profile.seeds_of(pair, method)]
-    return {(arm.name, cell.seed): cell.run(arm) for cell in cells for arm in cell.arms}
+def trained_frame(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Rows of all cells, as ``results_frame`` has them; what has no record is trained."""
+    return pd.DataFrame([row for cell in cells if cell.train() for row in cell.rows()])
 
 
 def results_frame(profile: Profile) -> pd.DataFrame:
@@ -237,39 +242,15 @@ def results_frame(profile: Profile) -> pd.DataFrame:
     """
     rows = []
     for pair in profile.pairs:
-        alone = _rows(profile, pair, "ce", rename=ALONE) if "ce" in profile.methods else []
-        for method in methods_of(profile, pair):
-            if method == "ce":
-                rows += alone
-                continue
-            rows += [{**row, "method": method} for row in alone] if has_arms(method) else []
-            rows += _rows(profile, pair, method)
+        methods = methods_of(profile, pair)
+        alone = grid_cells(profile, pair, "ce") if "ce" in methods else []
+        for method in methods:
+            if method == "ce" or has_arms(method):
+                shown = {"method": method, "arm": ALONE}
+                rows += [row for cell in alone for row in replace(cell, labels=shown).rows()]
+            if method != "ce":
+                rows += [row for cell in grid_cells(profile, pair, method) for row in cell.rows()]
     return pd.DataFrame(rows)
-
-
-def _rows(profile: Profile, pair: Pair, method: str, rename: str | None = None) -> list[dict]:
-    rows = []
-    for (arm, seed), run in (runs_of(profile, pair, method) or {}).items():
-        record = records.load(profile.name, run)
-        if record is None:
-            continue
-        rows.append(
-            {
-                "pair": pair.name,
-                "teacher": pair.teacher,
-                "student": pair.student,
-                "method": method,
-                "arm": rename or arm,
-                "seed": seed,
-                "points": " ".join(run.teacher_points),
-                "accuracy": record.metrics.get("accuracy", float("nan")),
-                "optimistic": record.metrics.get("optimistic_accuracy", float("nan")),
-                "parameters": record.metrics["parameters"],
-                "status": record.status,
-                "record": record.name,
-            }
-        )
-    return rows
 
 
 def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:

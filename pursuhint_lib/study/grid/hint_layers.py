@@ -2,11 +2,10 @@
 not.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -15,16 +14,17 @@ from ... import training
 from ...attention import keep_maps
 from ...data import Images, load_splits
 from ...digits import settled
-from ...files import sealed, unsealed, write_json
+from ...files import sealed, write_json
 from ...paths import StudyPaths
 from ...profiling import profile_layers
 from ...quality import layer_quality
-from ...records import differing, provenance, record_name
-from ...settings import Profile, SettingsError, resolved
+from ...records import provenance, record_name
+from ...settings import Profile, resolved, settings_hash
 from ...settings.user_code import sources
 from ...similarity import rank, similarity_matrices
 from .arms import Choice, LayerMap, choose_points
 from .profiles import network_points
+from .stored import Stored, naming_damage, read_json
 
 # Digits kept of a similarity. Points are always chosen from the stored matrix, so a reader gets the same
 # ones.
@@ -41,54 +41,40 @@ class LayerReport:
       that are the same for every image), rank (directions that the features span), quality and its parts.
     - ``layer_map``: similarity matrices, stage ends and qualities. ``images``: N. ``provenance``: seconds,
       device, versions.
+    - ``digest``: hash of the matrices, by which files that follow from them know them again.
     """
 
     sub_blocks: list[dict]
     layer_map: LayerMap
     images: int
     provenance: dict
+    digest: str
 
 
-def _wanted(profile: Profile, teacher: str) -> dict:
-    return {"teacher": resolved(profile.teacher_settings(teacher)), "images": profile.profile_images}
-
-
-def read_json(path: Path) -> dict | None:
-    """A stored JSON object, or nothing where there is no file; a damaged one is named."""
-    if not path.is_file():
-        return None
-    try:
-        return unsealed(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise SettingsError(f"{path} is damaged ({error}); delete it to make it again") from None
-
-
-@contextlib.contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Say of a stored object without checksum that it is damaged where something in it is missing or of the
-    wrong kind.
-    """
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); delete it to make "
-            "it again"
-        ) from None
+def similarity_file(profile: Profile, teacher: str) -> Stored:
+    """The comparison of a teacher's sub-blocks, as a ``LayerReport``."""
+    return Stored(
+        StudyPaths(profile.name).similarity(teacher),
+        {"teacher": resolved(profile.teacher_settings(teacher)), "images": profile.profile_images},
+        partial(_report, profile),
+        partial(_compare, profile, teacher),
+        teacher,
+        comparisons=1,
+    )
 
 
 def stored_similarity(profile: Profile, teacher: str) -> LayerReport | None:
     """The stored report of a teacher, if it was made with the profile's settings and has all its metrics."""
-    path = StudyPaths(profile.name).similarity(teacher)
-    content = read_json(path)
-    if content is None or "settings" not in content:
-        return None
-    with naming_damage(path):
-        return (
-            _report(profile, content)
-            if not differing(content["settings"], _wanted(profile, teacher))
-            else None
-        )
+    return similarity_file(profile, teacher).found()
+
+
+def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
+    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or
+    computed.
+
+    Where it is computed, the teacher's attention maps are kept too.
+    """
+    return similarity_file(profile, teacher).get()
 
 
 def _report(profile: Profile, content: dict) -> LayerReport | None:
@@ -102,18 +88,11 @@ def _report(profile: Profile, content: dict) -> LayerReport | None:
     matrices = {metric: np.array(content["similarity"][metric]) for metric in profile.metrics}
     qualities = tuple(block["quality"] for block in content["sub_blocks"])
     layer_map = LayerMap(len(content["sub_blocks"]), tuple(content["stage_ends"]), matrices, qualities)
-    return LayerReport(content["sub_blocks"], layer_map, content["images"], content["provenance"])
+    digest = settings_hash(content["similarity"])
+    return LayerReport(content["sub_blocks"], layer_map, content["images"], content["provenance"], digest)
 
 
-def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
-    """Similarity of the teacher's sub-blocks on ``profile_images`` training images, from the file or
-    computed.
-
-    Where it is computed, the teacher's attention maps are kept too.
-    """
-    found = stored_similarity(profile, teacher)
-    if found is not None:
-        return found
+def _compare(profile: Profile, teacher: str) -> dict:
     settings = profile.teacher_settings(teacher)
     model = training.load_teacher(settings)
     points = network_points(teacher, profile.data)
@@ -123,7 +102,6 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
     matrices = similarity_matrices(features, profile.metrics)
     keep_maps(profile.name, record_name(settings), model, points.candidates, splits.test)
     content = {
-        "settings": _wanted(profile, teacher),
         "images": len(images),
         "sub_blocks": [
             _sub_block(number, name, features[name], images, points.shapes[number - 1])
@@ -137,8 +115,7 @@ def layer_similarity(profile: Profile, teacher: str) -> LayerReport:
     }
     if own := {metric: [*found] for metric in profile.metrics if (found := sources(metric))}:
         content["sources"] = own
-    write_json(StudyPaths(profile.name).similarity(teacher), sealed(content))
-    return stored_similarity(profile, teacher)
+    return content
 
 
 def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: tuple[int, int, int]) -> dict:
@@ -158,11 +135,13 @@ def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: 
 
 
 def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
-    """Arm → hint points, from the teacher's similarity matrices; also written to the hints folder."""
+    """Arm → hint points, chosen from the teacher's similarity matrices; also written to the hints folder,
+    where all that trains with them reads them.
+    """
     report = layer_similarity(profile, teacher)
     choices = {arm: choose_points(arm, report.layer_map, k) for arm in profile.arms}
     names = network_points(teacher, profile.data).candidates
-    content = {"teacher": teacher, "k": k, "images": report.images}
+    content = {"teacher": teacher, "k": k, "images": report.images, "similarity": report.digest}
     for arm, choice in choices.items():
         entry = {
             "sub_blocks": [i + 1 for i in choice.indices],
@@ -176,6 +155,30 @@ def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
     if read_json(path) != json.loads(json.dumps(content)):
         write_json(path, sealed(content))
     return choices
+
+
+def stored_choices(profile: Profile, teacher: str, k: int, arms: Sequence[str]) -> dict[str, Choice] | None:
+    """Arm → hint points as they were chosen, without the clusters behind them; nothing while the teacher's
+    layers are not compared. An arm that is in no file, as those of other profiles are, is chosen here.
+    """
+    report = stored_similarity(profile, teacher)
+    if report is None:
+        return None
+    path = StudyPaths(profile.name).hint_points(teacher, k)
+    content = read_json(path) or {}
+    known = content if content.get("similarity") == report.digest else {}
+    with naming_damage(path):
+        return {
+            arm: _read(known[arm]) if arm in known else choose_points(arm, report.layer_map, k)
+            for arm in arms
+        }
+
+
+def _read(entry: dict) -> Choice:
+    indices, students = (
+        tuple(number - 1 for number in entry.get(key, ())) for key in ("sub_blocks", "student_points")
+    )
+    return Choice(indices, entry["reason"], students)
 
 
 def _clustering(choice: Choice) -> dict:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ...files import replacing
 from ...paths import ROOT, StudyPaths, notes_file
 from ...settings import SettingsError, choose
-from .hint_layers import naming_damage, read_json
+from .stored import naming_damage, read_json
 
 ANSWER = "answer"
 NUMBER_NAME = r"[\w.+-]+"

@@ -18,7 +18,7 @@ from ...files import replacing
 from ...paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from ...settings import Profile, SettingsError, choose, read_profile
 from ..engine.execution import duration
-from ..experiments.speed_check import ALONE
+from ..experiments.speed_check import APART
 from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
 from .verify import sums_file
@@ -165,7 +165,7 @@ def _finished() -> list[str]:
 
 def _records(name: str) -> Iterator[records.Record]:
     """Every run of a profile, those that notebook 07 trains alone too."""
-    for folder in (StudyPaths(name).records, StudyPaths(f"{name}/{ALONE}").records):
+    for folder in (StudyPaths(name).records, StudyPaths(f"{name}/{APART}").records):
         yield from map(records.read, sorted(folder.glob("*.json")))
 
 

@@ -21,8 +21,8 @@ from ...plots.style import SAFE
 from ...settings import Profile, SettingsError
 from ..engine.plan import Step
 from ..grid.cells import results_frame
-from ..grid.hint_layers import read_json
 from ..grid.notes import ANSWER, read_notes, shown
+from ..grid.stored import read_json
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
 from .page import environment
 from .readme import heading
