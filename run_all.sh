@@ -3,4 +3,4 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/workflow/environment.sh"
-exec "$PYTHON" -m pursuhint_lib.study "$@"
+exec "$PYTHON" -m pursuhint_lib run "$@"

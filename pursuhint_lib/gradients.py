@@ -1,7 +1,7 @@
 """Are the gradients of convolutions right on this machine? Native kernels have been found that give wrong
 ones, or crash.
 
-Convolutions are tried in a process of its own, ``python -m pursuhint_lib.gradients``, which a wrong kernel
+Convolutions are tried in a process of its own, ``python -m pursuhint_lib gradients``, which a wrong kernel
 may kill.
 """
 
@@ -51,7 +51,7 @@ def wrong_convolution(convolutions: Sequence[dict]) -> str | None:
     """The first of these convolutions whose gradients are wrong here, with one thread or with all, and how,
     in words.
     """
-    command = [sys.executable, "-m", "pursuhint_lib.gradients"]
+    command = [sys.executable, "-m", "pursuhint_lib", "gradients"]
     tried = subprocess.run(command, input=json.dumps(convolutions), capture_output=True, text=True)
     differences = [float(line) for line in tried.stdout.splitlines()]
     for convolution, difference in zip(cycle(convolutions), differences, strict=False):
@@ -103,7 +103,7 @@ def _gradients(convolution: dict, inputs: Sequence[Tensor]) -> tuple[Tensor, ...
     return outputs.detach(), *torch.autograd.grad(outputs.square().sum(), inputs)
 
 
-def main() -> None:
+def print_differences() -> None:
     """Print the difference of every convolution of the JSON list that is read, with one thread and then with
     all.
     """
@@ -115,7 +115,3 @@ def main() -> None:
             # The system itself ends the process when this goes off.
             signal.alarm(PATIENCE)
             print(_difference(convolution), flush=True)
-
-
-if __name__ == "__main__":
-    main()

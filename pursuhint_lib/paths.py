@@ -126,6 +126,7 @@ class StudyPaths:
     # Of a step, by its name: the parts of a page that show what it published, and its numbers by name.
     fragments = _place(results_root, "fragments/{}.json")
     numbers = _place(results_root, "numbers/{}.json")
+    sums = _place(results_root, "SHA256SUMS")
     hints = _place(results_root, "hints")
     similarity = _place(results_root, "hints/{}-similarity.json")
     hint_points = _place(results_root, "hints/{}-k{}.json")
@@ -162,3 +163,8 @@ class StudyPaths:
     step_log = _place(work_root, "logs/{}.log")
     usage = _place(work_root, "usage/{}.tsv")
     progress = _place(work_root, "progress/{}.json")
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the checkout, where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

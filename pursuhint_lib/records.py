@@ -8,7 +8,6 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
@@ -214,20 +213,3 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
         **measured,
         **_git(),
     }
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Command line: ``verify FOLDER [PROFILE]`` draws a folder of results again from its records and
-    compares.
-
-    **Returns:** the exit status, as ``study.verify`` says.
-    """
-    if arguments[:1] != ["verify"]:
-        print("usage: python -m pursuhint_lib.records verify results/PROFILE", file=sys.stderr)
-        return 2
-    # A process of its own, since drawing is of a higher layer, which this one must not import.
-    return subprocess.call([sys.executable, "-m", "pursuhint_lib.study.publish.verify", *arguments[1:]])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

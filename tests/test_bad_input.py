@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from pursuhint_lib import clustering, similarity, statistics, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.distillers import distiller
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS
 from pursuhint_lib.settings import Pair, SettingsError, read_profile
-from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study.engine.plan import check_parameters
 from pursuhint_lib.study.grid.cells import fork
 from pursuhint_lib.study.grid.profiles import load_profile
@@ -69,7 +69,7 @@ COMMANDS = {
 @pytest.mark.parametrize(("arguments", "words"), COMMANDS.values(), ids=COMMANDS)
 def test_a_bad_command_line(arguments, words, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert command_line.main(arguments) == 2
+    assert main(arguments if arguments[:1] == ["slot"] else ["run", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     refused(err.removesuffix("\n"), ("error: ", *words))
@@ -86,7 +86,7 @@ USAGES = {
 @pytest.mark.parametrize(("arguments", "words"), USAGES.values(), ids=USAGES)
 def test_a_bad_option_is_told_with_the_usage(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
-        command_line.main(arguments)
+        main(["run", *arguments])
     assert ended.value.code == 2
     usage, _, message = capsys.readouterr().err.rpartition("./run_all.sh: error: ")
     assert usage.startswith("usage: ./run_all.sh")
@@ -299,7 +299,7 @@ def test_a_bad_call(call, words):
 
 
 def test_an_option_that_the_engine_refuses_is_told_in_its_words(capsys, tmp_path, monkeypatch):
-    assert command_line.main(["smoke", "--", "--no-such-option"]) != 0
+    assert main(["run", "smoke", "--", "--no-such-option"]) != 0
     err = capsys.readouterr().err
     assert "error: the engine ended before any step: " in err
     assert "--no-such-option" in err

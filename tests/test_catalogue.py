@@ -8,7 +8,7 @@ from pursuhint_lib.study.publish.catalogue import catalogue, methods_table, netw
 
 def test_the_committed_page_is_up_to_date():
     assert (ROOT / "docs" / "catalogue.md").read_text() == catalogue(), (
-        "run python -m pursuhint_lib.study.publish.catalogue > docs/catalogue.md"
+        "run python -m pursuhint_lib docs"
     )
 
 

@@ -18,16 +18,18 @@ import pytest
 import yaml
 
 from pursuhint_lib import training
+from pursuhint_lib.cli import main
 from pursuhint_lib.files import write_json
 from pursuhint_lib.models import build_model, save_weights
 from pursuhint_lib.paths import CONFIG, StudyPaths
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study.engine import execution as engine
+from pursuhint_lib.study.engine import run
 from pursuhint_lib.study.engine.estimate import Estimate
 from pursuhint_lib.study.engine.plan import make_plan, write_plan
 from pursuhint_lib.study.engine.take_over import quiet
 from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish.report import conclude
 
 # Threads of the numerical libraries make Python 3.12 and later warn of fork; they are idle here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -47,7 +49,7 @@ def no_training(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_wrong_command_is_refused_in_one_line(arguments, message, capsys):
-    assert command_line.main(arguments) == 2
+    assert main(["run", *arguments]) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert err.count("\n") == 1
@@ -57,7 +59,7 @@ def test_a_wrong_command_is_refused_in_one_line(arguments, message, capsys):
 @pytest.mark.parametrize("arguments", [["smoke", "--plann"], ["smoke", "--cores", "many"]])
 def test_an_unknown_flag_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        command_line.main(arguments)
+        main(["run", *arguments])
     assert ended.value.code == 2
     assert "run_all.sh" in capsys.readouterr().err
 
@@ -70,7 +72,7 @@ def profile_file(tmp_path, **changes) -> str:
 
 
 def test_plan_lists_every_step_with_time_and_disk(capsys):
-    assert command_line.main(["smoke", "--plan"]) == 0
+    assert main(["run", "smoke", "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.count("about") == 13
     assert "0 of 12 steps are done" in out
@@ -78,7 +80,7 @@ def test_plan_lists_every_step_with_time_and_disk(capsys):
 
 
 def test_check_looks_and_trains_nothing(capsys):
-    assert command_line.main(["smoke", "--check"]) == 0
+    assert main(["run", "smoke", "--check"]) == 0
     out = capsys.readouterr().out
     for line in (
         "profile: smoke",
@@ -105,10 +107,10 @@ def test_check_looks_and_trains_nothing(capsys):
 def test_an_unusable_folder_is_named_before_anything_runs(make, message, tmp_path, monkeypatch, capsys):
     make(tmp_path / "data")
     file = profile_file(tmp_path, data={"dataset": "imagefolder", "root": "pets", "image_size": 32})
-    assert command_line.main([file, "--check"]) == 2
+    assert main(["run", file, "--check"]) == 2
     assert message in "".join(capsys.readouterr())
     monkeypatch.setattr(engine.subprocess, "Popen", lambda *a, **k: pytest.fail("the engine was started"))
-    assert command_line.main([file]) == 2
+    assert main(["run", file]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -118,7 +120,7 @@ def test_force_without_images_sets_nothing_aside(tmp_path, capsys):
     record.parent.mkdir(parents=True)
     record.write_text("{}")
     file = profile_file(tmp_path, data={"dataset": "imagefolder", "root": "pets", "image_size": 32})
-    assert command_line.main([file, "--force"]) == 2
+    assert main(["run", file, "--force"]) == 2
     assert "pets has no test/<class>/<image>" in capsys.readouterr().err
     assert record.is_file()
 
@@ -135,7 +137,7 @@ def test_what_is_set_aside_is_all_of_the_results_and_all_that_was_trained():
     for file in (*there, *worked):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(file.name)
-    command_line._set_aside("smoke")
+    run._set_aside("smoke")
     assert not paths.results.exists()
     assert not any(file.exists() for file in worked)
     (aside,) = paths.work.glob("set-aside-*")
@@ -214,34 +216,28 @@ def test_a_step_that_ran_out_of_memory_says_so_and_what_to_do(said):
     assert message in reason
 
 
-def test_a_damaged_table_or_measurement_of_memory_is_no_traceback(capsys):
+def test_a_damaged_table_is_no_traceback():
     profile = load_profile("smoke")
-    steps, paths = make_plan(profile, "smoke"), StudyPaths("smoke")
-    usage, claims = paths.usage(steps[0].name), paths.tables / "05_results-claims.csv"
-    for file in (usage, claims):
-        file.parent.mkdir(parents=True)
+    steps, claims = make_plan(profile, "smoke"), StudyPaths("smoke").tables / "05_results-claims.csv"
+    claims.parent.mkdir(parents=True)
     for content in (b"", b"\0" * 100, b"what,was\nonce,here\n"):
-        usage.write_bytes(content)
-        command_line._print_results(profile, steps, 1.0)
-        assert "Peak memory" not in capsys.readouterr().out
         claims.write_bytes(content)
         with pytest.raises(SettingsError, match=r"claims.csv cannot be read .*delete it"):
-            command_line._print_results(profile, steps, 1.0)
-        claims.unlink()
+            conclude(profile, steps, 1.0)
 
 
 def test_check_says_that_missing_images_would_be_downloaded(tmp_path, capsys):
     file = profile_file(
         tmp_path, data={"dataset": "cifar10"}, pairs=[{"teacher": "resnet14", "student": "resnet8"}]
     )
-    assert command_line.main([file, "--check"]) == 0
+    assert main(["run", file, "--check"]) == 0
     assert "! data: cifar10 is not in" in capsys.readouterr().out
 
 
 def test_check_names_a_checkpoint_of_another_network(tmp_path, capsys):
     weights = tmp_path / "teacher.safetensors"
     save_weights(build_model("resnet20", 10, 1), weights)
-    assert command_line.main([profile_file(tmp_path, checkpoints={"resnet14": str(weights)}), "--check"]) == 2
+    assert main(["run", profile_file(tmp_path, checkpoints={"resnet14": str(weights)}), "--check"]) == 2
     assert "✗ teacher resnet14: " in (out := capsys.readouterr().out)
     assert "is a checkpoint of another network: Unexpected" in out
 
@@ -249,7 +245,7 @@ def test_check_names_a_checkpoint_of_another_network(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "flat").write_text("a file where a folder should be")
     monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path / "flat" / "results"))
-    assert command_line.main(["smoke"]) == 2
+    assert main(["run", "smoke"]) == 2
     err = capsys.readouterr().err
     assert "cannot write to" in err
     assert "PURSUHINT_RESULTS" in err
@@ -257,7 +253,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
 
 def test_a_folder_with_braces_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / "{scratch}"))
-    assert command_line.main(["smoke"]) == 2
+    assert main(["run", "smoke"]) == 2
     err = capsys.readouterr().err
     assert "{scratch} has braces in its name" in err
     assert "set PURSUHINT_WORK to another" in err
@@ -320,7 +316,7 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_first_alone(owner, tmp_path):
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            status = command_line.main(["smoke"])
+            status = main(["run", "smoke"])
         sys.exit(status)
 
     waiting, deadline = copy_that(second), time.monotonic() + 20
@@ -416,8 +412,8 @@ def test_a_slot_shows_one_gpu_only_and_no_two_jobs_the_same():
 
 def slot_command(code: str) -> list[str]:
     run = (
-        "from pursuhint_lib.study.engine.execution import run_in_slot; raise "
-        f"SystemExit(run_in_slot([{sys.executable!r}, '-c', {code!r}], gpus=2))"
+        "import torch; torch.cuda.device_count = lambda: 2; from pursuhint_lib.cli import main; raise "
+        f"SystemExit(main(['slot', '--', {sys.executable!r}, '-c', {code!r}]))"
     )
     return [sys.executable, "-c", run]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pursuhint_lib import records
+from pursuhint_lib.cli import main
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.export import measure
 from pursuhint_lib.files import sealed, unsealed, write_json
@@ -28,9 +29,11 @@ from pursuhint_lib.study.experiments.exports import (
     measurement_file,
     measurements,
 )
+from pursuhint_lib.study.grid import profiles
 from pursuhint_lib.study.grid.cells import results_frame, run_cell
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.study.publish import export as command
+from pursuhint_lib.study.publish.export import choose_student
 from pursuhint_lib.training import evaluate
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
@@ -55,7 +58,7 @@ def profile(study_folder, monkeypatch):
         smoke, methods=("ce", "kd", "at", "simkd"), arms=("none", "stage-ends", "random-1"), seeds=(0, 1, 2)
     )
     monkeypatch.setattr(
-        command, "load_profile", lambda name: found if name == "smoke" else load_profile(name)
+        profiles, "load_profile", lambda name: found if name == "smoke" else load_profile(name)
     )
     if not StudyPaths("smoke").records.is_dir():
         for method in found.methods:
@@ -227,7 +230,7 @@ def put_others(profile, chosen) -> None:
 
 def of_method(profile, method: str):
     """The student of a method that is exported by default."""
-    return command.choose_student(profile, None, method, None, None)
+    return choose_student(profile, None, method, None, None)
 
 
 @pytest.mark.parametrize("method", ["ce", "at", "simkd"])
@@ -354,7 +357,7 @@ def test_the_step_is_left_out_where_nothing_can_be_compared(profile):
 
 
 def test_the_command_exports_the_best_student_where_it_is_told(profile, tmp_path, capsys):
-    assert command.main(["smoke", "--to", str(tmp_path / "out")]) == 0
+    assert main(["export", "smoke", "--to", str(tmp_path / "out")]) == 0
     chosen = chosen_networks(profile, results_frame(profile))[2]
     text = capsys.readouterr().out
     assert f"method {chosen.row['method']}, arm {chosen.row['arm']}, seed {chosen.run.seed}" in text
@@ -376,7 +379,7 @@ def test_the_command_exports_the_best_student_where_it_is_told(profile, tmp_path
     ],
 )
 def test_the_command_takes_the_best_of_what_is_named(profile, options, method, arm):
-    chosen = command.choose_student(profile, None, *options)
+    chosen = choose_student(profile, None, *options)
     assert chosen.row["method"] == method
     assert arm in (None, chosen.row["arm"])
     assert records.load("smoke", chosen.run) is not None
@@ -396,7 +399,7 @@ def test_the_command_takes_the_best_of_what_is_named(profile, options, method, a
     ],
 )
 def test_what_cannot_be_exported_ends_with_2_and_one_line(profile, arguments, told, capsys):
-    assert command.main(arguments) == 2
+    assert main(["export", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -411,7 +414,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_done(
     monkeypatch.setattr(compression, "load_splits", lambda *_: pytest.fail("began"))
     file = tmp_path / "file"
     file.write_text("")
-    assert command.main(["smoke", "--to", str(file)]) == 2
+    assert main(["export", "smoke", "--to", str(file)]) == 2
     assert str(file) in capsys.readouterr().err
 
 
@@ -423,4 +426,4 @@ def test_students_that_all_failed_are_told_of(profile, monkeypatch):
     with pytest.raises(
         SettingsError, match="every student of resnet14-resnet8x0.25 that is asked for has failed"
     ):
-        command.choose_student(profile, None, None, None, None)
+        choose_student(profile, None, None, None, None)

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pursuhint_lib import records, teachers, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.data import load_splits
 from pursuhint_lib.data.decoding import test_pixels as centre_pixels
 from pursuhint_lib.data.decoding import train_pixels
@@ -33,7 +34,6 @@ from pursuhint_lib.paths import (
     teacher_file,
 )
 from pursuhint_lib.settings import Data, Schedule, SettingsError, TeacherSettings
-from pursuhint_lib.study.__main__ import main
 from pursuhint_lib.study.engine import execution as engine
 from pursuhint_lib.study.engine import plan
 from pursuhint_lib.study.experiments.stability import stability_frame
@@ -429,7 +429,7 @@ def test_the_command_line_says_it_in_one_line_with_exit_status_2(make, capsys):
     content = kind.path.read_bytes()
     kind.path.write_bytes(content[: len(content) // 2])
     try:
-        assert main(["smoke", "--plan"]) == 2
+        assert main(["run", "smoke", "--plan"]) == 2
     finally:
         kind.path.write_bytes(content)
     err = capsys.readouterr().err

@@ -15,10 +15,10 @@ import papermill
 import pytest
 import yaml
 
+from pursuhint_lib.cli import parser
 from pursuhint_lib.data import DATASETS
 from pursuhint_lib.paths import ROOT
 from pursuhint_lib.similarity import METRICS
-from pursuhint_lib.study.__main__ import _parser
 from pursuhint_lib.study.grid.arms import ARMS, check_arm
 from pursuhint_lib.study.grid.cells import methods_of
 from pursuhint_lib.study.grid.profiles import load_profile
@@ -74,7 +74,9 @@ def commands(text: str) -> list[str]:
 def check_python(words: list[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]), words[1]
-        assert words[1] != "pursuhint_lib.records" or (words[2] == "verify" and (ROOT / words[3]).is_dir())
+        if words[1] == "pursuhint_lib":
+            options = parser().parse_args(words[2:])
+            assert options.command.__name__ != "_verify" or (ROOT / options.folder).is_dir()
         return
     text = (ROOT / words[0]).read_text()
     assert all(f'"{word}"' in text for word in words[1:] if word.startswith("--"))
@@ -113,9 +115,8 @@ def test_every_command_can_be_given(file):
         if program == "./run_all.sh":
             own = words[: words.index("--")] if "--" in words else words
             # A profile of the reader's own is as good as any.
-            options = _parser().parse_args(
-                ["quick" if word.endswith(".yaml") else PLACEHOLDERS.get(word, word) for word in own]
-            )
+            given = ["quick" if word.endswith(".yaml") else PLACEHOLDERS.get(word, word) for word in own]
+            options = parser().parse_args(["run", *given])
             assert (ROOT / "config" / f"{options.profile}.yaml").exists(), line
             assert (
                 "--profile" not in words

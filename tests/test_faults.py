@@ -25,9 +25,9 @@ from PIL import Image
 from process_state import gone
 
 from pursuhint_lib import records, teachers
+from pursuhint_lib.cli import main
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
-from pursuhint_lib.study.__main__ import main
-from pursuhint_lib.study.engine import worker
+from pursuhint_lib.study.grid import profiles
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.training import interruptions as interruptions
 from pursuhint_lib.training import train_teacher
@@ -84,7 +84,7 @@ def undisturbed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("data", "work", "results"):
             patch.setenv(f"PURSUHINT_{name.upper()}", str(tmp_path_factory.mktemp("healthy") / name))
-        assert worker.main("smoke", PAIR, "kd") == 0
+        assert main(["train", "smoke", PAIR, "kd"]) == 0
         return outcomes()
 
 
@@ -98,8 +98,8 @@ def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_ro
     monkeypatch.setattr(interruptions, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(interruptions, "SAVING_SHARE", 1e9)
     disk.fill()
-    assert worker.main("smoke", PAIR, "kd") == 2
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+    assert main(["train", "smoke", PAIR, "kd"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith(
         f"error: no space left on the disk of {disk.folder}/inside (0 MiB free); make room there, or set "
         f"PURSUHINT_{full} to "
@@ -108,7 +108,7 @@ def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_ro
     assert not list(disk.folder.rglob("*.tmp"))
     before = outcomes()
     disk.empty()
-    assert worker.main("smoke", PAIR, "kd") == 0
+    assert main(["train", "smoke", PAIR, "kd"]) == 0
     assert before.items() <= outcomes().items()
     # A teacher whose weights were saved before the disk was full is not trained again for its students alone.
     students = {name for name in undisturbed if not name.startswith("teacher")}
@@ -119,7 +119,7 @@ def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_ro
 def test_a_disk_that_is_full_from_the_start_is_told_before_anything_runs(disk, monkeypatch, capsys):
     monkeypatch.setenv("PURSUHINT_WORK", str(disk.folder))
     disk.fill()
-    assert main(["smoke"]) == 2
+    assert main(["run", "smoke"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -145,13 +145,12 @@ def test_what_the_system_refuses_is_one_line_with_a_remedy(error, words, monkeyp
     def refuse(_source):
         raise error
 
-    monkeypatch.setattr(worker, "load_profile", refuse)
-    monkeypatch.setattr("pursuhint_lib.study.__main__.load_profile", refuse)
-    assert worker.main("smoke", PAIR, "kd") == main(["smoke"]) == 2
-    for said in capsys.readouterr():
-        assert said.startswith("error: ")
-        assert said.count("\n") == 1
-        assert all(word in said for word in words), said
+    monkeypatch.setattr(profiles, "load_profile", refuse)
+    assert main(["train", "smoke", PAIR, "kd"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert all(word in said for word in words), said
 
 
 @contextlib.contextmanager
@@ -168,7 +167,8 @@ def nobody() -> Iterator[None]:
 
 @pytest.mark.parametrize("closed", ["WORK", "RESULTS"])
 def test_a_folder_that_may_not_be_written_is_named_with_the_remedy(closed, monkeypatch, capsys):
-    assert main(["smoke", "--check"]) == 0  # loads every module that nobody might not be allowed to read
+    # Loads every module that nobody might not be allowed to read.
+    assert main(["run", "smoke", "--check"]) == 0
     capsys.readouterr()
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("DATA", "WORK", "RESULTS"):
@@ -177,7 +177,7 @@ def test_a_folder_that_may_not_be_written_is_named_with_the_remedy(closed, monke
             monkeypatch.setenv(f"PURSUHINT_{name}", str(Path(temporary) / name))
         Path(temporary).chmod(0o755)
         with nobody():
-            status = main(["smoke"])
+            status = main(["run", "smoke"])
         said = capsys.readouterr().err
         assert status == 2
         assert f"cannot write to {temporary}/{closed} (Permission denied)" in said
@@ -209,7 +209,7 @@ def test_an_image_in_the_middle_that_cannot_be_read_is_named_before_training(tmp
         metrics=["cka-linear"],
         arms=["none", "stage-ends"],
     )
-    assert main([file]) == 2
+    assert main(["run", file]) == 2
     said = capsys.readouterr().err
     assert f"error: {broken} is not a readable image: " in said
     assert said.count("\n") == 1
@@ -229,7 +229,7 @@ def test_without_a_network_it_is_said_where_the_images_belong(tmp_path, monkeypa
         pairs=[{"teacher": "resnet14", "student": "resnet8"}],
         example_pair=None,
     )
-    assert main([file]) == 2
+    assert main(["run", file]) == 2
     said = capsys.readouterr().err
     assert "Network is unreachable" in said
     assert str(tmp_path / "data") in said
@@ -254,7 +254,7 @@ def test_a_clock_that_jumps_disturbs_no_training(monkeypatch, undisturbed):
     jumps = iter([1e9, -1e9] * 10_000)
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + next(jumps))
-    assert worker.main("smoke", PAIR, "kd") == 0
+    assert main(["train", "smoke", PAIR, "kd"]) == 0
     assert outcomes() == undisturbed
     for file in StudyPaths("smoke").records.glob("*.json"):
         assert 0 <= records.read(file).provenance["seconds"] < 600
@@ -270,7 +270,7 @@ def test_durations_are_measured_with_a_clock_that_does_not_jump():
     }
     # The time of day of a metric, and the time given with --max-minutes, which counts for processes on
     # several machines.
-    assert asked == {"metrics.py", "interruptions.py", "__main__.py"}
+    assert asked == {"metrics.py", "interruptions.py", "run.py"}
 
 
 # The whole study

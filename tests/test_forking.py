@@ -14,10 +14,10 @@ import yaml
 from grid_runs import runs_of
 
 from pursuhint_lib import plots, records
+from pursuhint_lib.cli import main, parser
 from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths, data_root, file_name, step_name
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.settings import user_code as extensions
-from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.experiments.stability import stability_file, stability_frame
 from pursuhint_lib.study.grid import hint_layers as hints
@@ -82,17 +82,17 @@ def test_the_page_has_the_files_that_it_speaks_of():
         target for target in re.findall(r"\]\(([^)#]+)\)", DOC) if not (ROOT / "docs" / target).exists()
     ] == []
     for command in re.findall(r"^\./run_all\.sh (.*?)(?:  +#.*)?$", DOC, flags=re.M):
-        command_line._parser().parse_args(command.split())
+        parser().parse_args(["run", *command.split()])
 
 
 def test_the_example_is_looked_at_planned_and_trained(mine, images, capsys):
     assert len(list(data_root().rglob("*.png"))) == 4 * (40 + 25)
-    assert command_line.main([str(mine / "my_pair.yaml"), "--check"]) == 0
+    assert main(["run", str(mine / "my_pair.yaml"), "--check"]) == 0
     said = capsys.readouterr().out
     assert "160 + 100 images of 4 classes" in said
     assert "features.10 … features.11" in said
     assert said.endswith("my_pair can run.\n")
-    assert command_line.main([str(mine / "my_pair.yaml"), "--plan", "--cores", "1"]) == 0
+    assert main(["run", str(mine / "my_pair.yaml"), "--plan", "--cores", "1"]) == 0
     assert re.search(r"\n0 of \d+ steps are done; ", capsys.readouterr().out)
     short = {"batch_size": 8, "learning_rate": 0.01, "epochs": 1}
     data = {
@@ -110,7 +110,7 @@ def test_the_example_is_looked_at_planned_and_trained(mine, images, capsys):
 
 
 def test_the_page_s_own_method_metric_and_network_work_together(mine, images, capsys):
-    assert command_line.main([written(mine, **CHANGES), "--check"]) == 0
+    assert main(["run", written(mine, **CHANGES), "--check"]) == 0
     assert "my_networks:small (4 points: 0, 1, 2, 3); 4 methods, 5 arms" in capsys.readouterr().out
     pair = {"teacher": "resnet14", "student": "my_networks:small", "student_points": ["0", "1", "2"]}
     profile = load_profile(
@@ -141,7 +141,7 @@ ROWS = re.findall(r"^\| `(.*?)` \| (.*?) \|$", DOC[DOC.index("## 7") :], flags=r
 
 @pytest.mark.parametrize(("change", "message"), ROWS, ids=[change[:40] for change, _ in ROWS])
 def test_the_errors_of_the_page_are_those_that_are_told(mine, images, change, message, capsys):
-    assert command_line.main([written(mine, **yaml.safe_load(change)), "--check"]) == 2
+    assert main(["run", written(mine, **yaml.safe_load(change)), "--check"]) == 2
     told = capsys.readouterr()
     said = (
         told.err.removeprefix("error: ").strip()
@@ -220,7 +220,7 @@ def test_too_few_images_for_a_metric_are_noticed_before_the_teacher_is_trained(
     mine, metrics, images, refused, capsys
 ):
     file = small(mine, metrics=[metrics, "cka-linear"], profile_images=images, arms=["none", "stage-ends"])
-    assert command_line.main([file, "--check"]) == 2 * refused
+    assert main(["run", file, "--check"]) == 2 * refused
     lines = [line for line in capsys.readouterr().out.splitlines() if " metrics: " in line]
     assert len(lines) == refused
     assert all(
@@ -358,7 +358,7 @@ def test_figures_are_drawn_where_all_runs_of_an_arm_or_of_all_arms_have_failed()
 
 def test_what_is_found_wrong_with_a_tree_is_told_before_anything_is_decoded(mine, images, capsys):
     (data_root() / "shapes" / "test" / "cross").rename(data_root() / "shapes" / "test" / "Cross")
-    assert command_line.main([written(mine), "--check"]) == 2
+    assert main(["run", written(mine), "--check"]) == 2
     said = capsys.readouterr().out
     assert re.search(
         "✗ data: .* must have the same class folders in both splits, but only .*train has cross; only "
@@ -367,5 +367,5 @@ def test_what_is_found_wrong_with_a_tree_is_told_before_anything_is_decoded(mine
     )
     (data_root() / "shapes" / "test" / "Cross").rename(data_root() / "shapes" / "test" / "cross")
     data = {"dataset": "imagefolder", "root": "shapes", "image_size": 64, "train_images": 500}
-    assert command_line.main([written(mine, data=data), "--check"]) == 2
+    assert main(["run", written(mine, data=data), "--check"]) == 2
     assert "a subset of 500 cannot keep their shares; give " in capsys.readouterr().out

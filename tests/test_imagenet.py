@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from pursuhint_lib import data, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.paths import NOTEBOOKS, ROOT, StudyPaths, sample_tree
 from pursuhint_lib.settings import Data, Launch, SettingsError
-from pursuhint_lib.study.__main__ import main
 from pursuhint_lib.study.engine import launch
 from pursuhint_lib.study.experiments.published import accuracy_table, published
 from pursuhint_lib.study.grid.cells import run_cell
@@ -103,7 +103,7 @@ def test_notebook_04_trains_in_two_processes_and_draws(mini, tmp_path):
 
 
 def test_a_plan_with_a_launch_uses_notebook_04(mini, capsys):
-    assert main([mini, "--plan"]) == 0
+    assert main(["run", mini, "--plan"]) == 0
     out = capsys.readouterr().out
     assert "04_imagenet-resnet14-resnet8x0.25-at" in out
     assert "03_distillation" not in out
@@ -145,8 +145,8 @@ def test_a_mistake_in_a_process_is_said_in_its_own_words(mini, monkeypatch):
     profile = load_profile(mini)
     started(
         monkeypatch,
-        f"import sys; from pursuhint_lib.study.engine.worker import main; sys.exit(main({mini!r}, 'nobody', "
-        "'kd'))",
+        "import sys; from pursuhint_lib.cli import main; "
+        f"sys.exit(main(['train', {mini!r}, 'nobody', 'kd']))",
     )
     with pytest.raises(RuntimeError, match="unknown pair 'nobody'; valid: resnet14-resnet8x0.25; whole log"):
         launch.train_in_processes(profile, mini, profile.pairs[0], "kd")
@@ -213,7 +213,7 @@ class TestCheckOfATree:
         return str(file)
 
     def check(self, profile: str, tree: Path, capsys) -> tuple[int, str]:
-        status = main([profile, "--check", "--data", str(tree)])
+        status = main(["run", profile, "--check", "--data", str(tree)])
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line[3:].startswith("data: ")]
         return status, line
 
@@ -269,7 +269,7 @@ class TestCheckOfATree:
     ],
 )
 def test_impossible_options_are_refused(arguments, message, capsys):
-    assert main(["smoke", *arguments]) == 2
+    assert main(["run", "smoke", *arguments]) == 2
     assert capsys.readouterr().err.strip() == f"error: {message}"
 
 
@@ -296,7 +296,7 @@ def test_cores_are_shared_out_among_the_processes_for_every_library(monkeypatch)
 def test_the_check_says_whether_the_batches_can_be_shared(mini, tmp_path, capsys, launched, state, words):
     file = tmp_path / "shared.yaml"
     file.write_text(PROFILE.replace("{processes: 2}", launched))
-    assert main([str(file), "--check"]) == (0 if state == "✓" else 2)
+    assert main(["run", str(file), "--check"]) == (0 if state == "✓" else 2)
     assert any(
         line.startswith(f" {state} processes: ") and words in line
         for line in capsys.readouterr().out.splitlines()

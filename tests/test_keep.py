@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pursuhint_lib import records, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.files import sha256
 from pursuhint_lib.models import save_weights
 from pursuhint_lib.paths import StudyPaths
@@ -51,7 +52,7 @@ def teacher_of(profile):
 
 def test_kept_weights_are_half_as_large_and_as_good(profile, capsys):
     settings, own, kept = teacher_of(profile)
-    assert keep.main(["smoke"]) == 0
+    assert main(["keep", "smoke"]) == 0
     before, after = load_file(own), load_file(kept)
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -66,7 +67,7 @@ def test_kept_weights_are_half_as_large_and_as_good(profile, capsys):
 
 def test_students_learn_from_the_kept_teacher_where_there_is_no_other(profile):
     settings, own, kept = teacher_of(profile)
-    keep.main(["smoke"])
+    main(["keep", "smoke"])
     own.unlink()
     written = (StudyPaths("smoke").records / f"{records.record_name(settings)}.json").read_bytes()
     stored = load_file(kept)
@@ -88,7 +89,7 @@ def test_students_learn_from_the_kept_teacher_where_there_is_no_other(profile):
 
 def test_kept_weights_that_were_changed_are_refused(profile):
     settings, own, kept = teacher_of(profile)
-    keep.main(["smoke"])
+    main(["keep", "smoke"])
     own.unlink()
     save_weights(training.seeded_model(settings.network, settings.data, 7), kept)
     with pytest.raises(SettingsError, match="has changed: sha256 is"):
@@ -97,7 +98,7 @@ def test_kept_weights_that_were_changed_are_refused(profile):
 
 def test_checksums_that_are_there_get_the_kept_weights_too(profile):
     results = StudyPaths("smoke").results
-    keep.main(["smoke"])
+    main(["keep", "smoke"])
     assert not sums_file(results).exists(), "a study that is not over has none"
     write_sums(results)
     before = sums_file(results).read_text()
@@ -105,13 +106,13 @@ def test_checksums_that_are_there_get_the_kept_weights_too(profile):
     assert f"teachers/{kept.name}" in before
     kept.unlink()
     write_sums(results)
-    keep.main(["smoke"])
+    main(["keep", "smoke"])
     assert sums_file(results).read_text() == before
 
 
 def test_a_teacher_that_rounding_makes_another_is_kept_as_it_was_trained(profile, monkeypatch):
     monkeypatch.setattr(keep, "evaluate", lambda *_: {"accuracy": 3.0})
-    assert keep.main(["smoke"]) == 0
+    assert main(["keep", "smoke"]) == 0
     settings, own, kept = teacher_of(profile)
     before, after = load_file(own), load_file(kept)
     assert before.keys() == after.keys()
@@ -120,7 +121,7 @@ def test_a_teacher_that_rounding_makes_another_is_kept_as_it_was_trained(profile
 
 
 def test_a_teacher_that_is_not_trained_is_named(capsys):
-    assert keep.main(["smoke"]) == 2
+    assert main(["keep", "smoke"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(
         "error: teacher resnet14 of smoke is not trained here; run ./run_all.sh smoke first"

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from pursuhint_lib import paths
 from pursuhint_lib.files import unsealed
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import SettingsError
@@ -30,7 +31,7 @@ It gains {at}.
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Notes of the smoke profile, and numbers of two steps."""
-    monkeypatch.setattr(notes, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(notes, "notes_file", lambda profile: tmp_path / "notes" / f"{profile}.md")
     file = notes.notes_file("smoke")
     file.parent.mkdir()
@@ -85,7 +86,7 @@ def test_what_is_not_published_cannot_be_named(written, old, new, message):
         return
     with pytest.raises(SettingsError, match=message):
         notes.filled("smoke", section)
-    assert notes.shown("smoke", section).startswith("**To be read again:** ")
+    assert notes.shown_note("smoke", section).startswith("**To be read again:** ")
 
 
 @pytest.mark.parametrize(("gain", "cell"), [(1.98, 0.5), (1.97, 0.51)], ids=["number", "table"])
@@ -94,11 +95,13 @@ def test_a_text_is_stale_until_it_is_stamped_and_again_when_a_result_changes(wri
         SettingsError, match=r"section 05_results of notes/smoke\.md was written for other numbers"
     ):
         notes.current("smoke", "05_results")
-    assert notes.shown("smoke", "05_results").startswith("**To be read again:** section 05_results of notes/")
-    assert notes.shown("smoke", "05_results").endswith("\n\nIt gains {at}.")
+    assert notes.shown_note("smoke", "05_results").startswith(
+        "**To be read again:** section 05_results of notes/"
+    )
+    assert notes.shown_note("smoke", "05_results").endswith("\n\nIt gains {at}.")
     notes.stamp("smoke", ["answer", "05_results"])
     assert written.read_text().count("<!-- written for ") == 2
-    assert notes.shown("smoke", "05_results") == "It gains +1.97 pp [1.06, 2.88]."
+    assert notes.shown_note("smoke", "05_results") == "It gains +1.97 pp [1.06, 2.88]."
     publish(1.97)
     assert notes.current("smoke", "answer")
     publish(gain, cell)
@@ -124,7 +127,7 @@ def test_stamping_changes_the_heads_that_are_named_and_nothing_else(written):
 
 def test_without_a_note_the_numbers_are_listed_and_where_a_note_would_stand(written):
     written.unlink()
-    shown = notes.shown("smoke", "05_results").splitlines()
+    shown = notes.shown_note("smoke", "05_results").splitlines()
     assert shown[:2] == ["- `{at}`: +1.97 pp [1.06, 2.88]", "- `{seeds}`: 5"]
     assert shown[-1] == (
         "*Nobody has written about these results yet. `notes/smoke.md` takes it, under `## 05_results`.*"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pursuhint_lib import records, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.models import load_checkpoint
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Pair
@@ -18,7 +19,6 @@ from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.grid.cells import OWN_PAIR, fork, results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices
 from pursuhint_lib.study.grid.profiles import load_profile
-from pursuhint_lib.study.publish import keep
 
 OTHER_CPU = "Another CPU"
 
@@ -33,7 +33,7 @@ def profile():
     record = training.train_teacher(settings)
     hint_choices(found, "resnet14", 3)
     run_cell(found, found.pairs[0], "kd")
-    assert keep.main(["smoke"]) == 0
+    assert main(["keep", "smoke"]) == 0
     StudyPaths("smoke").weights(record.name).unlink()
     history = {**record.history, "loss_ce": [loss + 1e-4 for loss in record.history["loss_ce"]]}
     records.save(
@@ -118,7 +118,7 @@ def test_the_teacher_of_the_example_is_kept_too(tmp_path, capsys):
     mine = load_profile(str(file))
     for network in ("resnet14", "resnet20"):
         training.train_teacher(mine.teacher_settings(network))
-    assert keep.main([str(file)]) == 0
+    assert main(["keep", str(file)]) == 0
     assert sorted(
         path.name.split("_")[1] for path in StudyPaths("mine").results.glob("teachers/*.safetensors")
     ) == ["resnet14", "resnet20"]

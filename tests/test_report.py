@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import statistics as plain
-from dataclasses import replace
 from itertools import chain
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -15,11 +14,10 @@ from report_study import ARMS, NASTY, PAIR, PATHS, Element, make_study, page, ro
 from pursuhint_lib.files import sealed, unsealed
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.statistics import CLAIMS
-from pursuhint_lib.study import __main__ as command_line
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.grid.cells import results_frame
 from pursuhint_lib.study.publish import page as page_module
-from pursuhint_lib.study.publish.report import write_report
+from pursuhint_lib.study.publish.report import conclude, write_report
 from pursuhint_lib.study.publish.verify import write_sums
 
 
@@ -303,15 +301,10 @@ def test_checksums_leave_the_report_out():
         sums.unlink()
 
 
-def test_a_run_ends_with_the_path_of_the_report(monkeypatch, capsys):
+def test_a_run_ends_with_the_path_of_the_report(capsys):
     profile = small_profile()
-    monkeypatch.setattr(
-        command_line, "make_plan", lambda *given: [replace(step, done=True) for step in make_plan(*given)]
-    )
     PATHS.report.unlink()
-    options = command_line._parser().parse_args(["smoke"])
-    options.engine = []
-    assert command_line._study(profile, "smoke", "no run", options) == 0
+    conclude(profile, make_plan(profile, "smoke"), 1.0)
     assert capsys.readouterr().out.splitlines()[-1].endswith(str(PATHS.report))
     assert PATHS.report.is_file()
     (PATHS.results / "SHA256SUMS").unlink()

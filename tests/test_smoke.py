@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pursuhint_lib.cli import main
 from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.study.publish import verify
@@ -243,7 +244,7 @@ EDITS = {
 def test_an_edited_number_is_named_by_its_checksum(copied, kind, capsys):
     pattern, before = EDITS[kind]
     name = digit_changed(sorted((copied / kind).glob(pattern))[0], before)
-    assert verify.main([str(copied)]) == 1
+    assert main(["verify", str(copied)]) == 1
     assert capsys.readouterr().err == f"error: {name} has changed\n"
 
 
@@ -258,7 +259,7 @@ def test_what_the_records_do_not_give_is_named_whatever_the_checksums_say(copied
     monkeypatch.setattr(
         verify, "make_plan", lambda *profile: [step for step in plan(*profile) if step.name == "05_results"]
     )
-    assert verify.main([str(copied)]) == 1
+    assert main(["verify", str(copied)]) == 1
     found = [
         line
         for line in capsys.readouterr().err.splitlines()
@@ -271,7 +272,7 @@ def test_what_the_records_do_not_give_is_named_whatever_the_checksums_say(copied
 def test_results_are_what_their_records_give_bit_for_bit(finished, copied):
     def command() -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "pursuhint_lib.records", "verify", str(copied)],
+            [sys.executable, "-m", "pursuhint_lib", "verify", str(copied)],
             capture_output=True,
             text=True,
             timeout=600,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from pursuhint_lib.cli import main
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.models.strides import avoid_corruption
 from pursuhint_lib.paths import ROOT
-from pursuhint_lib.study.__main__ import main
 
 # Those of the study that have such a convolution with few channels.
 NARROW = "resnet8x0.25,resnet8x0.5"
@@ -109,7 +109,7 @@ def test_a_wrong_convolution_ends_the_check(tmp_path):
         "pairs: [{teacher: 'hidden:Hidden', student: 'hidden:Hidden'}]\n"
         "methods: [ce, kd, at]\narms: [none, stage-ends]\nseeds: [0]\nprofile_images: 100\n"
     )
-    command = [sys.executable, "-m", "pursuhint_lib.study", str(tmp_path / "mine.yaml"), "--check"]
+    command = [sys.executable, "-m", "pursuhint_lib", "run", str(tmp_path / "mine.yaml"), "--check"]
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -117,4 +117,4 @@ def test_a_wrong_convolution_ends_the_check(tmp_path):
 
 
 def test_the_smoke_profile_passes_the_check():
-    assert main(["smoke", "--check"]) == 0
+    assert main(["run", "smoke", "--check"]) == 0

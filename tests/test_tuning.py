@@ -67,7 +67,7 @@ def one(trained) -> Profile:
     return checked(replace(trained, tuning=replace(TUNING, methods={"at": (10.0, 100.0)}, seeds=(100,))))
 
 
-def stored(profile: Profile) -> pd.DataFrame:
+def on_record(profile: Profile) -> pd.DataFrame:
     """The search for the weight of AT, as it is on record."""
     *searches, _ = tuning_cells(profile, profile.pairs[0].name, "at")
     return pd.DataFrame([row for search in searches for row in search.rows()])
@@ -188,7 +188,7 @@ def test_all_weights_and_sets_learn_the_students_images_side_by_side(trained, mo
             row.accuracy,
             row.gradient_ratio,
         )
-    pd.testing.assert_frame_equal(stored(trained), frame)
+    pd.testing.assert_frame_equal(on_record(trained), frame)
     # ρ grows with the weight: at the same first steps it is proportional to it.
     means = frame.groupby("weight")["gradient_ratio"].mean()
     assert means.is_monotonic_increasing

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from pursuhint_lib import training
+from pursuhint_lib.cli import main
 from pursuhint_lib.distillers import DISTILLERS, Distiller
 from pursuhint_lib.distillers.maps import PerPoint
 from pursuhint_lib.models import MODELS, build_model, parameter_count
 from pursuhint_lib.settings import Data, Pair, SettingsError
-from pursuhint_lib.study import __main__ as command_line
+from pursuhint_lib.study.engine import run
 from pursuhint_lib.study.engine.check import NOTE, OK, WRONG
 from pursuhint_lib.study.engine.validate import points_table, validate
 from pursuhint_lib.study.grid.profiles import checked, load_profile
@@ -111,13 +112,13 @@ def test_a_teacher_without_a_plain_classifier_is_refused_for_simkd_before_any_tr
         "classifier of crooked, which must then be linear in the mean of the last sub-block (1), and is not"
         in wrong.detail
     )
-    monkeypatch.setattr(command_line, "load_profile", lambda _: bad)
+    monkeypatch.setattr(run, "load_profile", lambda _: bad)
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
-    assert command_line.main(["smoke"]) == 2
+    assert main(["run", "smoke"]) == 2
     assert capsys.readouterr().err.startswith(
         "error: pair crooked → crooked, simkd: simkd gives a student the classifier"
     )
-    assert command_line.main(["smoke", "--check"]) == 2
+    assert main(["run", "smoke", "--check"]) == 2
     assert "✗ pair crooked → crooked, simkd" in capsys.readouterr().out
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from pursuhint_lib import records, training
+from pursuhint_lib.cli import main
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, SettingsError, TeacherSettings
-from pursuhint_lib.study.publish.verify import changed_files, differing_files, main, sums_file, write_sums
+from pursuhint_lib.study.publish.verify import changed_files, differing_files, sums_file, write_sums
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
 FILES = (
@@ -50,7 +51,7 @@ def test_checksums_are_those_of_sha256sum_sorted_and_complete(folder):
 @pytest.mark.parametrize("name", FILES)
 def test_one_edited_digit_ends_with_1_and_the_name_of_the_file(folder, name, capsys):
     (folder / name).write_text((folder / name).read_text().replace("91.25", "91.35"))
-    assert main([str(folder)]) == 1
+    assert main(["verify", str(folder)]) == 1
     captured = capsys.readouterr()
     assert captured.err == f"error: {name} has changed\n"
     assert captured.out == ""
@@ -75,15 +76,10 @@ def test_what_is_no_results_folder_of_a_known_profile_ends_with_2_and_one_line(
     folder, tmp_path, name, profile, capsys
 ):
     (tmp_path / "results" / "other" / "records").mkdir(parents=True)
-    assert main([str(tmp_path / name), *profile]) == 2
+    assert main(["verify", str(tmp_path / name), *profile]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert message.count("\n") == 1
-
-
-def test_the_command_says_how_it_is_used(capsys):
-    assert records.main(["check", "results/quick"]) == 2
-    assert "records verify results/PROFILE" in capsys.readouterr().err
 
 
 # ---- comparing

@@ -24,4 +24,4 @@ gpus=${7:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')}
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$here/accelerate.yaml" \
     --num_machines "$machines" --machine_rank "$number" --num_processes "$((machines * gpus))" \
     --main_process_ip "$address" --main_process_port "${MASTER_PORT:-29500}" \
-    -m pursuhint_lib.study.engine.worker "$profile" "$pair" "$method"
+    -m pursuhint_lib train "$profile" "$pair" "$method"

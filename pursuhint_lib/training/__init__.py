@@ -5,8 +5,8 @@ teacher once, and then through every student. Arms see the same initial weights,
 augmentation, so they differ in the teacher's hint points only.
 """
 
+from ..faults import Stopped
 from .fitting import check_shares
-from .interruptions import Stopped
 from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
 from .runs import (
     distill,

@@ -8,11 +8,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..data import Splits
+from ..faults import Stopped
 from ..progress import Progress
 from ..settings import Schedule, SettingsError
 from .checkpoints import Position, resume, save_state
 from .determinism import bitwise
-from .interruptions import Interruptions, Stopped
+from .interruptions import Interruptions
 from .loop import cores, run_epoch
 from .metrics import Metrics
 from .normalisation import average_statistics

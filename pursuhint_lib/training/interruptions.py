@@ -19,10 +19,6 @@ SAVING_SHARE = 0.05
 STEPS_TOGETHER = 10
 
 
-class Stopped(Exception):
-    """A training that was asked to end before its end; its state is saved."""
-
-
 class Interruptions:
     """Says when to pause, in all processes of a training at the same step. A context, in which SIGTERM is a
     request to end.

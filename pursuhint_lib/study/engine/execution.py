@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 import psutil
+import torch
 
 from ...paths import SNAKEFILE, StudyPaths, gpu_lock
 from ...settings import SettingsError
@@ -282,7 +283,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def run_in_slot(command: Sequence[str], gpus: int) -> int:
+def run_in_slot(command: Sequence[str]) -> int:
     """Run a command with a GPU for itself: wait for a free one and hide the others.
 
     **Returns:** the command's exit status.
@@ -291,7 +292,7 @@ def run_in_slot(command: Sequence[str], gpus: int) -> int:
     """
     if not command:
         raise SettingsError("slot -- is followed by no command; give the one that needs a GPU")
-    if gpus < 1:
+    if not (gpus := torch.cuda.device_count()):
         raise SettingsError("slot waits for a GPU, and this machine has none; run the command without it")
     while True:
         for index in range(gpus):

@@ -78,7 +78,7 @@ def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -
     files = [metrics_file(cell.settings) for cell in grid_cells(profile, pair, method)]
     log = StudyPaths(profile.name).step_log(step_name("processes", pair.name, method))
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = launch_command(["pursuhint_lib.study.engine.worker", source, pair.name, method], processes)
+    command = launch_command(["pursuhint_lib", "train", source, pair.name, method], processes)
     known = {file: _rows(file) for file in files}
     with (
         log.open("w") as output,

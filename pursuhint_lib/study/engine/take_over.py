@@ -1,11 +1,10 @@
-"""Last command of every step: ``python -m pursuhint_lib.study.engine.take_over PROFILE STEP KEY``.
+"""Last command of every step, ``take-over``.
 
 Takes the executed notebook over into results/, without what changes from run to run, and writes the
 stamp. Runs after each notebook, so it imports next to nothing.
 """
 
 import json
-import sys
 from pathlib import Path
 
 from ...files import replacing, write_json
@@ -76,7 +75,3 @@ def _joined(outputs: list[dict]) -> list[dict]:
             output = {**output, "text": text.splitlines(keepends=True)}
         joined.append(output)
     return joined
-
-
-if __name__ == "__main__":
-    finish_step(*sys.argv[1:])

@@ -31,7 +31,8 @@ def speed_cells(profile: Profile) -> Iterator[Cell]:
     one arm with them.
     """
     pair = profile.pairs[0]
-    hinted = "stage-ends" if "stage-ends" in profile.arms else next(a for a in profile.arms if a != "none")
+    arms = [arm for arm in profile.arms if arm != "none"]
+    hinted = "stage-ends" if "stage-ends" in arms else next(iter(arms), None)
     for method in [method for method in profile.methods if has_arms(method)][:METHODS]:
         for seed in range(profile.shortcut_seeds):
             for way, (precision, alone) in WAYS.items():

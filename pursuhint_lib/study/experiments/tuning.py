@@ -212,3 +212,25 @@ def _choice(profile: Profile, pair: Pair, method: str, frame: pd.DataFrame) -> d
         "curve": curve.where(curve.notna(), None).to_dict("records"),
         "settings": tuning_conditions(profile, pair, method),
     }
+
+
+def tune_all(profile: Profile, pair: str | None, methods: Sequence[str]) -> None:
+    """Tune a profile's weights, of one pair or of all, by some methods or by all, and print what was found.
+
+    **Raises:** ``SettingsError`` where none of it is tuned.
+    """
+    wanted = [
+        (tuned, method)
+        for tuned, method in profile.tuned
+        if pair in (None, tuned.name) and (not methods or method in methods)
+    ]
+    if not wanted:
+        there = ", ".join(f"{tuned.name} {method}" for tuned, method in profile.tuned)
+        raise SettingsError(
+            f"nothing to tune; profile {profile.name} tunes {there or 'no weights: give it a section tuning'}"
+        )
+    for tuned, method in wanted:
+        frame = tune(profile, tuned, method)
+        print(f"{tuned.name}, {method}: weight {hint_weight(profile, tuned, method):g}")
+        means = frame.groupby(["weight", "arm"])[["accuracy", "gradient_ratio"]].mean().unstack()
+        print(f"{means.to_string(float_format='{:.3g}'.format)}\n", flush=True)

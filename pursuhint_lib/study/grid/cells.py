@@ -221,7 +221,8 @@ def run_cell(profile: Profile, pair: Pair, method: str) -> dict[str, list[Record
     """
     found: dict[str, list[Record]] = {}
     for cell in grid_cells(profile, pair, method):
-        for (arm, _), record in zip(cell.runs or (), cell.train(), strict=True):
+        trained = cell.train()
+        for (arm, _), record in zip(cell.runs, trained, strict=True):
             found.setdefault(arm, []).append(record)
     return found
 

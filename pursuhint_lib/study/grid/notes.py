@@ -2,7 +2,7 @@
 
 The file has a section for a step, under ``## <step>``, and one for the README and the report, under
 ``## answer``. Numbers are not written but named: ``{at}`` is the number of that name which the step has
-published, and ``{05_results:at}`` is one of another step, in the answer only. The line below the head holds a
+published, and ``{<step>:at}`` is that of another step, in the answer only. The line below the head holds a
 checksum of all numbers and tables that the text was written for; where they have changed, the text is to be
 read again.
 """
@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 from ...files import replacing
-from ...paths import ROOT, StudyPaths, notes_file
+from ...paths import StudyPaths, notes_file, shown
 from ...settings import SettingsError, choose
 from .stored import naming_damage, read_json
 
@@ -76,7 +76,7 @@ def current(profile: str, section: str) -> str:
     text = filled(profile, section)
     if read_notes(profile)[section][0] != checksum(profile, section):
         raise SettingsError(
-            f"section {section} of {notes_file(profile).relative_to(ROOT)} was written for other numbers or "
+            f"section {section} of {shown(notes_file(profile))} was written for other numbers or "
             "tables; read it again beside those that are there now, mend it, and stamp it"
         )
     return text
@@ -101,7 +101,7 @@ def stamp(profile: str, sections: Sequence[str]) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def shown(profile: str, section: str) -> str:
+def shown_note(profile: str, section: str) -> str:
     """A section as a notebook or the report shows it, in Markdown.
 
     Where its numbers have changed it is marked, and keeps their names in their places; where there is no such
@@ -111,7 +111,7 @@ def shown(profile: str, section: str) -> str:
     if section not in notes:
         numbers = [item for item in numbers_of(profile, section).items() if " " not in item[0]]
         lines = [f"- `{{{name}}}`: {entry['text']}" for name, entry in numbers]
-        place = notes_file(profile).relative_to(ROOT)
+        place = shown(notes_file(profile))
         empty = f"*Nobody has written about these results yet. `{place}` takes it, under `## {section}`.*"
         return "\n".join([*lines, "", empty])
     try:

@@ -84,6 +84,12 @@ def profile_path(profile: str) -> Path:
     return CONFIG / f"{profile}.yaml"
 
 
+def whole_source(profile: str) -> str:
+    """What names a profile in every folder, for notebooks run in their own: a name, or a file's full path."""
+    named = not profile.endswith((".yaml", ".yml"))
+    return profile if named else str(profile_path(profile).resolve())
+
+
 def load_profile(profile: str) -> Profile:
     """Read and check a profile.
 

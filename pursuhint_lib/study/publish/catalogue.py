@@ -82,7 +82,7 @@ def catalogue() -> str:
     """Both tables as Markdown."""
     return f"""# Methods and networks
 
-Made from the registries by `python -m pursuhint_lib.study.publish.catalogue`.
+Made from the registries by `python -m pursuhint_lib docs`.
 A test compares this page with them.
 
 ## Methods
@@ -106,7 +106,3 @@ Parameters at 100 classes; sub-blocks are the candidate hint layers on 32×32 im
 
 {networks_table().to_markdown(index=False, intfmt=",")}
 """
-
-
-if __name__ == "__main__":
-    print(catalogue(), end="")

@@ -1,13 +1,10 @@
-"""Take a student out of the study: ``python -m pursuhint_lib.study.publish.export PROFILE`` writes it as
-weights, graph and ONNX file, and checks them.
+"""Take a student out of the study: ``python -m pursuhint_lib export PROFILE`` writes it as weights, graph and
+ONNX file, and checks them.
 
 It lives here and not beside ``pursuhint_lib.export``, because choosing a student needs a profile and its
 records.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,32 +13,21 @@ import pandas as pd
 from ...export import CARD
 from ...paths import StudyPaths
 from ...settings import Profile, SettingsError, choose
-from ..engine.worker import fault
 from ..experiments.exports import TEACHER, Chosen, chosen_networks, export_network, form_frame, latency_frame
 from ..grid.cells import results_frame
-from ..grid.profiles import load_profile
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Export one student; what cannot be used ends with one line and exit status 2."""
-    options = _parser().parse_args(arguments)
-    try:
-        profile = load_profile(options.profile)
-        chosen = choose_student(profile, options.pair, options.method, options.arm, options.seed)
-        folder = options.to or StudyPaths(profile.name).exported(chosen.name)
-        measured, _ = export_network(profile, chosen, folder)
-    except (SettingsError, OSError) as error:
-        print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
-        return 2
+def export_student(profile: Profile, wanted: dict, folder: Path | None) -> None:
+    """Export one student and print what was measured.
+
+    **Arguments:** ``wanted``: pair, method, arm and seed, each ``None`` where it is not named; ``folder`` to
+    write to.
+    """
+    chosen = choose_student(profile, **wanted)
+    folder = folder or StudyPaths(profile.name).exported(chosen.name)
+    measured, _ = export_network(profile, chosen, folder)
     found = [(chosen, measured)]
-    about = ", ".join(
-        f"{key} {value}"
-        for key, value in (
-            ("method", chosen.row["method"]),
-            ("arm", chosen.row["arm"]),
-            ("seed", chosen.run.seed),
-        )
-    )
+    about = f"method {chosen.row['method']}, arm {chosen.row['arm']}, seed {chosen.run.seed}"
     print(f"{chosen.row['network']}, {about}. {chosen.why}")
     print(
         f"{measured.parameters:,} parameters, {measured.flops:,} FLOPs per image; test accuracy before "
@@ -50,31 +36,6 @@ def main(arguments: Sequence[str]) -> int:
     for table in (form_frame(found), latency_frame(found)):
         print(f"{table.drop(columns=['network', 'role']).to_string(index=False)}\n")
     print(f"Written to {folder}; {CARD} there says how it was made and how to load it.")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    about = (
-        "Write a trained student as safetensors, torch.export program and ONNX file, with a model card; "
-        "each is loaded anew and compared."
-    )
-    parser = argparse.ArgumentParser(prog="python -m pursuhint_lib.study.publish.export", description=about)
-    parser.add_argument("profile", help="a name in config/ or a YAML file of your own")
-    parser.add_argument("--pair", help="teacher-student (default: the first of the profile)")
-    parser.add_argument(
-        "--method", help="its method (default: that of the best student, by mean test accuracy)"
-    )
-    parser.add_argument(
-        "--arm", help="its way to choose the teacher's layers (default: that of the best student)"
-    )
-    parser.add_argument("--seed", type=int, help="its seed (default: that with the median test accuracy)")
-    parser.add_argument(
-        "--to",
-        type=Path,
-        metavar="DIR",
-        help="folder to write to (default: work/PROFILE/exports/<name of the record>)",
-    )
-    return parser
 
 
 def choose_student(
@@ -112,7 +73,3 @@ def _with_seed(profile: Profile, frame: pd.DataFrame, seed: int | None) -> Chose
     same = frame[(frame["arm"] == chosen.row["arm"]) & (frame["status"] == "ok")]
     choose("seed", str(chosen.run.seed), map(str, sorted(set(same["seed"]))))
     return chosen
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

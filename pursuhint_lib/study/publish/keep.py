@@ -1,14 +1,11 @@
-"""Keep the weights of a profile's trained teachers among its results: ``python -m
-pursuhint_lib.study.publish.keep PROFILE``.
+"""Keep the weights of a profile's trained teachers among its results: ``python -m pursuhint_lib
+keep PROFILE``.
 
 Students of other machines, and of forks, then learn from the same teachers, and nobody trains these again.
 Convolutions and classifier are kept in bf16, half as large, unless the teacher answers otherwise then, which
 is measured.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +17,6 @@ from ...paths import StudyPaths
 from ...settings import Profile, SettingsError
 from ...teachers import TOLERANCE
 from ...training import evaluate, load_teacher, teacher_weights, write_manifest_entry
-from ..engine.worker import fault
-from ..grid.profiles import load_profile
 from .verify import sums_file, write_sums
 
 
@@ -61,31 +56,12 @@ def keep_teacher(profile: Profile, network: str) -> tuple[Path, float, float]:
     return path, known, accuracy
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Keep the teachers of all pairs, and of notebook 06; what cannot be used ends with one line and exit
-    status 2.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m pursuhint_lib.study.publish.keep",
-        description="Keep the weights of trained teachers among the results.",
-    )
-    parser.add_argument("profile", help="a name in config/ or a YAML file of your own")
-    try:
-        profile = load_profile(parser.parse_args(arguments).profile)
-        for network in dict.fromkeys(pair.teacher for pair in profile.all_pairs):
-            path, before, after = keep_teacher(profile, network)
-            print(
-                f"{path}: {path.stat().st_size / 2**20:.2f} MiB; test accuracy {after:.2f} %, on record "
-                f"{before:.2f} %"
-            )
-        results = StudyPaths(profile.name).results
-        if sums_file(results).is_file():
-            write_sums(results)
-    except (SettingsError, OSError) as error:
-        print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def keep_teachers(profile: Profile) -> None:
+    """Keep the teachers of all pairs, and of notebook 06, and say how large and how good each is."""
+    for network in dict.fromkeys(pair.teacher for pair in profile.all_pairs):
+        path, before, after = keep_teacher(profile, network)
+        size = f"{path.stat().st_size / 2**20:.2f} MiB"
+        print(f"{path}: {size}; test accuracy {after:.2f} %, on record {before:.2f} %")
+    results = StudyPaths(profile.name).results
+    if sums_file(results).is_file():
+        write_sums(results)

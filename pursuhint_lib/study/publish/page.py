@@ -21,7 +21,7 @@ from ...paths import TEMPLATES, VECTOR, StudyPaths, step_name
 from ...plots.saving import png, svg
 from ...settings import Profile
 from ...statistics import arms_of
-from ..grid.notes import NUMBER_NAME, shown
+from ..grid.notes import NUMBER_NAME, shown_note
 
 # Dots per inch of a PNG file, and of a figure inside a notebook.
 FILE_DPI = 140
@@ -120,7 +120,7 @@ class Page:
 
     def note(self) -> None:
         """Show what a person has written about this step, with its numbers filled in."""
-        display(Markdown(shown(self.profile.name, self.step)))
+        display(Markdown(shown_note(self.profile.name, self.step)))
 
     def _number(self, name: str, entry: dict | str) -> None:
         self._numbers[name] = entry

@@ -1,5 +1,5 @@
 """The parts of README.md and docs/ that follow from profiles, notebooks and results: ``python -m
-pursuhint_lib.study.publish.readme`` writes them anew.
+pursuhint_lib docs`` writes them anew.
 
 Such a part stands between two comments, ``<!-- answer -->`` and ``<!-- end of answer -->``; its name is one
 of ``BLOCKS``.
@@ -7,7 +7,6 @@ of ``BLOCKS``.
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,12 +20,14 @@ from ..engine.execution import duration
 from ..experiments.speed_check import APART
 from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
+from .catalogue import catalogue
 from .verify import sums_file
 
 # The profile whose results are the answer: the first that has any.
 ANSWERS = ("cifar100", "cifar100-lite", "quick")
 # Profiles that try the code and show nothing of the claim; git ignores their results.
 TRIALS = ("imagenet-sample", "smoke")
+CATALOGUE = ROOT / "docs" / "catalogue.md"
 CLAIMS = "05_results-claims"
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end of \2 -->)", flags=re.S)
 _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
@@ -130,22 +131,25 @@ def pages() -> list[Path]:
     ]
 
 
-def main() -> int:
-    """Write the blocks of all pages anew, and say which pages have changed. What cannot be written ends with
-    one line and exit status 2.
+def write_pages() -> None:
+    """Write the blocks of all pages anew, and the catalogue, and say which pages have changed.
+
+    **Raises:** ``SettingsError`` naming the page with a block that cannot be written.
     """
     for page in pages():
-        before = page.read_text(encoding="utf-8")
         try:
-            after = filled(before)
+            _write(page, filled(page.read_text(encoding="utf-8")))
         except SettingsError as error:
-            print(f"error: {page.relative_to(ROOT)}: {error}", file=sys.stderr)
-            return 2
-        if after != before:
-            with replacing(page) as draft:
-                draft.write_text(after, encoding="utf-8")
-        print(f"{page.relative_to(ROOT)}: {'written anew' if after != before else 'as it should be'}")
-    return 0
+            raise SettingsError(f"{page.relative_to(ROOT)}: {error}") from None
+    _write(CATALOGUE, catalogue())
+
+
+def _write(page: Path, text: str) -> None:
+    changed = page.read_text(encoding="utf-8") != text
+    if changed:
+        with replacing(page) as draft:
+            draft.write_text(text, encoding="utf-8")
+    print(f"{page.relative_to(ROOT)}: {'written anew' if changed else 'as it should be'}")
 
 
 def _profiles() -> dict[str, Profile]:
@@ -205,7 +209,3 @@ def heading(notebook: Path) -> tuple[str, str]:
     title = text.partition("\n")[0].removeprefix("# ")
     asked = re.search(r"\*\*Question\.\*\*\s+((?:[^\n]|\n(?!\n))*\?)", text)
     return title, title if title.endswith("?") or asked is None else " ".join(asked[1].split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

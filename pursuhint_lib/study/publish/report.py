@@ -16,16 +16,18 @@ from markupsafe import Markup
 from ... import records
 from ...distillers import distiller
 from ...files import replacing
-from ...paths import NOTEBOOKS, StudyPaths
+from ...paths import NOTEBOOKS, VECTOR, StudyPaths, shown
 from ...plots.style import SAFE
 from ...settings import Profile, SettingsError
+from ..engine.execution import duration
 from ..engine.plan import Step
 from ..grid.cells import results_frame
-from ..grid.notes import ANSWER, read_notes, shown
+from ..grid.notes import ANSWER, read_notes, shown_note
 from ..grid.stored import read_json
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
 from .page import environment
 from .readme import heading
+from .verify import write_sums
 
 # What stands in the summary, and in no other part.
 CLAIMS = ("table-05_results-claims", "picture-05_results-claims")
@@ -157,7 +159,7 @@ def _note(profile: Profile, section: str) -> str:
     """What a person has written, as a part of the page; empty where nobody has."""
     if section not in read_notes(profile.name):
         return ""
-    return Markup(mistune.create_markdown()(shown(profile.name, section)))
+    return Markup(mistune.create_markdown()(shown_note(profile.name, section)))
 
 
 def _summary(profile: Profile, frame: pd.DataFrame) -> str:
@@ -205,3 +207,30 @@ def _accuracies(profile: Profile) -> dict[str, tuple[str, str]]:
         text = record.status if accuracy is None else f"{accuracy:.2f}"
         found[record.name.rpartition("_")[2]] = (record.name, text)
     return found
+
+
+def conclude(profile: Profile, steps: list[Step], seconds: float) -> None:
+    """What is done once all steps are: checksums, a summary in print, and the report.
+
+    **Arguments:** ``seconds`` that the steps took.
+
+    **Raises:** ``SettingsError`` naming a file of the results that is damaged.
+    """
+    paths = StudyPaths(profile.name)
+    if not paths.sums.is_file():
+        write_sums(paths.results)
+    print(f"\nAll {len(steps)} steps are done ({duration(seconds)}): {shown(paths.results)}")
+    for folder, ending in ((paths.figures, VECTOR), (paths.tables, ".csv"), (paths.notebooks, ".ipynb")):
+        print(f"  {folder.name}: {sum(1 for _ in folder.glob(f'*{ending}'))}")
+    claims = paths.tables / "05_results-claims.csv"
+    if claims.is_file():
+        print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
+        try:
+            for row in pd.read_csv(claims)[["verdict", "claim", "mean", "low", "high", "n"]].itertuples():
+                interval = f"{row.mean:+.2f} pp [{row.low:+.2f}, {row.high:+.2f}]"
+                print(f"  {row.verdict:15s} {row.claim}: {interval}, {row.n} seeds")
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{shown(claims)} cannot be read ({error}); delete it, and the same command draws it again"
+            ) from None
+    print(f"\nReport, one page with all of it: {shown(write_report(profile, steps))}")

@@ -1,4 +1,4 @@
-"""Are these results what their records say? ``python -m pursuhint_lib.records verify results/PROFILE`` asks
+"""Are these results what their records say? ``python -m pursuhint_lib verify results/PROFILE`` asks
 here.
 
 First the checksums of a results folder, which the run that made it has written; then every notebook is
@@ -6,7 +6,6 @@ executed again in a scratch folder that holds nothing but the records and the hi
 compared with what is in the folder.
 """
 
-import argparse
 import base64
 import contextlib
 import io
@@ -28,7 +27,7 @@ from ...training.runs import RECORDS_ONLY
 from ..engine.estimate import NOTEBOOK_SECONDS, Estimate
 from ..engine.execution import execute, failed_steps, owned
 from ..engine.plan import Step, make_plan, write_plan
-from ..grid.profiles import load_profile, profile_path
+from ..grid.profiles import load_profile, whole_source
 
 # What the notebooks publish; the hints are among it, since the points are chosen anew from the similarities.
 DRAWN = ("figures", "tables", "fragments", "numbers", "notebooks", "hints")
@@ -221,38 +220,22 @@ def verify(folder: Path, profile: Profile, source: str) -> tuple[list[str], str]
     return [], f"all {len(files)} files have their checksums; {summary}" if summed else summary
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Verify a results folder: 0 if it is what its records give, 1 if not, naming every file, 2 if it is
-    none.
+def verify_folder(folder: Path, source: str | None) -> int:
+    """Verify a results folder and name every file that is not what the records give.
+
+    **Arguments:** ``source``: its profile, a name in config/ or a YAML file; that of the folder's name when
+    not given.
+
+    **Returns:** 0 if all is as it should be, 1 if not.
+
+    **Raises:** ``SettingsError`` where it is no results folder.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m pursuhint_lib.records verify", description="Draw a results folder again and compare."
-    )
-    parser.add_argument("folder", type=Path, help="results/<profile>")
-    parser.add_argument(
-        "profile",
-        nargs="?",
-        help="its profile: a name in config/ or a YAML file (default: the folder's name)",
-    )
-    options = parser.parse_args(arguments)
-    folder = options.folder.resolve()
-    source = options.profile or folder.name
-    try:
-        if not (folder / "records").is_dir():
-            raise SettingsError(f"{options.folder} is no results folder: it has no records")
-        profile = load_profile(source)
-        # Notebooks run in their own folder, so a file is named by its full path.
-        source = str(profile_path(source).resolve()) if source.endswith((".yaml", ".yml")) else source
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    wrong, summary = verify(folder, profile, source)
+    source = source or folder.resolve().name
+    if not (folder / "records").is_dir():
+        raise SettingsError(f"{folder} is no results folder: it has no records")
+    wrong, summary = verify(folder.resolve(), load_profile(source), whole_source(source))
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if not wrong:
-        print(f"{options.folder}: {summary}.")
+        print(f"{folder}: {summary}.")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

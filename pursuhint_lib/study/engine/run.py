@@ -1,100 +1,40 @@
-"""Command line behind run_all.sh: ``python -m pursuhint_lib.study [PROFILE] …``, and ``slot -- COMMAND`` to
-wait for a GPU.
-"""
+"""One run of a profile: what it is told, its checks, and what it prints until the last step is over."""
 
 import argparse
-import contextlib
 import errno
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from .. import data
-from ..paths import ROOT, VECTOR, StudyPaths
-from ..settings import Profile, SettingsError
-from .engine.check import NOTE, OK, WRONG, Finding, check
-from .engine.estimate import Estimate, estimate, free_bytes
-from .engine.execution import duration, elsewhere, execute, failed_steps, owned, run_in_slot
-from .engine.plan import Step, make_plan, write_plan
-from .engine.validate import points_table, validate, weigh
-from .engine.worker import fault, full_disk
-from .grid.profiles import load_profile, profile_path
-from .publish.report import write_report
-from .publish.verify import sums_file, write_sums
+from ... import data
+from ...faults import full_disk
+from ...paths import StudyPaths, shown
+from ...settings import Profile, SettingsError
+from ..grid.profiles import load_profile, whole_source
+from .check import NOTE, OK, WRONG, Finding, check
+from .estimate import Estimate, estimate, free_bytes
+from .execution import duration, elsewhere, execute, failed_steps, owned
+from .plan import Step, make_plan, write_plan
+from .validate import points_table, validate, weigh
 
 # A disk with less free space than this is full: a log, a figure or a checkpoint may not fit.
 FULL_BYTES = 1 << 20
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command; a setting that cannot be used ends with one line and exit status 2."""
-    try:
-        if arguments[:2] == ["slot", "--"]:
-            return run_in_slot(arguments[2:], torch.cuda.device_count())
-        # By hand: argparse refuses what follows "--" where an option stands between the profile and it.
-        cut = arguments.index("--") if "--" in arguments else len(arguments)
-        return _run(_parser().parse_args(arguments[:cut], argparse.Namespace(engine=arguments[cut + 1 :])))
-    except (SettingsError, OSError) as error:
-        print(f"error: {fault(error) if isinstance(error, OSError) else error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
-        return 130
+def run(options: argparse.Namespace, publish: Callable[[Profile, list[Step], float], None]) -> int:
+    """Run a profile, or say what that would take.
 
+    **Arguments:** ``options`` of the command line; ``publish`` is called with the steps and the seconds that
+    they took, once all are done.
 
-def _parser() -> argparse.ArgumentParser:
-    about = (
-        "Run the study of one profile, or say what that would take. What follows -- is passed to "
-        "snakemake unchanged."
-    )
-    parser = argparse.ArgumentParser(prog="./run_all.sh", description=about)
-    parser.add_argument(
-        "profile",
-        nargs="?",
-        default="quick",
-        help="a name in config/ or a YAML file of your own (default: quick)",
-    )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print the steps, which are done, and the time and disk that the rest will take",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="look at data, teachers, device and disk; train nothing"
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="do everything again; the results that exist are set aside, not deleted",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder of the data sets, or an ImageNet tree (default: PURSUHINT_DATA, or data/)",
-    )
-    parser.add_argument(
-        "--max-minutes",
-        type=float,
-        metavar="M",
-        help="save what is in training after so long and end; the same command goes on",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="write TensorBoard's files beside the metrics (needs the package tensorboard)",
-    )
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
-    return parser
-
-
-def _run(options: argparse.Namespace) -> int:
+    **Returns:** the exit status.
+    """
     if options.cores < 1:
         raise SettingsError(f"--cores {options.cores} is not possible; give 1 to {os.cpu_count()}")
     _tell_processes(options)
@@ -103,12 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     profile = load_profile(options.profile)
     if options.check:
         return _print_check(profile)
-    # Notebooks run in their own folder, so a file is named by its full path.
-    source = (
-        str(profile_path(options.profile).resolve())
-        if options.profile.endswith((".yaml", ".yml"))
-        else options.profile
-    )
+    source = whole_source(options.profile)
     if options.plan:
         steps = make_plan(profile, source)
         _print_plan(
@@ -121,17 +56,23 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     _refuse_wrong([finding for finding in check(profile) if finding.what != "data"])
     with owned(profile.name) as run:
-        return _study(profile, source, run, options)
+        return _study(profile, source, run, options, publish)
 
 
 def _gpus(options: argparse.Namespace) -> int:
     """Jobs of a cluster get their GPU from its scheduler; only those that run here share the cards of this
     machine.
     """
-    return 0 if elsewhere(options.engine) else torch.cuda.device_count()
+    return 0 if elsewhere(options.rest) else torch.cuda.device_count()
 
 
-def _study(profile: Profile, source: str, run: str, options: argparse.Namespace) -> int:
+def _study(
+    profile: Profile,
+    source: str,
+    run: str,
+    options: argparse.Namespace,
+    publish: Callable[[Profile, list[Step], float], None],
+) -> int:
     """Do what is not done, while nobody else runs the profile."""
     if options.force:
         # Without images nothing could take the place of what is set aside.
@@ -144,24 +85,20 @@ def _study(profile: Profile, source: str, run: str, options: argparse.Namespace)
     expected = estimate(profile, steps, gpus or options.cores)
     _print_plan(profile, steps, expected, options.cores, whole=False)
     begun = time.monotonic()
-    results = StudyPaths(profile.name).results
     if not all(step.done for step in steps):
         # Until the run is over, what stands there is neither the old results nor the new.
-        sums_file(results).unlink(missing_ok=True)
+        StudyPaths(profile.name).sums.unlink(missing_ok=True)
         if any(step.trains and not step.done and step.runs[0] != step.runs[1] for step in steps):
             # Decoded, or downloaded, once and before any job: a missing data set is found here.
             data.load_splits(profile.data, torch.device("cpu"))
         plan = write_plan(profile, steps, options.cores, gpus)
-        status = execute(profile.name, run, plan, steps, expected, options.cores, gpus, options.engine)
+        status = execute(profile.name, run, plan, steps, expected, options.cores, gpus, options.rest)
         if status:
             return _print_failure(profile.name, steps, status)
         steps = make_plan(profile, source)
         if not all(step.done for step in steps):
             return _print_failure(profile.name, steps, 1)
-    if not sums_file(results).is_file():
-        write_sums(results)
-    _print_results(profile, steps, time.monotonic() - begun)
-    print(f"\nReport, one page with all of it: {_short(write_report(profile, steps))}")
+    publish(profile, steps, time.monotonic() - begun)
     return 0
 
 
@@ -250,7 +187,7 @@ def _set_aside(profile: str) -> None:
         aside.mkdir(parents=True, exist_ok=True)
         shutil.move(folder, aside / ("results" if folder == paths.results else folder.name))
     if moved:
-        print(f"Set aside what was there: {_short(aside)}")
+        print(f"Set aside what was there: {shown(aside)}")
 
 
 def _print_failure(profile: str, steps: list[Step], status: int) -> int:
@@ -258,7 +195,7 @@ def _print_failure(profile: str, steps: list[Step], status: int) -> int:
     failed = failed_steps(profile, steps) if status != 130 else []
     for name, reason in failed:
         print(
-            f"error: step {name} failed: {reason}\n       whole log: {_short(paths.step_log(name))}",
+            f"error: step {name} failed: {reason}\n       whole log: {shown(paths.step_log(name))}",
             file=sys.stderr,
         )
     # What fails for want of space may not even find the space to say so.
@@ -274,59 +211,7 @@ def _print_failure(profile: str, steps: list[Step], status: int) -> int:
         )
     print(
         "Not finished; what is done is kept, and the same command goes on from there. Engine's log: "
-        f"{_short(paths.engine_log)}",
+        f"{shown(paths.engine_log)}",
         file=sys.stderr,
     )
     return status
-
-
-def _print_results(profile: Profile, steps: list[Step], seconds: float) -> None:
-    paths = StudyPaths(profile.name)
-    print(f"\nAll {len(steps)} steps are done ({duration(seconds)}).")
-    for title, folder, ending in (
-        ("Figures", paths.figures, VECTOR),
-        ("Tables", paths.tables, ".csv"),
-        ("Notebooks", paths.notebooks, ".ipynb"),
-    ):
-        files = sorted(folder.glob(f"*{ending}"))
-        print(f"\n{title} ({len(files)}):")
-        for file in files:
-            print(f"  {_short(file)}")
-    measured = {step.name: peak for step in steps if (peak := _peak_memory(paths.usage(step.name)))}
-    if measured:
-        most = max(measured, key=measured.get)
-        print(
-            f"\nPeak memory: {measured[most] / 1024:.2f} GiB, of step {most} (all steps: "
-            f"{_short(paths.usage('').parent)})"
-        )
-    claims = paths.tables / "05_results-claims.csv"
-    if claims.is_file():
-        print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
-        try:
-            for row in pd.read_csv(claims)[["verdict", "claim", "mean", "low", "high", "n"]].itertuples():
-                print(
-                    f"  {row.verdict:15s} {row.claim}: {row.mean:+.2f} points [{row.low:+.2f}, "
-                    f"{row.high:+.2f}], {row.n} seeds"
-                )
-        except (ValueError, KeyError, TypeError) as error:
-            raise SettingsError(
-                f"{_short(claims)} cannot be read ({error}); delete it, and the same command draws it again"
-            ) from None
-
-
-def _peak_memory(usage: Path) -> float:
-    """MiB that a step took at most; 0 where another engine did it, or before it was measured, or where that
-    cannot be read.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return float(pd.to_numeric(pd.read_csv(usage, sep="\t")["max_rss"], errors="coerce").fillna(0).max())
-    return 0.0
-
-
-def _short(path) -> str:
-    """A path as seen from the checkout, where it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
