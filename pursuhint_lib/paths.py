@@ -77,6 +77,11 @@ def manifest_entry(weights: Path) -> Path:
     return weights.with_suffix(".json")
 
 
+def notes_file(profile: str) -> Path:
+    """File with what a person has written about the results of a profile."""
+    return CONFIG / "notes" / f"{profile}.md"
+
+
 def file_name(network: str) -> str:
     """A name as part of a file name (``torchvision/resnet18`` has a slash, an import path such as
     ``my_methods:mine`` a colon).
@@ -118,6 +123,9 @@ class StudyPaths:
     tables = _place(results_root, "tables")
     notebooks = _place(results_root, "notebooks")
     report = _place(results_root, "report.html")
+    # Of a step, by its name: the parts of a page that show what it published, and its numbers by name.
+    fragments = _place(results_root, "fragments/{}.json")
+    numbers = _place(results_root, "numbers/{}.json")
     sums = _place(results_root, "SHA256SUMS")
     hints = _place(results_root, "hints")
     similarity = _place(results_root, "hints/{}-similarity.json")

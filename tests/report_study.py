@@ -3,6 +3,7 @@ and test_report_browser.py use it.
 """
 
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,15 @@ from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.grid.cells import results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile
-from pursuhint_lib.study.publish.page import Page
+from pursuhint_lib.study.publish.page import Page, runs_behind
 from pursuhint_lib.study.publish.report import write_report
 
 PATHS = StudyPaths("smoke")
 PAIR = "resnet14-resnet8x0.25"
 # What a caption may hold that means something in a page, in an attribute or in an address.
 NASTY = "</script><script>alert(1)</script> \"double\" 'single' 100 % #1 & `code` {{ 7 * 7 }}"
+# Names of the numbers that are published, one for each claim.
+NAMES = ("alone", "none", "stage-ends", "random", "middles")
 ARMS = ("none", "stage-ends", "pursuhint-cka-linear", "segment-middles", "random-1", "random-2")
 
 
@@ -67,13 +70,18 @@ def publish(profile) -> None:
     effects = statistics.effects(
         statistics.differences(frame[frame["method"] == "at"], "random-"), ["method", "arm"]
     )
+    rows = frame[frame["method"] == "at"]
     page = Page(profile, "05_results")
-    page.table(
-        statistics.text_table(means.assign(method="AT"), "arm", "method"), f"accuracy-{PAIR}", "Accuracies."
-    )
-    page.table(effects, "differences-random", "Differences.")
-    page.table(claims.drop(columns="p"), "claims", f"The claims. {NASTY}")
-    page.figure(plots.claim_effects(claims, profile.margin), "claims", "The claims.")
+    accuracies = statistics.text_table(means.assign(method="AT"), "arm", "method")
+    page.table(accuracies, f"accuracy-{PAIR}", "Accuracies.", runs=runs_behind(rows, accuracies, ["arm"]))
+    behind = runs_behind(rows, effects, ["method", "arm"], "random-")
+    page.table(effects, "differences-random", "Differences.", runs=behind)
+    sides = [[*map(partial(statistics.arms_of, rows), (c.arms, c.reference))] for c in statistics.CLAIMS]
+    behind = [rows.loc[rows["arm"].isin([*ours, *theirs]), "record"] for ours, theirs in sides]
+    page.table(claims.drop(columns="p"), "claims", f"The claims. {NASTY}", runs=behind)
+    page.figure(plots.claim_effects(claims, profile.margin), "claims", "The claims.", f"alt: {NASTY}")
+    for row in claims.itertuples():
+        page.number(NAMES[row.Index], "{:+.2f} pp [{:.2f}, {:.2f}]", row.mean, row.low, row.high)
     page = Page(profile, "03_distillation", PAIR, "at")
     page.table(
         means.assign(tiny=1e-5, missing=["–", *means["arm"][1:]])[
@@ -81,6 +89,7 @@ def publish(profile) -> None:
         ],
         "accuracy",
         "Means.",
+        runs=runs_behind(rows, means, ["arm"]),
     )
     page = Page(profile, "02_hint_points", "resnet14", "3")
     for name in ("one", "two"):

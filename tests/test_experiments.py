@@ -32,7 +32,8 @@ from pursuhint_lib.study.publish.page import Page
 
 settings = load_profile(profile)
 frame = trained_frame(warmth_cells(settings, temperature))
-Page(settings, "11_warmth", temperature).table(frame[["method", "arm", "accuracy"]], "accuracy", "By seed.")
+page, table = Page(settings, "11_warmth", temperature), frame[["method", "arm", "accuracy"]]
+page.table(table, "accuracy", "By seed.", runs=frame["record"])
 """
 
 
@@ -84,7 +85,7 @@ def test_a_new_question_is_planned_priced_executed_counted_and_reported(warmth):
     assert "Is a softer teacher better?" in page
     ours = {row["record"] for cell in steps[-2].cells for row in cell.rows()}
     assert len(ours) == 2
-    assert all(f"records/{name}.json" in page for name in ours)
+    assert all(f"data-runs='{name.rpartition('_')[2]}'" in page and name in page for name in ours)
 
 
 def test_the_steps_of_the_others_stay_as_they_are(warmth, monkeypatch):

@@ -63,36 +63,62 @@
   // ---- the list of all runs: all, those of a pair, method or arm, or those behind a row of another table
 
   const KEYS = ["pair", "method", "arm"];
+  const HASH = 5;
   const filter = one("#run-filter");
 
-  function show(wanted, why) {
+  function show(wanted, why = "") {
     const rows = [...one("#runs").tBodies[0].rows];
-    let shown = 0;
-    for (const row of rows) {
-      const fits = KEYS.every((key, column) => !wanted[key] || wanted[key].includes(row.cells[column].textContent));
-      row.hidden = !fits;
-      shown += fits;
-    }
-    one("#run-count").textContent = `${shown} of ${rows.length} rows are shown${why ? `: those behind “${why}”` : ""}.`;
+    rows.forEach((row) => { row.hidden = !wanted([...row.cells].map((cell) => cell.textContent)); });
+    const shown = rows.filter((row) => !row.hidden);
+    const runs = new Set(shown.map((row) => row.cells[HASH].textContent)).size;
+    one("#run-count").textContent = `${runs} runs are shown, in ${shown.length} of ${rows.length} rows${why}.`;
   }
 
   if (filter) {
-    const chosen = () => Object.fromEntries(KEYS.filter((key) => filter.elements[key].value).map((key) => [key, [filter.elements[key].value]]));
     KEYS.forEach((key, column) => {
       const values = new Set([...one("#runs").tBodies[0].rows].map((row) => row.cells[column].textContent));
       filter.elements[key].append(new Option("all", ""), ...[...values].map((value) => new Option(value, value)));
     });
+    const chosen = (cells) => KEYS.every((key, column) => ["", cells[column]].includes(filter.elements[key].value));
     filter.hidden = false;
-    filter.addEventListener("change", () => show(chosen()));
-    filter.addEventListener("reset", () => show({}));
-    for (const link of all("a.shown")) {
-      link.addEventListener("click", () => {
-        const wanted = JSON.parse(link.dataset.shown);
-        KEYS.forEach((key) => { filter.elements[key].value = wanted[key].length === 1 ? wanted[key][0] : ""; });
-        show(wanted, link.dataset.row);
-      });
-    }
-    show({});
+    filter.addEventListener("change", () => show(chosen));
+    filter.addEventListener("reset", () => show(() => true));
+    show(() => true);
+  }
+
+  // ---- the records that a row was made from: links, or that part of the list of all runs
+
+  const MANY = 60;
+  const grid = new Set(all("#runs tbody tr").map((row) => row.cells[HASH].textContent));
+  const accuracies = JSON.parse(one("#accuracies").textContent);
+
+  function link(address, text, title) {
+    const made = document.createElement("a");
+    Object.assign(made, { href: address, textContent: text, title });
+    return made;
+  }
+
+  function listed(hashes, row) {
+    const made = link("#all-runs", "in the list of all runs", "Show these runs");
+    made.addEventListener("click", () => {
+      filter.querySelectorAll("select").forEach((select) => { select.value = ""; });
+      show((cells) => hashes.includes(cells[HASH]), `: those behind “${row}”`);
+    });
+    return made;
+  }
+
+  for (const records of all(".records")) {
+    const hashes = records.dataset.runs.split(" ");
+    records.addEventListener("toggle", () => {
+      const text = document.createElement("p");
+      const several = hashes.length > MANY ? [] : hashes.filter((hash) => hash in accuracies);
+      text.append(...several.flatMap((hash) => {
+        const [name, accuracy] = accuracies[hash];
+        return [link(`records/${encodeURIComponent(name)}.json`, accuracy, name), " "];
+      }));
+      if (hashes.some((hash) => grid.has(hash))) text.append(listed(hashes, records.closest("tr").cells[0].textContent));
+      records.append(text);
+    }, { once: true });
   }
 
   // ---- figures: large, in a window of their own

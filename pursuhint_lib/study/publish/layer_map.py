@@ -2,7 +2,8 @@
 them.
 """
 
-from itertools import count
+import json
+import re
 
 import numpy as np
 from bokeh.embed import json_item
@@ -159,22 +160,12 @@ def _renumbered(item: dict) -> dict:
     """The same drawing with the ids of its parts counted from 1: Bokeh goes on counting as long as the
     process lives.
     """
-    numbers = count(1)
     ids: dict[str, str] = {}
 
-    def walk(value):
-        if isinstance(value, dict):
-            return {
-                key: name(inner) if key in ("id", "root_id") else walk(inner) for key, inner in value.items()
-            }
-        return [walk(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    def name(old: re.Match) -> str:
+        return ids.setdefault(old[0], f'"part-{len(ids) + 1}"')
 
-    def name(old: str) -> str:
-        if old not in ids:
-            ids[old] = f"part-{next(numbers)}"
-        return ids[old]
-
-    return walk(item)
+    return json.loads(re.sub(r'"p\d{4,}"', name, json.dumps(item)))
 
 
 def bokeh_script() -> str:

@@ -13,15 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from ... import records
-from ...digits import settled
-from ...distillers import distiller
 from ...files import replacing
 from ...paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from ...settings import Profile, SettingsError, choose, read_profile
-from ...statistics import CLAIMS, LEVEL
 from ..engine.execution import duration
 from ..experiments.speed_check import APART
-from ..grid.cells import methods_of
+from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
 from .catalogue import catalogue
 from .verify import sums_file
@@ -31,54 +28,32 @@ ANSWERS = ("cifar100", "cifar100-lite", "quick")
 # Profiles that try the code and show nothing of the claim; git ignores their results.
 TRIALS = ("imagenet-sample", "smoke")
 CATALOGUE = ROOT / "docs" / "catalogue.md"
-TABLE = "05_results-claims"
-VERDICTS = ("reproduced", "not reproduced", "undecided")
-# What the paper says; the claims before it must hold before it means anything, and those after it are its
-# controls.
-PAPER = next(claim.text for claim in CLAIMS if claim.reference == "stage-ends")
+CLAIMS = "05_results-claims"
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end of \2 -->)", flags=re.S)
 _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
 
 
 def answer() -> str:
-    """Verdicts, table and figure of the claims, of the first profile of ``ANSWERS`` with results; one line
-    for every other profile.
+    """What a person has written of the results: in full of the first profile of ``ANSWERS`` that is finished,
+    with the figure of its claims, and of the others behind their titles.
 
-    **Raises:** ``SettingsError`` where no profile has results.
+    **Raises:** ``SettingsError`` where no finished profile has such a note, or one was written for other
+    numbers.
     """
-    finished = _finished()
-    if not finished:
-        raise SettingsError("no profile has results; run ./run_all.sh first")
-    name, *others = finished
-    profile, claims = _profiles()[name], _claims(name).set_index("claim")
-    markdown = (StudyPaths(name).tables / f"{TABLE}.md").read_text(encoding="utf-8")
-    paper = claims.loc[PAPER]
-    parts = [
-        f"**{_verdicts(claims)}**, in the profile [`{name}`](config/{name}.yaml). {profile.note}".rstrip(),
-        f"The paper's claim is that its points beat the usual stage ends: {paper['mean']:+.2f} points of "
-        f"accuracy, 95 % interval {paper['low']:.2f} "
-        f"to {paper['high']:.2f}, {paper['n']} seeds, **{paper['verdict']}**. By method: {_by_method(name)}. "
-        f"{_scale(name)}{_followed(name)}{_exchanged(name)}"
-        "In the table, the rows above it must hold before it means anything; those below it are "
-        "its controls.",
-        markdown[markdown.index("|") :].strip(),
-        f"![The claims and their verdicts](results/{name}/figures/{TABLE}.png)",
-        "Differences are in points of test accuracy after the last epoch, paired by seed: the mean over "
-        "`cells` (pair × method with hints × "
-        "similarity metric) and its 95 % interval over `n` seeds, and over the random sets where they are "
-        "the reference; `failed` runs are left out. "
-        f"`p_holm`, of no difference, is adjusted over the rows: below {LEVEL} the claim is *reproduced*, or "
-        "*not* where the mean is negative. "
-        f"`p_equivalent`, of a difference beyond ±{profile.margin:g} points: below {LEVEL} there is none "
-        "that matters, and the claim is "
-        "*not reproduced*. Otherwise it is *undecided*.",
-        *(
-            f"[`{other}`](results/{other}/tables/{TABLE}.md), {_profiles()[other].title}: "
-            f"{_verdicts(_claims(other))}."
-            for other in others
-        ),
-    ]
+    written = [name for name in _finished() if ANSWER in read_notes(name)]
+    if not written:
+        raise SettingsError(
+            f"no finished profile has a note with a section {ANSWER}; write one in config/notes"
+        )
+    parts = [part for name in written for part in (_introduction(name), current(name, ANSWER))]
+    parts.insert(2, f"![The claims and their verdicts](results/{written[0]}/figures/{CLAIMS}.png)")
     return "\n\n".join(parts)
+
+
+def _introduction(name: str) -> str:
+    table = f"[every claim](results/{name}/tables/{CLAIMS}.md)"
+    title = _profiles()[name].title
+    return f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
 
 
 def notebooks() -> str:
@@ -86,7 +61,7 @@ def notebooks() -> str:
     rows, finished = [], _finished()
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
         executed = next((shown for name in finished if (shown := _executed(name, file.stem))), "–")
-        rows.append((f"[`{file.stem}`](notebooks/{file.name})", _question(file), executed))
+        rows.append((f"[`{file.stem}`](notebooks/{file.name})", heading(file)[1], executed))
     return _table(("notebook", "asks", "executed"), rows)
 
 
@@ -210,102 +185,6 @@ def _conditions(record: records.Record) -> tuple[str, str, float, float]:
     return network, f"{made['device']}, {threads}", made["seconds"], made.get("peak_memory_mib", float("nan"))
 
 
-def _claims(name: str) -> pd.DataFrame:
-    return pd.read_csv(StudyPaths(name).tables / f"{TABLE}.csv")
-
-
-def _by_method(name: str) -> str:
-    """The paper's claim in every method by itself, with its seeds, which may be fewer than those of all."""
-    methods = pd.read_csv(StudyPaths(name).tables / "05_results-methods.csv")
-    rows = methods[methods["compared"] == "minus the stage ends"].sort_values(
-        "mean", ascending=False, kind="stable", key=settled
-    )
-    return ", ".join(
-        f"{row.method} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}] ({_seeds(name, row.method)})"
-        for row in rows.itertuples()
-    )
-
-
-def _seeds(name: str, title: str) -> str:
-    """How many seeds a method has in each of its pairs."""
-    profile = _profiles()[name]
-    (method,) = (method for method in profile.methods if distiller(method).title == title)
-    counts = [
-        len(profile.seeds_of(pair, method)) for pair in profile.pairs if method in methods_of(profile, pair)
-    ]
-    return f"{' + '.join(map(str, counts))} seeds"
-
-
-def _scale(name: str) -> str:
-    """What a difference between two sets of layers is to be measured by: how far random sets lie apart; empty
-    where there are not two.
-    """
-    spread = pd.read_csv(StudyPaths(name).tables / "05_results-choices-spread.csv")
-    count = len({pair.teacher for pair in _profiles()[name].pairs})
-    teachers = "1 teacher" if count == 1 else f"{count} teachers"
-    return "".join(
-        "A rule takes the same layers of a teacher in every seed, so all of this is about the layers of "
-        f"{teachers}; for scale, "
-        f"the means of {row['arms']} random sets have a standard deviation of {row['spread']:.2f} points. "
-        for row in spread.to_dict("records")
-        if row["arms asked"] == "random" and row["arms"] > 1
-    )
-
-
-def _followed(name: str) -> str:
-    """Which score of the points the accuracy of a method follows beyond chance, its strongest; empty where
-    there is none.
-    """
-    each = pd.read_csv(StudyPaths(name).tables / "05_results-scores-methods.csv")
-    sure = (
-        each[each["p_holm"] < LEVEL]
-        .sort_values("rho", key=abs, ascending=False, kind="stable")
-        .drop_duplicates("method")
-    )
-    found = "; ".join(f"{row.method}: {_in_words(row.score)} ({row.rho:+.2f})" for row in sure.itertuples())
-    start = (
-        "Which layers are good depends on the method. What its accuracy follows beyond chance over all "
-        "sets of layers (Spearman's ρ): "
-    )
-    return f"{start}{found}. " if found else ""
-
-
-def _exchanged(name: str) -> str:
-    """What is better at the stage ends, and what at the paper's points, beyond chance: the deepest point, or
-    the others; empty where neither is.
-    """
-    file = StudyPaths(name).tables / "10_deepest_point-shares.csv"
-    shares = pd.read_csv(file) if file.is_file() else pd.DataFrame({"p_holm": []})
-    found = [
-        f"{row.method}, {row.points} {row.mean:+.2f} [{row.low:.2f}, {row.high:.2f}]"
-        for row in shares[shares["p_holm"] < LEVEL].itertuples()
-    ]
-    start = (
-        "What the stage ends give over the paper's points, by point, where it is beyond chance "
-        "([trained "
-        "for this question afterwards]"
-    )
-    return f"{start}(results/{name}/tables/{file.stem}.md)): {'; '.join(found)}. " if found else ""
-
-
-def _in_words(score: str) -> str:
-    """A score of ``scores.point_scores``, as a reader without the notebook understands it."""
-    name, _, metric = score.partition(", ")
-    words = {
-        "deepest": "how deep the last layer lies, a score added after the results were seen",
-        "depth": "how deep the layers lie",
-        "quality": "how well classes are apart in them",
-    }
-    return words.get(name) or f"how well the layers stand for all others under {metric}"
-
-
-def _verdicts(claims: pd.DataFrame) -> str:
-    """How many claims have which verdict, in words."""
-    return f"Of {len(claims)} claims: " + ", ".join(
-        f"{int((claims['verdict'] == verdict).sum())} {verdict}" for verdict in VERDICTS
-    )
-
-
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table without padding, so that a new row changes no other."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
@@ -321,12 +200,12 @@ def _executed(name: str, stem: str) -> str:
     return f"[`{name}`](results/{name}/notebooks/{copies[0]}){more}" if copies else ""
 
 
-def _question(notebook: Path) -> str:
-    """What a notebook asks: its title where that is a question, or what follows **Question.** up to the last
-    question mark there.
+def heading(notebook: Path) -> tuple[str, str]:
+    """Title of a notebook, and what it asks: what follows **Question.** up to the last question mark there,
+    or the title where that is a question.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     title = text.partition("\n")[0].removeprefix("# ")
     asked = re.search(r"\*\*Question\.\*\*\s+((?:[^\n]|\n(?!\n))*\?)", text)
-    return title if title.endswith("?") or asked is None else " ".join(asked[1].split())
+    return title, title if title.endswith("?") or asked is None else " ".join(asked[1].split())

@@ -30,7 +30,7 @@ from ..engine.plan import Step, make_plan, write_plan
 from ..grid.profiles import load_profile, whole_source
 
 # What the notebooks publish; the hints are among it, since the points are chosen anew from the similarities.
-DRAWN = ("figures", "tables", "notebooks", "hints")
+DRAWN = ("figures", "tables", "fragments", "numbers", "notebooks", "hints")
 
 
 def sums_file(folder: Path) -> Path:
