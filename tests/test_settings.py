@@ -155,8 +155,8 @@ BAD = [
     ("teacher.milestones", [0], ("mine.yaml.teacher.milestones[0] is 0", "greater than 0")),
     ("teacher.milestones", [2, 4], ("mine.yaml.teacher: milestones [4]", "4 epochs", "between 1 and 3")),
     ("precision", "fp16", ("precision 'fp16'", "did you mean 'bf16'", "valid: auto, fp32, bf16")),
-    ("fewer_seeds", {"at": 2}, ("fewer_seeds of at is 2", "give 1 to 1")),
-    ("pairs", [{"teacher": "a", "student": "b", "seeds": 3}], ("pair a-b has 3 seeds", "the profile 2")),
+    ("fewer_seeds", {"at": 2}, ("fewer_seeds of at is 2", "profile has 2; give 1 to 1")),
+    ("pairs", [{"teacher": "a", "student": "b", "seeds": 3}], ("seeds of pair a-b is 3", "profile has 2; give 1 to 2")),
     # Nothing, or the same again.
     *(
         (name, [], (f"mine.yaml.{name} is []", "at least one"))
