@@ -1,9 +1,9 @@
 """PURSUhInT: which teacher layers should give the hints?
 
 The library behind the notebooks. Modules form layers and import downward only:
-``paths files settings digits gradients`` → ``faults progress similarity clustering losses statistics plots``
-→ ``data models taps teachers`` → ``profiling attention distillers records`` → ``training export`` → ``study``
-→ ``cli``.
+``paths files settings digits gradients`` → ``faults progress similarity clustering losses statistics`` →
+``data models taps teachers plots`` → ``profiling attention distillers records`` → ``training export`` →
+``study`` → ``cli``.
 """
 
 import os

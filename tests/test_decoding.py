@@ -44,11 +44,16 @@ def file(tmp_path):
     return path
 
 
-@pytest.fixture
-def sample(tmp_path):
-    """A few real images: every twelfth."""
-    with zipfile.ZipFile(SAMPLE) as archive:
-        return [tmp_path / archive.extract(name, tmp_path) for name in sorted(archive.namelist())[::12]]
+@pytest.fixture(params=["made", pytest.param("real", marks=needs_sample)])
+def files(request, tmp_path):
+    """Images of several shapes: made here, or every twelfth of a few real ones."""
+    if request.param == "real":
+        with zipfile.ZipFile(SAMPLE) as archive:
+            return [tmp_path / archive.extract(name, tmp_path) for name in sorted(archive.namelist())[::12]]
+    sizes = [(500, 375), (333, 500), (256, 256), (100, 80), (641, 479), (1200, 257), (40, 600)]
+    for width, height in sizes:
+        picture(width, height).filter(ImageFilter.SHARPEN).save(tmp_path / f"{width}.JPEG")
+    return sorted(tmp_path.iterdir())
 
 
 def torchvision_training(path, side, draws):
@@ -96,6 +101,7 @@ def test_crops_have_the_distribution_of_torchvisions(size):
     assert (ours[:, 2:] >= 1).all()
     assert (ours[:, 0] + ours[:, 2]).max() == width
     assert (ours[:, 1] + ours[:, 3]).max() == height
+    assert {type(value) for value in decoding.crop_box(*size, draws)} == {int}
 
 
 @pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (1, 1), (1, 300)])
@@ -109,27 +115,14 @@ def test_where_no_crop_fits_it_is_the_central_one(size):
     assert decoding.crop_box(width, height, np.random.default_rng(0)) == (left, top, w, h)
 
 
-def test_crops_are_whole_numbers_of_python():
-    assert {type(value) for value in decoding.crop_box(500, 375, np.random.default_rng(0))} == {int}
-
-
 # ---- training
 
 
-def test_training_pixels_are_torchvisions_resized_crop(file):
-    for seed in range(30):
+def test_training_pixels_are_torchvisions_resized_crop(files):
+    for seed, path in enumerate(3 * files):
         check_near(
-            decoding.train_pixels(file, 96, np.random.default_rng(seed)),
-            torchvision_training(file, 96, np.random.default_rng(seed)),
-        )
-
-
-@needs_sample
-def test_training_pixels_of_real_images_are_torchvisions(sample):
-    for seed, path in enumerate(sample):
-        check_near(
-            decoding.train_pixels(path, 224, np.random.default_rng(seed)),
-            torchvision_training(path, 224, np.random.default_rng(seed)),
+            decoding.train_pixels(path, 96, np.random.default_rng(seed)),
+            torchvision_training(path, 96, np.random.default_rng(seed)),
         )
 
 
@@ -164,18 +157,8 @@ def test_half_of_the_images_are_mirrored(tmp_path):
 # ---- evaluation
 
 
-@pytest.mark.parametrize(
-    "size", [(500, 375), (333, 500), (256, 256), (100, 80), (641, 479), (1200, 257), (40, 600)]
-)
-def test_evaluation_pixels_are_exactly_torchvisions(tmp_path, size):
-    path = tmp_path / "picture.JPEG"
-    picture(*size).filter(ImageFilter.SHARPEN).save(path)
-    np.testing.assert_array_equal(decoding.test_pixels(path, 224), np.asarray(PRESET(pil_loader(path))))
-
-
-@needs_sample
-def test_evaluation_pixels_of_real_images_are_exactly_torchvisions(sample):
-    for path in sample:
+def test_evaluation_pixels_are_exactly_torchvisions(files):
+    for path in files:
         np.testing.assert_array_equal(decoding.test_pixels(path, 224), np.asarray(PRESET(pil_loader(path))))
 
 
@@ -289,34 +272,29 @@ def test_odd_metadata_do_not_warn(tmp_path, monkeypatch):
 # ---- damaged files
 
 
-def jpeg(**options):
+def encoded(form):
     content = io.BytesIO()
-    picture(120, 90).save(content, "JPEG", **options)
+    picture(120, 90).save(content, form)
     return content.getvalue()
 
 
-def png():
-    content = io.BytesIO()
-    picture(120, 90).save(content, "PNG")
-    return content.getvalue()
-
-
+JPEG, PNG = encoded("JPEG"), encoded("PNG")
 DAMAGED = {
-    "empty": lambda: b"",
-    "a pointer of Git LFS": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-    "text": lambda: b"<html>404\nnot found</html>",
-    "half a JPEG": lambda: jpeg()[: len(jpeg()) // 2],
-    "a JPEG without its end": lambda: jpeg()[:-2],
-    "the start of a JPEG": lambda: jpeg()[:3],
-    "half a PNG": lambda: png()[: len(png()) // 2],
-    "a PNG with damage": lambda: png()[:60] + bytes(200) + png()[260:],
+    "empty": b"",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "text": b"<html>404\nnot found</html>",
+    "half a JPEG": JPEG[: len(JPEG) // 2],
+    "a JPEG without its end": JPEG[:-2],
+    "the start of a JPEG": JPEG[:3],
+    "half a PNG": PNG[: len(PNG) // 2],
+    "a PNG with damage": PNG[:60] + bytes(200) + PNG[260:],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     path = tmp_path / "n0001.JPEG"
-    path.write_bytes(DAMAGED[damage]())
+    path.write_bytes(DAMAGED[damage])
     check_refused(path)
 
 
@@ -324,7 +302,7 @@ def test_a_missing_file_a_folder_and_an_image_beyond_pillows_limit_are_refused(t
     check_refused(tmp_path / "missing.JPEG")
     (tmp_path / "folder.JPEG").mkdir()
     check_refused(tmp_path / "folder.JPEG")
-    (tmp_path / "large.png").write_bytes(png())
+    (tmp_path / "large.png").write_bytes(PNG)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     check_refused(tmp_path / "large.png")
 

@@ -1,6 +1,7 @@
 """torchvision's own files: converted, downloaded, and refused when damaged."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -19,74 +20,52 @@ def load(dataset: str = "digits", **other) -> data.Splits:
     return load_splits(Data(dataset, **other), CPU)
 
 
-class Colour:
-    """Arrays [N, H, W, 3] and a list of targets, as CIFAR has them."""
-
-    downloads: list = []  # noqa: RUF012
-
-    def __init__(self, root, train, download):
-        self.downloads.append(download)
-        self.data = np.random.default_rng(int(train)).integers(
-            0, 256, (6 if train else 4, 32, 32, 3), dtype=np.uint8
-        )
-        self.targets = [number % 3 for number in range(len(self.data))]
+def colour(train: bool) -> np.ndarray:
+    """Images [N, H, W, 3], as CIFAR has them."""
+    return np.random.default_rng(int(train)).integers(0, 256, (4 + 2 * train, 32, 32, 3), dtype=np.uint8)
 
 
-class Grey:
-    """Tensors [N, H, W], as Fashion-MNIST has them."""
-
-    def __init__(self, root, train, download):
-        self.data = torch.randint(
-            0,
-            256,
-            (6 if train else 4, 28, 28),
-            generator=torch.Generator().manual_seed(int(train)),
-            dtype=torch.uint8,
-        )
-        self.targets = torch.arange(len(self.data)) % 3
+def grey(train: bool) -> torch.Tensor:
+    """Images [N, H, W], as Fashion-MNIST has them."""
+    return torch.from_numpy(colour(train)[:, :28, :28, 0].copy())
 
 
 @pytest.fixture
 def reader(monkeypatch):
     """Put a reader in the place of a data set's own."""
 
-    def put(name: str, folder: str, cls: type) -> None:
-        source = datasets._Torchvision(name, folder, cls)
+    def put(name: str, folder: str, read) -> None:
+        source = datasets._Torchvision(name, folder, read)
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], load=source.load, locate=source.locate))
 
     return put
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "images", "shape", "targets"),
+    [
+        ("cifar10", "cifar-10-batches-py", colour, (32, 32, 3), [0, 1, 2, 0, 1, 2]),
+        ("fashion-mnist", "FashionMNIST", grey, (28, 28, 1), torch.tensor([0, 1, 2, 0, 1, 2])),
+    ],
+)
 @pytest.mark.parametrize("there", [False, True])
-def test_colour_images_of_torchvision_become_channels_first(reader, monkeypatch, there):
-    monkeypatch.setattr(Colour, "downloads", [])
-    reader("cifar10", "cifar-10-batches-py", Colour)
+def test_images_of_torchvision_become_channels_first(reader, name, folder, images, shape, targets, there):
+    downloads = []
+
+    def read(root, train, download):
+        downloads.append(download)
+        return SimpleNamespace(data=images(train), targets=targets[: 4 + 2 * train])
+
+    reader(name, folder, read)
     if there:
-        (data_root() / "cifar-10-batches-py").mkdir(parents=True)
-    splits = load("cifar10")
-    assert splits.train.images.shape == (6, 3, 32, 32)
-    assert splits.test.images.shape == (4, 3, 32, 32)
-    assert np.array_equal(splits.train.images.permute(0, 2, 3, 1).numpy(), Colour(None, True, None).data)
-    assert np.array_equal(splits.test.images.permute(0, 2, 3, 1).numpy(), Colour(None, False, None).data)
-    assert splits.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert splits.train.labels.dtype == torch.int64
-    assert Colour.downloads[:2] == [not there] * 2
-
-
-def test_grey_images_of_torchvision_get_a_channel(reader):
-    reader("fashion-mnist", "FashionMNIST", Grey)
-    splits = load("fashion-mnist")
-    assert splits.train.images.shape == (6, 1, 28, 28)
-    assert torch.equal(splits.train.images[:, 0], Grey(None, True, None).data)
-    assert torch.equal(splits.test.images[:, 0], Grey(None, False, None).data)
-    assert splits.test.labels.tolist() == [0, 1, 2, 0]
-
-
-def raising(error: Exception) -> type:
-    def fail(self, root, train, download):
-        raise error
-
-    return type("Failing", (), {"__init__": fail})
+        (data_root() / folder).mkdir(parents=True)
+    splits = load(name)
+    for part, train in ((splits.train, True), (splits.test, False)):
+        pixels = np.asarray(images(train)).reshape(4 + 2 * train, *shape)
+        assert np.array_equal(part.images.permute(0, 2, 3, 1).numpy(), pixels)
+        assert part.labels.tolist() == [0, 1, 2, 0, 1, 2][: len(part)]
+        assert part.labels.dtype == torch.int64
+    assert downloads == [not there] * 2
 
 
 @pytest.mark.parametrize(
@@ -94,7 +73,10 @@ def raising(error: Exception) -> type:
     [URLError("no route to host"), RuntimeError("Error downloading\nx.gz"), TimeoutError("timed out")],
 )
 def test_a_failed_download_is_one_line_that_names_the_folder(reader, error):
-    reader("cifar10", "cifar-10-batches-py", raising(error))
+    def failing(root, train, download):
+        raise error
+
+    reader("cifar10", "cifar-10-batches-py", failing)
     with pytest.raises(DataError) as caught:
         load("cifar10")
     message = str(caught.value)

@@ -214,7 +214,7 @@ def test_an_own_metric_cannot_change_what_the_next_one_gets(beside):
 NO_SIMILARITY = {
     "lopsided": ("sub-block 1 of 3 with sub-block 2 of 3", "one way", "the other", "must be symmetric"),
     "far": ("sub-block 1 of 3 with sub-block 2 of 3", "-40", "from -1 to 1"),
-    "half": ("sub-block 1 of 3 with itself gives 0.5", "must be 1 for a layer with itself"),
+    "half": ("sub-block 1 of 3 with itself gives 0.5", "1 for a layer with itself"),
     "lost": ("gives nan", "from -1 to 1"),
     "many": ("gives Tensor of shape (3,)", "a number, or a tensor without dimensions"),
     "words": ("gives str", "a number"),

@@ -1,5 +1,6 @@
 """Image trees and image folders: read pixel by pixel, cached safely, refused with the reason."""
 
+import hashlib
 import io
 import shutil
 import zipfile
@@ -14,7 +15,6 @@ from torchvision import transforms
 
 from pursuhint_lib import data
 from pursuhint_lib.data import DATASETS, DataError, arrays, describe, example_input, image_counts, load_splits
-from pursuhint_lib.files import write_checked
 from pursuhint_lib.paths import ROOT, array_cache, data_root
 from pursuhint_lib.settings import Data, SettingsError
 
@@ -123,32 +123,35 @@ def test_the_cache_is_dropped_when_an_image_is_replaced_by_one_of_the_same_lengt
         assert load("cifar100").train.images[1, :, 0, 0].tolist() == list(colour)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "half", "checksum", "head", "pixel"])
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def of_another(content: bytes) -> bytes:
+    """A whole cache, but of another tree."""
+    stored = io.BytesIO()
+    torch.save({"key": "of another", "train_images": torch.zeros(2)}, stored)
+    return hashlib.sha256(stored.getvalue()).hexdigest().encode() + b"\n" + stored.getvalue()
+
+
+CACHES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-1],
+    "half": lambda content: content[: len(content) // 2],
+    "checksum": lambda content: flipped(content, 0),
+    "head": lambda content: flipped(content, 70),
+    "pixel": lambda content: flipped(content, len(content) // 2),
+    "of another tree": of_another,
+}
+
+
+@pytest.mark.parametrize("damage", CACHES)
 def test_a_damaged_cache_is_made_again(tree, decoded, damage):
     whole, cache = load("cifar100"), array_cache("cifar100")
-    content = bytearray(cache.read_bytes())
-    if damage in ("empty", "half", "cut"):
-        content = content[: {"empty": 0, "half": len(content) // 2, "cut": -1}[damage]]
-    else:
-        content[{"checksum": 0, "head": 70, "pixel": len(content) // 2}[damage]] ^= 1
-    cache.write_bytes(content)
-    assert load("cifar100").checksum == whole.checksum
-    assert load("cifar100").checksum == whole.checksum
+    cache.write_bytes(CACHES[damage](cache.read_bytes()))
+    assert load("cifar100").checksum == load("cifar100").checksum == whole.checksum
     assert decoded == [24]
-
-
-def test_a_cache_of_another_tree_is_made_again(tree, decoded):
-    whole = load("cifar100")
-    content = io.BytesIO()
-    torch.save({"key": "of another", "train_images": torch.zeros(2)}, content)
-    write_checked(array_cache("cifar100"), content.getvalue())
-    assert load("cifar100").checksum == whole.checksum
-    assert decoded == [24]
-
-
-def test_no_draft_of_the_cache_is_left(tree):
-    load("cifar100")
-    assert [path.name for path in array_cache("cifar100").parent.iterdir()] == ["cifar100.arrays"]
+    assert [path.name for path in cache.parent.iterdir()] == ["cifar100.arrays"], "no draft is left"
 
 
 def test_an_image_tree_is_found_without_reading_it(tree, decoded):
@@ -261,63 +264,67 @@ def test_an_image_folder_needs_a_root_and_a_size(other):
         load("imagefolder", **other)
 
 
-def folder_error(root: str = "pets") -> str:
-    with pytest.raises(DataError) as caught:
-        load("imagefolder", root=root, image_size=8)
-    return str(caught.value)
+PETS = Data("imagefolder", root="pets", image_size=8)
+
+
+def refused(settings: Data, *words: str) -> None:
+    """A run and the check both say all of the words."""
+    for use in (lambda: load_splits(settings, CPU), lambda: DATASETS["imagefolder"].locate(settings)):
+        with pytest.raises(DataError) as caught:
+            use()
+        for word in words:
+            assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("folders", [(), ("",), ("train",)])
 def test_a_folder_without_classes_is_named(folders):
     for name in folders:
         (data_root() / "pets" / name).mkdir(parents=True)
-    assert f"{data_root() / 'pets'} has no train/<class>/<image>" in folder_error()
+    refused(PETS, f"{data_root() / 'pets'} has no train/<class>/<image>")
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda root: shutil.rmtree(root / "test"), "has no test/<class>/<image> or val/<class>/<image>"),
-        (lambda root: (root / "test" / "dog").rename(root / "test" / "fox"), "same class folders"),
-        (
-            lambda root: [path.unlink() for path in (root / "train" / "dog").iterdir()],
-            "has no images (.jpg, .jpeg, .png",
-        ),
-    ],
-)
-def test_what_cannot_be_read_is_told_by_a_run_and_by_the_check(damage, told):
-    damage(folder_tree("test"))
-    settings = Data("imagefolder", root="pets", image_size=8)
-    for use in (lambda: load_splits(settings, CPU), lambda: DATASETS["imagefolder"].locate(settings)):
-        with pytest.raises(DataError) as caught:
-            use()
-        assert told in str(caught.value)
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+UNREADABLE = "{}/train/cat/b.jpeg is not a readable image"
+# What is done to a tree, and what is said of it.
+DAMAGES = {
+    "no test images": (
+        lambda root: shutil.rmtree(root / "test"),
+        "has no test/<class>/<image> or val/<class>/<image>",
+    ),
+    "other classes": (lambda root: (root / "test/dog").rename(root / "test/fox"), "same class folders"),
+    "no images": (lambda root: emptied(root / "train/dog"), "has no images (.jpg, .jpeg, .png"),
+    "text": (lambda root: (root / "train/cat/b.jpeg").write_bytes(b"no image at all"), UNREADABLE),
+    "empty": (lambda root: (root / "train/cat/b.jpeg").write_bytes(b""), UNREADABLE),
+    "truncated": (lambda root: halved(root / "train/cat/b.jpeg"), UNREADABLE),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_cannot_be_read_is_told_by_a_run_and_by_the_check(damage):
+    root = folder_tree("test")
+    change, told = DAMAGES[damage]
+    change(root)
+    refused(PETS, told.format(root))
+    assert not array_cache("pets-8").exists()
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
-def test_the_check_knows_subsets_that_cannot_be_taken(count):
+def test_subsets_that_cannot_be_taken_are_refused(count):
     folder_tree("test")
-    settings = Data("imagefolder", root="pets", image_size=8, train_images=count)
-    with pytest.raises(DataError, match=f"a subset of {count} cannot keep their shares; give 2 to 3"):
-        DATASETS["imagefolder"].locate(settings)
-
-
-@pytest.mark.parametrize("damage", ["text", "empty", "truncated"])
-def test_an_unreadable_image_is_named(damage):
-    path = folder_tree("test") / "train" / "cat" / "b.jpeg"
-    content = path.read_bytes()
-    path.write_bytes(
-        {"text": b"no image at all", "empty": b"", "truncated": content[: len(content) // 2]}[damage]
-    )
-    assert f"{path} is not a readable image" in folder_error()
-    assert not array_cache("pets-8").exists()
+    refused(replace(PETS, train_images=count), f"a subset of {count} cannot keep their shares; give 2 to 3")
 
 
 def test_a_tree_that_does_not_fit_in_memory_is_refused_before_it_is_read(monkeypatch):
     folder_tree("test")
     monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8 - 1)
-    assert "5 images of 8×8" in folder_error()
-    with pytest.raises(DataError, match="choose a smaller image_size"):
-        DATASETS["imagefolder"].locate(Data("imagefolder", root="pets", image_size=8))
+    refused(PETS, "5 images of 8×8", "choose a smaller image_size")
     monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 5 * 3 * 8 * 8)
-    assert len(load("imagefolder", root="pets", image_size=8).train) == 5
+    assert len(load_splits(PETS, CPU).train) == 5

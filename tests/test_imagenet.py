@@ -4,6 +4,7 @@ before anything runs.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,8 +195,6 @@ class TestCheckOfATree:
     here.
     """
 
-    CLASSES = ("n01440764", "n01443537", "n01484850")
-
     @pytest.fixture(autouse=True)
     def small_imagenet(self, monkeypatch):
         monkeypatch.setitem(
@@ -212,50 +211,40 @@ class TestCheckOfATree:
         )
         return str(file)
 
-    def check(self, profile: str, tree: Path, capsys) -> tuple[int, str]:
-        status = main(["run", profile, "--check", "--data", str(tree)])
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line[3:].startswith("data: ")]
-        return status, line
+    @staticmethod
+    def flat(tree: Path) -> None:
+        for path in list((tree / "val").rglob("*.JPEG")):
+            path.rename(tree / "val" / path.name)
+        for folder in [path for path in (tree / "val").iterdir() if path.is_dir()]:
+            folder.rmdir()
 
-    def test_a_good_tree(self, profile, tmp_path, capsys):
-        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
-        status, line = self.check(profile, tmp_path / "tree", capsys)
-        assert status == 0
-        tree = f"image tree {tmp_path / 'tree'}, 9 + 6 images of 3 classes, a sample of them decoded"
-        assert line.startswith(f" ✓ data: imagenet: {tree} (9 RGB, pixels ")
-
-    def test_an_empty_tree(self, profile, tmp_path, capsys):
-        (tmp_path / "tree").mkdir()
-        status, line = self.check(profile, tmp_path / "tree", capsys)
-        assert status == 2
-        assert f"{tmp_path / 'tree'} has no train/<class>/<image>, only nothing" in line
-
-    def test_a_flat_validation_folder(self, profile, tmp_path, capsys):
-        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
-        for path in list((tmp_path / "tree" / "val").rglob("*.JPEG")):
-            path.rename(tmp_path / "tree" / "val" / path.name)
-        for name in self.CLASSES:
-            (tmp_path / "tree" / "val" / name).rmdir()
-        status, line = self.check(profile, tmp_path / "tree", capsys)
-        assert status == 2
-        assert "has no val/<class>/<image>, only train, val; see docs/reproducing.md#imagenet" in line
-
-    def test_a_truncated_tree(self, profile, tmp_path, capsys):
-        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2})
-        for path in (tmp_path / "tree" / "train" / self.CLASSES[2]).iterdir():
-            path.unlink()
-        (tmp_path / "tree" / "train" / self.CLASSES[2]).rmdir()
-        status, line = self.check(profile, tmp_path / "tree", capsys)
-        assert status == 2
-        assert f"only {tmp_path / 'tree' / 'val'} has {self.CLASSES[2]}" in line
-
-    def test_a_truncated_image(self, profile, tmp_path, capsys):
-        write_tree(tmp_path / "tree", list(self.CLASSES), {"train": 3, "val": 2}, side=64)
-        broken = tmp_path / "tree" / "val" / self.CLASSES[1] / f"{self.CLASSES[1]}_1.JPEG"
+    @staticmethod
+    def truncated(tree: Path) -> None:
+        broken = tree / "val" / "n01443537" / "n01443537_1.JPEG"
         broken.write_bytes(broken.read_bytes()[:-300])
-        status, line = self.check(profile, tmp_path / "tree", capsys)
-        assert status == 2
-        assert f"{broken} is not a readable image" in line
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (
+                None,
+                " ✓ data: imagenet: image tree {}, 9 + 6 images of 3 classes, a sample of them decoded (",
+            ),
+            (shutil.rmtree, "{} has no train/<class>/<image>, only nothing"),
+            (flat, "has no val/<class>/<image>, only train, val; see docs/reproducing.md#imagenet"),
+            (lambda tree: shutil.rmtree(tree / "train" / "n01484850"), "only {}/val has n01484850"),
+            (truncated, "{}/val/n01443537/n01443537_1.JPEG is not a readable image"),
+        ],
+    )
+    def test_what_is_there_is_told(self, profile, tmp_path, capsys, change, told):
+        tree = tmp_path / "tree"
+        write_tree(tree, ["n01440764", "n01443537", "n01484850"], {"train": 3, "val": 2}, side=64)
+        if change:
+            change(tree)
+            tree.mkdir(exist_ok=True)
+        assert main(["run", profile, "--check", "--data", str(tree)]) == (2 if change else 0)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line[3:].startswith("data: ")]
+        assert told.format(tree) in line
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
@@ -211,15 +212,22 @@ def test_the_table_of_figures_is_complete():
     assert set(FIGURES) == drawn - {"arm_colour", "style"}
 
 
-@pytest.mark.parametrize("file_format", ["svg", "png"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_draws_and_can_be_saved(name, file_format):
-    figure = FIGURES[name]()
+def test_every_figure_draws_can_be_saved_and_leaves_no_global_state(name):
+    pyplot.close("all")
+    with matplotlib.rc_context(NOTEBOOK_STYLE):
+        before = dict(matplotlib.rcParams)
+        figure = FIGURES[name]()
+        assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
     assert isinstance(figure, Figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=file_format)
-    assert buffer.getvalue().startswith({"svg": b"<?xml", "png": b"\x89PNG"}[file_format])
-    assert len(buffer.getvalue()) > 2000
+    for file_format, beginning in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=file_format)
+        assert buffer.getvalue().startswith(beginning)
+        assert len(buffer.getvalue()) > 2000
+    assert getattr(plots, name).__name__ == name
+    assert getattr(plots, name).__doc__.strip()
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -228,18 +236,6 @@ def test_a_single_seed_without_an_interval_is_drawn(name):
     figure.savefig(io.BytesIO(), format="svg")
     for axis in figure.axes:
         assert np.isfinite([*axis.get_xlim(), *axis.get_ylim()]).all()
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_leaves_no_global_state(name):
-    from matplotlib import pyplot
-
-    pyplot.close("all")
-    with matplotlib.rc_context(NOTEBOOK_STYLE):
-        before = dict(matplotlib.rcParams)
-        FIGURES[name]()
-        assert dict(matplotlib.rcParams) == before
-    assert pyplot.get_fignums() == []
 
 
 def test_a_figure_that_fails_leaves_no_global_state():
@@ -255,12 +251,6 @@ def test_the_notebooks_own_style_does_not_show():
         figure = FIGURES["forest"]()
     assert figure.axes[0].title.get_fontsize() == 10
     assert not figure.axes[0].spines["top"].get_visible()
-
-
-def test_figures_keep_their_names_and_their_docstrings():
-    for name in FIGURES:
-        assert getattr(plots, name).__name__ == name
-        assert getattr(plots, name).__doc__.strip()
 
 
 # ---- what the figures show
@@ -428,9 +418,6 @@ MAIN += ("segment-middles", "kmedoids-cka-linear", "random-1", "last")
 
 def test_the_main_arms_have_colours_of_their_own():
     assert len({to_rgba(plots.arm_colour(arm)) for arm in MAIN}) == len(MAIN)
-
-
-def test_all_random_arms_have_one_colour():
     assert len({plots.arm_colour(f"random-{number}") for number in range(1, 12)}) == 1
 
 

@@ -22,6 +22,15 @@ def networks(**changes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).assign(teacher="a", **changes)
 
 
+def arrows(axis) -> list[Annotation]:
+    """Annotations that are an arrow alone."""
+    return [
+        text
+        for text in axis.texts
+        if isinstance(text, Annotation) and text.arrow_patch and not text.get_text()
+    ]
+
+
 def test_the_figure_puts_networks_at_their_cost_and_accuracy():
     frame = networks()
     figure = plots.compression_costs(frame, {"parameters": "parameters", "ms": "ms per image"})
@@ -42,12 +51,7 @@ def test_the_figure_puts_networks_at_their_cost_and_accuracy():
             "rkd, all",
             "c, at, none",
         ]
-        arrows = [
-            text
-            for text in axis.texts
-            if isinstance(text, Annotation) and text.arrow_patch and not text.get_text()
-        ]
-        assert sorted((arrow.xyann[0], arrow.xy[0]) for arrow in arrows) == sorted(
+        assert sorted((arrow.xyann[0], arrow.xy[0]) for arrow in arrows(axis)) == sorted(
             [
                 (frame[cost][0], frame[cost][2]),
                 (frame[cost][0], frame[cost][3]),
@@ -73,12 +77,7 @@ def test_networks_of_several_pairs_are_named_once_and_stand_by_their_own_teacher
     assert sorted(text.get_text() for text in axis.texts if text.get_text()) == sorted(
         ["a", "b", "rkd, all", "at, all", "b", "c", "rkd, all"]
     )
-    arrows = [
-        text
-        for text in axis.texts
-        if isinstance(text, Annotation) and text.arrow_patch and not text.get_text()
-    ]
-    ends = {(arrow.xyann[1], arrow.xy[1]) for arrow in arrows}
+    ends = {(arrow.xyann[1], arrow.xy[1]) for arrow in arrows(axis)}
     assert ends == {(97.0, 93.3), (97.0, 89.3), (90.0, 75.0), (85.5, 93.3), (86.5, 89.3), (70.0, 75.0)}
 
 

@@ -128,20 +128,21 @@ def test_every_committed_record_has_the_name_that_its_settings_give():
 
 
 def tampered(change) -> str:
-    """Save a record, change its file's content, and return the message with which it is refused.
-
-    The file is one without a checksum, as older ones are.
-    """
+    """Save a record, change its file's bytes, and return the message with which it is refused."""
     save("mine", record_of(STUDENT))
     path = path_of(STUDENT)
-    content = unsealed(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(change(content)), encoding="utf-8")
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(SettingsError) as caught:
         load("mine", STUDENT)
     assert str(path) in str(caught.value)
     assert "delete it to run again" in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def edited(change):
+    """Of bytes: other content in a file without a checksum, as older ones are."""
+    return lambda stored: json.dumps(change(unsealed(json.loads(stored)))).encode()
 
 
 @pytest.mark.parametrize(
@@ -164,37 +165,34 @@ def test_settings_edited_inside_a_record_are_named(keys, value, name):
         inner[keys[-1]] = value
         return content
 
-    assert f"({name})" in tampered(edit)
+    assert f"({name})" in tampered(edited(edit))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: {key: value for key, value in content.items() if key != "metrics"},
-        lambda content: content | {"colour": "red"},
-        lambda content: [content],
-        lambda content: None,
-        lambda content: "text",
-        lambda content: content | {"settings": None},
-        lambda content: content | {"settings": [1, 2]},
-    ],
-    ids=["field missing", "field too many", "list", "null", "text", "settings null", "settings list"],
-)
-def test_json_that_is_no_record_is_refused(change):
-    tampered(change)
+NO_RECORD = {
+    "field missing": edited(lambda content: {key: content[key] for key in content if key != "metrics"}),
+    "field too many": edited(lambda content: content | {"colour": "red"}),
+    "list": edited(lambda content: [content]),
+    "null": edited(lambda content: None),
+    "text": edited(lambda content: "text"),
+    "settings null": edited(lambda content: content | {"settings": None}),
+    "settings list": edited(lambda content: content | {"settings": [1, 2]}),
+    **{
+        repr(text): lambda stored, text=text: text
+        for text in (b"", b"{", b"not JSON", b"\xff\xfe\0binary", b"<<<<<<< HEAD\n")
+    },
+    **{
+        f"{share} of it": lambda stored, share=share: stored[: int(len(stored) * share)]
+        for share in (0.1, 0.5, 0.9)
+    },
+    "a value": lambda stored: stored.replace(b"91.25", b"91.26"),
+}
 
 
-@pytest.mark.parametrize("damage", ["", "{", "not JSON", "\xff\xfe\0binary", "<<<<<<< HEAD\n", 0.1, 0.5, 0.9])
-def test_a_file_that_is_not_json_or_only_a_share_of_it_is_refused(damage):
-    save("mine", record_of(STUDENT))
-    path = path_of(STUDENT)
-    content = path.read_bytes()
-    share = isinstance(damage, float)
-    path.write_bytes(content[: int(len(content) * damage)] if share else damage.encode("latin-1"))
-    with pytest.raises(SettingsError, match="is not a record .*; delete it to run again") as caught:
-        load("mine", STUDENT)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("change", NO_RECORD)
+def test_a_file_that_is_no_record_is_refused(change):
+    message = tampered(NO_RECORD[change])
+    assert " is not a record (" in message
+    assert change != "a value" or "(it is not what was written: " in message
 
 
 @pytest.mark.parametrize(
@@ -210,20 +208,12 @@ def test_a_setting_younger_than_the_record_is_not_asked_about(keys):
     assert load("mine", STUDENT) == record
 
 
-def test_a_record_is_refused_when_any_value_was_changed_and_taken_in_any_spacing_and_order():
+def test_a_record_is_taken_in_any_spacing_and_order():
     save("mine", record_of(STUDENT))
     path = path_of(STUDENT)
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(dict(reversed(content.items())), indent=4), encoding="utf-8")
     assert load("mine", STUDENT) == record_of(STUDENT)
-    path.write_text(
-        json.dumps(content | {"metrics": content["metrics"] | {"accuracy": 91.26}}), encoding="utf-8"
-    )
-    with pytest.raises(
-        SettingsError,
-        match=r"is not a record \(it is not what was written: .*\); delete it to run",
-    ):
-        load("mine", STUDENT)
 
 
 def test_a_record_without_a_checksum_is_taken_as_it_is():

@@ -19,23 +19,24 @@ from pursuhint_lib.similarity import (
     kernels,
     linear_cka,
     moments,
-    procrustes,
-    pwcca,
     r2_cca,
     rank,
     rbf_cka,
     similarity_matrices,
-    svcca,
 )
 from pursuhint_lib.similarity import similarity_matrix as one_matrix
 
 IMAGES = 48
+
+
+def pairwise(metric, x, y):
+    return one_matrix([x, y], metric)[0, 1]
+
+
 PAIRWISE = {
     "r2": r2_cca,
     "r2-raw": partial(r2_cca, center=False),
-    "svcca": svcca,
-    "pwcca": pwcca,
-    "procrustes": procrustes,
+    **{metric: partial(pairwise, metric) for metric in ("svcca", "pwcca", "procrustes")},
     "cka-linear": linear_cka,
     "cka-linear-debiased": partial(linear_cka, debiased=True),
     "cka-rbf": rbf_cka,

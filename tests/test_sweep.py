@@ -265,8 +265,8 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ({"student_images": 100}, "student_images is 100, but the teachers have 100; give fewer"),
         ({"student_images": 0}, "student_images"),
         ({"fewer_seeds": {"kd": 1}}, "unknown method with hints of this profile 'kd'; valid: at"),
-        ({"fewer_seeds": {"at": 2}}, "fewer_seeds of at is 2; give 1 to 1, or leave it out for all 2"),
-        ({"sweeps": (replace(SWEEP, seeds=3),)}, "the sweep of at has 3 seeds, but the profile 2"),
+        ({"fewer_seeds": {"at": 2}}, "fewer_seeds of at is 2, but the profile has 2; give 1 to 1"),
+        ({"sweeps": (replace(SWEEP, seeds=3),)}, "seeds of the sweep of at is 3, but the profile has 2"),
         ({"sweeps": (SWEEP, replace(SWEEP, seeds=1))}, "sweeps names at more than once; leave it there once"),
         (
             {"sweeps": (replace(SWEEP, method="kd"),)},
@@ -290,7 +290,7 @@ def test_pairs_and_methods_can_take_part_in_less(profile):
         ),
         (
             {"pairs": (Pair("resnet14", "resnet8", seeds=3),)},
-            "pair resnet14-resnet8 has 3 seeds, but the profile 2; give at most that",
+            "seeds of pair resnet14-resnet8 is 3, but the profile has 2; give 1 to 2",
         ),
         (
             {"pairs": (Pair("resnet14", "resnet8", methods=("fitnet",)),)},

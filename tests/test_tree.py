@@ -71,22 +71,28 @@ def test_class_names_of_different_length_sort_as_folders_do(tmp_path):
     assert listing.names.tolist() == [b"a/x.png", b"a-b/x.png", b"a.b/x.png"]
 
 
-@pytest.mark.parametrize(
-    "left", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "$RECYCLE.BIN", "lost+found", ".DS_Store"]
-)
-@pytest.mark.parametrize("place", ["train", f"train/{IDS[0]}"])
-def test_folders_that_systems_and_tools_leave_are_no_classes(root, left, place):
-    before = names(root)
-    (root / place / left).mkdir()
-    shutil.copy(next((root / "train" / IDS[0]).glob("*.JPEG")), root / place / left / "x.JPEG")
-    assert names(root) == before
+LEFT = [
+    *(
+        f"{place}{left}/x.JPEG"
+        for left in (
+            *(".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git"),
+            *("$RECYCLE.BIN", "lost+found", ".DS_Store"),
+        )
+        for place in ("", f"{IDS[0]}/")
+    ),
+    *(
+        f"{place}{left}"
+        for left in ("._x.png", f"._{IDS[0]}_2.JPEG", ".hidden.jpg", "x.png.part", "Thumbs.db")
+        for place in ("", f"{IDS[0]}/")
+    ),
+]
 
 
-@pytest.mark.parametrize("left", ["._x.png", "._{}_2.JPEG", ".hidden.jpg", "x.png.part", "Thumbs.db"])
-def test_files_that_are_no_images_are_left_out(root, left):
+@pytest.mark.parametrize("left", LEFT)
+def test_what_systems_and_tools_leave_is_neither_class_nor_image(root, left):
     before = names(root)
-    (root / "train" / IDS[0] / left.format(IDS[0])).write_bytes(b"of macOS")
-    (root / "train" / left.format(IDS[0])).write_bytes(b"beside the classes")
+    (root / "train" / left).parent.mkdir(exist_ok=True)
+    shutil.copy(next((root / "train" / IDS[0]).glob("*.JPEG")), root / "train" / left)
     assert names(root) == before
 
 
@@ -161,12 +167,7 @@ def test_what_is_found_in_place_of_a_tree_is_told(tmp_path, entries, told):
     assert message.startswith(f"{tmp_path} has ")
     assert told in message
     assert "docs/reproducing.md#imagenet" in message
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    assert f"{tmp_path / 'x'} has no train/<class>/<image>, only nothing" in refused(
-        read_tree, tmp_path / "x"
-    )
+    assert f"{tmp_path / 'x'} has no train/<class>/<image>, only nothing" in refused(imagenet, tmp_path / "x")
 
 
 # ---- what is in them
@@ -288,26 +289,27 @@ def test_what_the_images_are_is_told(root):
     assert try_images(val, 8, channels=1).startswith("6 RGB, pixels ")
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty", "zeros at the end", "pointer", "gone"])
+DAMAGED = {
+    "cut": (lambda content: content[: len(content) // 2], ""),
+    "text": (lambda content: b"hello", ""),
+    "empty": (lambda content: b"", ""),
+    "zeros at the end": (lambda content: content[:-40] + bytes(200), "filled with zeros"),
+    "pointer": (lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS"),
+    "gone": (None, "No such file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_image_is_named(root, damage):
     listing, _ = read_tree(root)
-    path = listing.path(4)
+    path, (change, told) = listing.path(4), DAMAGED[damage]
     content = path.read_bytes()
-    path.write_bytes(
-        {
-            "cut": content[: len(content) // 2],
-            "text": b"hello",
-            "empty": b"",
-            "zeros at the end": content[:-40] + bytes(200),
-            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
-            "gone": b"",
-        }[damage]
-    )
-    if damage == "gone":
-        path.unlink()
+    path.unlink()
+    if change:
+        path.write_bytes(change(content))
     message = refused(try_images, listing, 8)
     assert message.startswith(f"{path} is not a readable image: ")
-    assert {"pointer": "Git LFS", "zeros at the end": "filled with zeros"}.get(damage, "") in message
+    assert told in message
 
 
 @pytest.mark.parametrize("value", [0, 255, 100])

@@ -12,7 +12,7 @@ from ..files import read_checked, write_checked
 from ..paths import array_cache
 from .decoding import centre, without_remarks
 from .entry import DataError
-from .tree import Listing
+from .tree import Listing, digest
 
 MAX_ARRAY_BYTES = 8 << 30
 
@@ -58,12 +58,9 @@ def cached(name: str, listings: tuple[Listing, Listing], side: int, channels: in
 
 def _key(listings: tuple[Listing, Listing], side: int, channels: int) -> str:
     """A name for the files as they are now: places, sizes and times, and what they are made into."""
-    content = hashlib.sha256(f"{side} {channels}".encode())
-    for listing in listings:
-        for index, size in enumerate(listing.sizes):
-            path = listing.path(index)
-            content.update(bytes(path) + f" {size} {path.stat().st_mtime_ns}\n".encode())
-    return content.hexdigest()
+    times = [part.path(index).stat().st_mtime_ns for part in listings for index in range(len(part))]
+    made = (side, channels, *(part.folder for part in listings), digest(*listings), times)
+    return hashlib.sha256(repr(made).encode()).hexdigest()
 
 
 def _decoded(listing: Listing, side: int, channels: int) -> Tensor:

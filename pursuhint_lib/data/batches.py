@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 class Split:
     """Images of one split for one device, with ``labels`` int64 [N].
 
-    What it gives is ``train_batches``, ``ordered_batches`` and ``spread``, as ``Images`` says.
+    What it gives is ``train_batches``, ``ordered_batches`` and ``at``, as ``Images`` says, and ``spread``.
     """
 
     def __init__(self, labels: Tensor, entry: Dataset, device: torch.device):
@@ -50,6 +50,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def spread(self, count: int) -> "Split":
+        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes;
+        all if there are no more.
+        """
+        return self.at(evenly_spaced(count, len(self)))
 
     def _normalised(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] as float32 of mean 0 and deviation 1 per channel, in the memory layout that
@@ -97,12 +103,6 @@ class Images(Split):
                 self._normalised(self.images[start : start + batch_size]),
                 self.labels[start : start + batch_size],
             )
-
-    def spread(self, count: int) -> "Images":
-        """``count`` images, evenly spaced in the stored order, which in an image tree is that of the classes;
-        all if there are no more.
-        """
-        return self.at(evenly_spaced(count, len(self)))
 
     def at(self, rows: Tensor) -> "Images":
         """The images of these indices [n], in this order."""

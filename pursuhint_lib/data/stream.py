@@ -8,6 +8,7 @@ processes.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..processes import world as processes_here
-from .batches import Batch, Split, evenly_spaced, order_generator
+from .batches import Batch, Split, order_generator
 from .decoding import test_pixels, train_pixels
 from .entry import DataError, Dataset
 from .tree import Listing
@@ -51,27 +52,21 @@ def of_classes(listing: Listing, positions: Sequence[int]) -> Listing:
     )
 
 
-class _Pixels:
-    """What a worker is asked for: whole batches, as uint8 [B, 3, side, side] in channels_last, with the
-    images' indices.
+def _pixels(
+    listing: Listing, side: int, augmentation: tuple[int, int] | None, indices: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """What a worker makes of a batch: uint8 [B, 3, side, side] in channels_last, and the images' indices.
 
     **Arguments:** ``augmentation``: (seed, epoch), or nothing for the images as they are.
     """
-
-    def __init__(self, listing: Listing, side: int, augmentation: tuple[int, int] | None):
-        self.listing, self.side, self.augmentation = listing, side, augmentation
-
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        pixels = np.empty((len(indices), self.side, self.side, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            path = self.listing.path(index)
-            if self.augmentation is None:
-                pixels[row] = test_pixels(path, self.side)
-            else:
-                pixels[row] = train_pixels(
-                    path, self.side, np.random.default_rng((*self.augmentation, index))
-                )
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(indices)
+    pixels = np.empty((len(indices), side, side, 3), dtype=np.uint8)
+    for row, index in enumerate(indices):
+        if augmentation is None:
+            pixels[row] = test_pixels(listing.path(index), side)
+        else:
+            draws = np.random.default_rng((*augmentation, index))
+            pixels[row] = train_pixels(listing.path(index), side, draws)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(indices)
 
 
 class StreamedImages(Split):
@@ -123,12 +118,6 @@ class StreamedImages(Split):
                 self.labels[chosen].to(self.device, non_blocking=True),
             )
 
-    def spread(self, count: int) -> "StreamedImages":
-        """``count`` images, evenly spaced in the stored order, which is that of the classes; all if there are
-        no more.
-        """
-        return self.at(evenly_spaced(count, len(self)))
-
     def at(self, indices: Tensor) -> "StreamedImages":
         """The images of these indices [n], in this order."""
         return StreamedImages(rows(self.listing, indices.numpy()), self.entry, self.device)
@@ -139,9 +128,9 @@ class StreamedImages(Split):
         """Batches of pixels on the device, with the indices on the CPU."""
         workers = worker_count(self.device)
         loader = DataLoader(
-            _Pixels(self.listing, self.entry.image_size, augmentation),
-            batch_size=None,  # a batch is one item
-            sampler=shares,
+            range(len(self)),
+            batch_sampler=shares,
+            collate_fn=partial(_pixels, self.listing, self.entry.image_size, augmentation),
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             pin_memory=self.device.type == "cuda",

@@ -1,9 +1,11 @@
 """What a network costs, and whether two forms of it answer alike."""
 
-import time
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,22 +74,9 @@ def latencies(
     for batch in batches:
         images = torch.randn(batch, *image.shape[1:], generator=torch.Generator().manual_seed(0))
         with torch.inference_mode(), threads(1):
-            seconds = torch.tensor(
-                [[_seconds(runner, images) for runner in runners.values()] for _ in range(WARM_UP + REPEATS)][
-                    WARM_UP:
-                ]
-            )
-        quartiles = 1000 * seconds.double().quantile(
-            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0
-        )
-        for name, (low, median, high) in zip(runners, quartiles.T.tolist(), strict=True):
-            found.append(
-                Latency(name, batch, *(float(f"{value:.{DIGITS}g}") for value in (median, low, high)))
-            )
+            passes = [partial(runner, images) for runner in runners.values()]
+            seconds = [[timeit.timeit(one, number=1) for one in passes] for _ in range(WARM_UP + REPEATS)]
+        quartiles = 1000 * np.quantile(seconds[WARM_UP:], [0.5, 0.25, 0.75], axis=0)
+        for name, values in zip(runners, quartiles.T, strict=True):
+            found.append(Latency(name, batch, *(float(f"{value:.{DIGITS}g}") for value in values)))
     return tuple(found)
-
-
-def _seconds(runner: Runner, images: Tensor) -> float:
-    begun = time.perf_counter()
-    runner(images)
-    return time.perf_counter() - begun

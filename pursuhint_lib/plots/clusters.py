@@ -3,72 +3,46 @@ stability.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .layers import Clusters, cluster_colour, metric_colour, number_ticks
-from .style import SAFE, WIDTH, new_figure, styled, vector_colorbar
+from ..clustering import HintPoints, KCurve
+from .layers import cluster_colour, metric_colour, runs_of_clusters
+from .style import (
+    SAFE,
+    WIDTH,
+    labelled_rows,
+    new_figure,
+    number_ticks,
+    numbered_cells,
+    styled,
+    vector_colorbar,
+)
+
+# Hint points, and for each sub-block which of them it belongs to.
+Strip = tuple[Sequence[int], Sequence[int]]
 
 
-class Curve(Protocol):
-    """A criterion for the number of hint points: its value and standard error for each k, and the k it
-    prefers.
-    """
-
-    ks: Sequence[int]
-    values: Sequence[float]
-    errors: Sequence[float]
-    best: int
-
-
-def _strip(
-    axis: Axes, row: float, labels: Sequence[int], indices: Sequence[int], height: float = 0.8
+def _strips(
+    axis: Axes, strips: Mapping[int, Strip], rows: Sequence[str], title: str, ticks: int = 6, size: float = 4
 ) -> None:
-    """One row of sub-blocks, coloured by cluster, with the hint points as dots."""
-    borders = [0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)]
-    for start, end in pairwise(borders):
-        axis.barh(
-            row,
-            end - start,
-            height,
-            start + 0.5,
-            align="center",
-            color=cluster_colour(labels[start]),
-            alpha=0.55,
-            lw=0,
-        )
-    axis.plot(
-        [i + 1 for i in indices],
-        [row] * len(indices),
-        "o",
-        color="white",
-        markeredgecolor="black",
-        markersize=4,
-    )
-
-
-def _strip_axis(axis: Axes, layers: int, rows: Sequence[str], title: str) -> None:
-    axis.set(
-        title=title,
-        yticks=range(len(rows)),
-        yticklabels=rows,
-        ylim=(len(rows) - 0.4, -0.6),
-        xlim=(0.5, layers + 0.5),
-    )
-    axis.set_xticks(number_ticks(layers, 6))
+    """Rows of sub-blocks by their numbers, coloured by cluster, with the hint points as dots."""
+    dots = {"color": "white", "markeredgecolor": "black", "markersize": size}
+    for row, (indices, labels) in strips.items():
+        for start, end in runs_of_clusters(labels):
+            colour = cluster_colour(labels[start])
+            axis.barh(row, end - start, 0.8, start + 0.5, align="center", color=colour, alpha=0.55, lw=0)
+        axis.plot([i + 1 for i in indices], [row] * len(indices), "o", **dots)
+    layers = max((len(labels) for _, labels in strips.values()), default=1)
+    labelled_rows(axis, rows, title=title, xlim=(0.5, layers + 0.5), xticks=number_ticks(layers, ticks))
     axis.spines[:].set_visible(False)
-    axis.tick_params(left=False)
 
 
 @styled
-def kmeans_rounds(
-    rounds: Mapping[str, Sequence[tuple[Sequence[int], Sequence[int]]]], shown: int = 8
-) -> Figure:
+def kmeans_rounds(rounds: Mapping[str, Sequence[Strip]], shown: int = 8) -> Figure:
     """The paper's k-means step by step: a row per round, sub-blocks coloured by cluster, centres as dots.
 
     **Arguments:** metric → (centres, labels) of each round, 0-based; rounds after the first ``shown`` are
@@ -77,15 +51,13 @@ def kmeans_rounds(
     height = min(shown, max(len(steps) for steps in rounds.values()))
     figure, axes = new_figure(1.0 + 0.3 * height, ncols=len(rounds), sharey=True, squeeze=False)
     for axis, (metric, steps) in zip(axes[0], rounds.items(), strict=True):
-        for number, (centres, labels) in enumerate(steps[:height]):
-            _strip(axis, number, labels, centres)
-        _strip_axis(axis, len(steps[0][1]), [f"round {number + 1}" for number in range(height)], metric)
+        _strips(axis, dict(enumerate(steps[:height])), [f"round {row + 1}" for row in range(height)], metric)
         axis.set_xlabel("sub-block")
     return figure
 
 
 @styled
-def clusters_by_k(points: Mapping[str, Mapping[int, Clusters]]) -> Figure:
+def clusters_by_k(points: Mapping[str, Mapping[int, HintPoints]]) -> Figure:
     """How the clusters move with the number of points: a panel per metric, a row per k.
 
     **Arguments:** metric → k → hint points.
@@ -93,16 +65,17 @@ def clusters_by_k(points: Mapping[str, Mapping[int, Clusters]]) -> Figure:
     rows = max(len(by_k) for by_k in points.values())
     figure, axes = new_figure(0.9 + 0.26 * rows, ncols=len(points), squeeze=False)
     for axis, (metric, by_k) in zip(axes[0], points.items(), strict=True):
-        for row, chosen in enumerate(by_k.values()):
-            _strip(axis, row, chosen.labels, chosen.indices)
-        _strip_axis(axis, len(chosen.labels), [f"k = {k}" for k in by_k], metric)
+        strips = {row: (chosen.indices, chosen.labels) for row, chosen in enumerate(by_k.values())}
+        _strips(axis, strips, [f"k = {k}" for k in by_k], metric)
         axis.set_xlabel("sub-block")
     return figure
 
 
 @styled
 def cluster_margins(
-    points: Mapping[str, Clusters], margins: Mapping[str, Sequence[float]], notes: Mapping[str, Sequence[str]]
+    points: Mapping[str, HintPoints],
+    margins: Mapping[str, Sequence[float]],
+    notes: Mapping[str, Sequence[str]],
 ) -> Figure:
     """By how much each sub-block is more like its own hint point than like the next best one; a panel per
     metric.
@@ -139,7 +112,7 @@ def cluster_margins(
 
 
 @styled
-def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+def k_curves(curves: Mapping[str, Mapping[str, KCurve]]) -> Figure:
     """Criteria for the number of hint points: a panel per criterion, a line per metric, the preferred k
     marked.
 
@@ -168,7 +141,7 @@ def k_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
 
 
 @styled
-def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, Clusters]]) -> Figure:
+def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, HintPoints]]) -> Figure:
     """Metric × algorithm × k: a panel per metric and algorithm, a row per k, clusters in colour and points as
     dots.
 
@@ -183,12 +156,9 @@ def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, Clusters]]) -> Fig
     )
     for (metric, algorithm), by_k in grid.items():
         axis = axes[metrics.index(metric), algorithms.index(algorithm)]
-        for k, chosen in by_k.items():
-            _strip(axis, ks.index(k), chosen.labels, chosen.indices)
-            axis.lines[-1].set_markersize(2.5)
-        layers = max((len(chosen.labels) for chosen in by_k.values()), default=1)
-        _strip_axis(axis, layers, [str(k) for k in ks], algorithm if metric == metrics[0] else "")
-        axis.set_xticks(number_ticks(layers, 3))
+        strips = {ks.index(k): (chosen.indices, chosen.labels) for k, chosen in by_k.items()}
+        title = algorithm if metric == metrics[0] else ""
+        _strips(axis, strips, [str(k) for k in ks], title, ticks=3, size=2.5)
         axis.tick_params(labelsize=6, labelleft=algorithm == algorithms[0])
         axis.title.set_fontsize(8)
         if algorithm == algorithms[0]:
@@ -207,18 +177,11 @@ def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str
     figure, axes = new_figure(0.33 * names + 1.5, WIDTH + 0.5, ncols=len(tables), squeeze=False)
     for place, (axis, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
         values = table.to_numpy(dtype=float)
-        axis.imshow(values, cmap="Blues", vmin=np.nanmin(values), vmax=np.nanmax(values) + 1e-9)
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for row, column in np.ndindex(values.shape):
-            colour = "white" if values[row, column] > middle else "black"
-            axis.annotate(
-                f"{values[row, column]:.{decimals[title]}f}",
-                (column, row),
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color=colour,
-            )
+        low, high = np.nanmin(values), np.nanmax(values)
+        texts = table.map(f"{{:.{decimals[title]}f}}".format).to_numpy()
+        numbered_cells(
+            axis, values, texts, values > (low + high) / 2, cmap="Blues", vmin=low, vmax=high + 1e-9
+        )
         axis.set(
             title=title,
             xticks=range(len(table)),
@@ -226,7 +189,6 @@ def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str
             yticklabels=[] if place else list(table.index),
         )
         axis.set_xticklabels(list(table.columns), rotation=45, ha="right", rotation_mode="anchor")
-        axis.spines[:].set_visible(False)
         axis.tick_params(left=False, bottom=False)
     return figure
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from .style import arm_colour, new_figure, styled
+from .style import accuracy_limits, arm_colour, new_figure, styled
 
 MARKERS = {"teacher": "s", "student alone": "o", "best student": "*"}
 # Inches of a panel, points of type between a point and its label, the share of the height that a label takes,
@@ -37,7 +37,7 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
     for axis, (cost, label) in zip(axes[0], costs.items(), strict=True):
         for row in rows:
             _point(axis, row, row[cost])
-        axis.set(xscale="log", xlabel=label, ylim=_limits(networks))
+        axis.set(xscale="log", xlabel=label, ylim=accuracy_limits(networks, 0.5))
         axis.margins(x=0.12)
         _ticks(axis, networks[cost])
         axis.grid(axis="y", color="#eeeeee", lw=0.8)
@@ -50,9 +50,7 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
         _lines(axis, networks, cost)
         middle = float(np.sqrt(networks[cost].min() * networks[cost].max()))
         for row, height in zip(named, heights, strict=True):
-            _label(
-                axis, _text(row, networks), _colour(row), (row[cost], height), leftwards=row[cost] > middle
-            )
+            _label(axis, row, _text(row, networks), (row[cost], height), -1 if row[cost] > middle else 1)
     present = [role for role in MARKERS if role in set(networks["role"])]
     sizes = {role: 8 if role == "best student" else 5 for role in present}
     handles = [
@@ -61,17 +59,6 @@ def compression_costs(networks: pd.DataFrame, costs: Mapping[str, str]) -> Figur
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
-
-
-def _limits(networks: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show every network, and intervals up to a point: those of two seeds can be wider than all
-    accuracies there are.
-    """
-    low, high = networks["accuracy"].min(), networks["accuracy"].max()
-    room = max(1.0, 0.5 * (high - low))
-    left = networks["low"].where(np.isfinite(networks["low"]), low).clip(lower=low - room).min()
-    right = networks["high"].where(np.isfinite(networks["high"]), high).clip(upper=high + room).max()
-    return left - 0.1 * room, right + 0.1 * room
 
 
 def _colour(row: Mapping) -> str:
@@ -107,19 +94,19 @@ def _text(row: Mapping, networks: pd.DataFrame) -> str:
     return text if len(text) <= LETTERS else text.replace(", ", ",\n")
 
 
-def _label(axis: Axes, text: str, colour: str, place: tuple[float, float], leftwards: bool) -> None:
-    where = {"xytext": (-ASIDE if leftwards else ASIDE, 0), "ha": "right" if leftwards else "left"}
-    halo = [withStroke(linewidth=2, foreground="white")]
+def _label(axis: Axes, row: Mapping, text: str, place: tuple[float, float], side: int) -> None:
+    """Text left (−1) or right (1) of a place, with a white rim."""
     axis.annotate(
         text,
         place,
+        (side * ASIDE, 0),
         textcoords="offset points",
+        ha="right" if side < 0 else "left",
         va="center",
         linespacing=0.9,
         fontsize=6.5,
-        color=colour,
-        path_effects=halo,
-        **where,
+        color=_colour(row),
+        path_effects=[withStroke(linewidth=2, foreground="white")],
     )
 
 

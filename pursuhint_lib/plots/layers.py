@@ -1,8 +1,7 @@
 """Figures of a teacher's layers: how alike they are, and which are chosen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -10,19 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import SAFE, WIDTH, arm_colour, new_figure, styled, vector_colorbar
+from ..clustering import HintPoints
+from .style import (
+    SAFE,
+    WIDTH,
+    arm_colour,
+    labelled_rows,
+    new_figure,
+    number_ticks,
+    styled,
+    vector_colorbar,
+)
 
 # Heatmaps side by side at most.
 COLUMNS = 4
-
-
-class Clusters(Protocol):
-    """What is drawn of a clustering: hint points and, for each sub-block, which of them it belongs to
-    (0-based).
-    """
-
-    indices: Sequence[int]
-    labels: Sequence[int]
 
 
 def cluster_colour(label: int) -> str:
@@ -30,18 +30,18 @@ def cluster_colour(label: int) -> str:
     return SAFE[label % len(SAFE)]
 
 
+def runs_of_clusters(labels: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Start and end (exclusive) of each run of sub-blocks of one cluster."""
+    return pairwise([0, *(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]), len(labels)])
+
+
 def metric_colour(number: int) -> str:
     """Colour of the line of a metric, by its place in the profile."""
     return SAFE[(0, 9, 2, 4, 7, 1, 3, 5)[number % 8]]
 
 
-def number_ticks(layers: int, most: int) -> list[int]:
-    """Numbers of sub-blocks that an axis shows: evenly spaced from 1, so many at most."""
-    return list(range(1, layers + 1, -(-layers // most)))
-
-
 @styled
-def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, Clusters]) -> Figure:
+def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints]) -> Figure:
     """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint points as dots.
 
     **Arguments:** metric → [L, L] similarity; metric → the hint points chosen on it.
@@ -75,7 +75,7 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
     return figure
 
 
-def _cluster_bands(axis: Axes, points: Clusters) -> None:
+def _cluster_bands(axis: Axes, points: HintPoints) -> None:
     """A coloured band left of the heatmap for each sub-block's cluster, and a frame for each run of one
     cluster.
     """
@@ -85,8 +85,7 @@ def _cluster_bands(axis: Axes, points: Clusters) -> None:
         axis.add_patch(
             Rectangle((left, layer + 0.5), width, 1, color=cluster_colour(label), lw=0, clip_on=False)
         )
-    starts = [0, *(i for i in range(1, layers) if points.labels[i] != points.labels[i - 1]), layers]
-    for start, end in pairwise(starts):
+    for start, end in runs_of_clusters(points.labels):
         axis.add_patch(
             Rectangle((start + 0.5, start + 0.5), end - start, end - start, fill=False, color="white", lw=1.5)
         )
@@ -124,19 +123,15 @@ def depth_strip(
             )
     for end in stage_ends[:-1]:
         axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":", zorder=2)
-    axis.set(
-        yticks=range(len(arms)),
-        yticklabels=list(arms),
-        ylim=(len(arms) - 0.4, -0.6),
+    labelled_rows(
+        axis,
+        list(arms),
         xlim=(0.4, layers + 0.6),
-    )
-    axis.set(
+        xticks=number_ticks(layers, 18),
         xlabel="sub-block of the teacher (dotted: borders of its stages; number: student point that learns "
-        "from it)"
+        "from it)",
     )
-    axis.set_xticks(number_ticks(layers, 18))
     axis.spines["left"].set_visible(False)
-    axis.tick_params(left=False)
     return figure
 
 

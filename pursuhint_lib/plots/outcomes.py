@@ -1,5 +1,6 @@
 """Figures of what training gave: accuracies, paired differences, verdicts."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .style import SAFE, WIDTH, arm_colour, new_figure, styled
+from .style import (
+    SAFE,
+    WIDTH,
+    accuracy_limits,
+    arm_colour,
+    labelled_rows,
+    mean_with_interval,
+    new_figure,
+    numbered_cells,
+    styled,
+    too_small,
+)
 
 # Panels side by side at most.
 COLUMNS = 5
@@ -88,36 +100,19 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
             if cell.empty:
                 continue
             colour = arm_colour(arm)
-            mean, low, high = cell[["mean", "low", "high"]].iloc[0]
+            means = cell[["mean", "low", "high"]].iloc[0]
             axis.scatter(cell["accuracy"], [row] * len(cell), s=9, color=colour, alpha=0.45, lw=0)
-            if np.isfinite(low):
-                axis.hlines(row, low, high, color=colour, lw=1.6)
-            axis.scatter([mean], [row], s=30, color=colour, edgecolor="white", linewidth=0.6, zorder=3)
+            mean_with_interval(axis, row, means, colour, 1.6, s=30, edgecolor="white", linewidth=0.6)
         axis.set(title=method, ylim=(len(arms) - 0.5, -0.5))
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms)
-    axes[0, 0].set_xlim(*_accuracy_limits(frame))
+    axes[0, 0].set_xlim(*accuracy_limits(frame, 1))
     figure.supxlabel(
         "test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9
     )
     figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _accuracy_limits(frame: pd.DataFrame) -> tuple[float | None, float | None]:
-    """Limits that show every seed, and intervals up to a point: those of three seeds fit in, those of two can
-    be wider than any accuracy.
-    """
-    low, high = frame["accuracy"].min(), frame["accuracy"].max()
-    if not np.isfinite(low):
-        return None, None
-    room = max(1.0, high - low)
-    left, right = (
-        max(low - room, min(low, frame["low"].min())),
-        min(high + room, max(high, frame["high"].max())),
-    )
-    return left - 0.05 * room, right + 0.05 * room
 
 
 @styled
@@ -130,20 +125,11 @@ def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
     rows = max(len(panel) for panel in panels.values())
     figure, axes = new_figure(1.1 + 0.155 * rows, ncols=len(panels), sharex=True, squeeze=False)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        axis.axvspan(-margin, margin, color="#f0f0f0", zorder=0)
-        axis.axvline(0, color="#777777", lw=0.8)
+        too_small(axis, margin)
         for position, row in enumerate(panel.itertuples()):
-            colour = arm_colour(row.arm)
-            if np.isfinite(row.low):
-                axis.hlines(position, row.low, row.high, color=colour, lw=1.5)
-            axis.scatter([row.mean], [position], s=22, color=colour, zorder=3)
-        axis.set(
-            title=title,
-            yticks=range(len(panel)),
-            yticklabels=list(panel["label"]),
-            ylim=(len(panel) - 0.4, -0.6),
-        )
-        axis.tick_params(axis="y", labelsize=7, left=False)
+            mean_with_interval(axis, position, (row.mean, row.low, row.high), arm_colour(row.arm), 1.5, s=22)
+        labelled_rows(axis, list(panel["label"]), title=title)
+        axis.tick_params(axis="y", labelsize=7)
     figure.supxlabel(f"difference in test accuracy, points (shaded: within ±{margin:g})", fontsize=9)
     return figure
 
@@ -171,28 +157,21 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
         labels, arms = orders[title]
         values, chances = (frame[name].loc[labels, arms].to_numpy(dtype=float) for name in ("mean", "p_holm"))
-        axis.imshow(values, cmap="RdBu", vmin=-DEEPEST * limit, vmax=DEEPEST * limit, aspect="auto")
-        for row, column in np.argwhere(np.isfinite(values)):
-            sure = chances[row, column] < level
-            number = f"{values[row, column]:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
-            colour = "white" if abs(values[row, column]) > DARK * limit else "black"
-            axis.text(
-                column,
-                row,
-                number,
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                weight="bold" if sure else "normal",
-                color=colour,
-            )
-            if sure:
-                axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, lw=1.2))
+        numbers = np.vectorize(_signed, otypes="U")(values)
+        colours = {"cmap": "RdBu", "vmin": -DEEPEST * limit, "vmax": DEEPEST * limit, "aspect": "auto"}
+        texts = numbered_cells(axis, values, numbers, np.abs(values) > DARK * limit, **colours)
+        for row, column in np.argwhere(np.isfinite(values) & (chances < level)):
+            texts[row, column].set_weight("bold")
+            axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, lw=1.2))
         axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
         axis.set_xticklabels(arms, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
         axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
     return figure
+
+
+def _signed(value: float) -> str:
+    """A number with one decimal and its sign; − for what rounds to less than 0 only."""
+    return f"{value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
 
 
 @styled
@@ -269,32 +248,19 @@ def claim_effects(claims: pd.DataFrame, margin: float) -> Figure:
     """
     figure, axis = new_figure(0.9 + 0.55 * len(claims))
     colours = {"reproduced": SAFE[2], "not reproduced": SAFE[3], "undecided": "#777777"}
-    axis.axvspan(-margin, margin, color="#f0f0f0", zorder=0)
-    axis.axvline(0, color="#777777", lw=0.8)
-    for position, row in enumerate(claims.to_dict("records")):
-        colour = colours[row["verdict"]]
-        if np.isfinite(row["low"]):
-            axis.hlines(position, row["low"], row["high"], color=colour, lw=2)
-        axis.scatter([row["mean"]], [position], s=36, color=colour, zorder=3)
+    too_small(axis, margin)
+    for position, row in enumerate(claims.itertuples()):
+        colour = colours[row.verdict]
+        mean_with_interval(axis, position, (row.mean, row.low, row.high), colour, 2, s=36)
         axis.annotate(
-            row["verdict"],
+            row.verdict,
             (1.01, position),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
             color=colour,
         )
-    labels = ["\n".join(_wrapped(text, 46)) for text in claims["claim"]]
-    axis.set(yticks=range(len(claims)), yticklabels=labels, ylim=(len(claims) - 0.4, -0.6))
-    axis.set(xlabel=f"difference in test accuracy, points (shaded: within ±{margin:g})")
-    axis.tick_params(axis="y", left=False)
+    # Words with hyphens stay whole.
+    labels = [textwrap.fill(text, 46, break_on_hyphens=False) for text in claims["claim"]]
+    labelled_rows(axis, labels, xlabel=f"difference in test accuracy, points (shaded: within ±{margin:g})")
     return figure
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines

@@ -1,13 +1,16 @@
 """One style for all figures, and one colour per kind of arm everywhere."""
 
 import zlib
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from ..digits import settled
 
@@ -81,6 +84,68 @@ def vector_colorbar(figure: Figure, image: AxesImage, **options) -> None:
     of pixels.
     """
     figure.colorbar(image, **options).solids.set_rasterized(False)
+
+
+def number_ticks(layers: int, most: int) -> list[int]:
+    """Numbers of sub-blocks that an axis shows: evenly spaced from 1, so many at most."""
+    return list(range(1, layers + 1, -(-layers // most)))
+
+
+def labelled_rows(axis: Axes, names: Sequence[str], **others) -> None:
+    """A name for each row, the first on top; ``others`` as ``Axes.set`` takes them."""
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), **others)
+    axis.tick_params(left=False)
+
+
+def mean_with_interval(
+    axis: Axes, row: float, values: tuple[float, float, float], colour: str, width: float, **dot
+) -> None:
+    """A dot for the mean and a line for its interval, of (mean, low, high); no line where it is infinite."""
+    mean, low, high = values
+    if np.isfinite(low):
+        axis.hlines(row, low, high, color=colour, lw=width)
+    axis.scatter([mean], [row], color=colour, zorder=3, **dot)
+
+
+def too_small(axis: Axes, margin: float) -> None:
+    """Shade the differences that are too small to matter, and mark 0."""
+    axis.axvspan(-margin, margin, color="#f0f0f0", zorder=0)
+    axis.axvline(0, color="#777777", lw=0.8)
+
+
+def accuracy_limits(frame: pd.DataFrame, part: float) -> tuple[float | None, float | None]:
+    """Limits that show every accuracy, and intervals up to a point: those of two seeds can be wider than all
+    accuracies there are.
+
+    **Arguments:** columns accuracy, low, high; ``part`` of the range of accuracies that intervals may take
+    beyond it.
+    """
+    low, high = frame["accuracy"].min(), frame["accuracy"].max()
+    if not np.isfinite(low):
+        return None, None
+    room = max(1.0, part * (high - low))
+    ends = frame[["low", "high"]].replace([-np.inf, np.inf], np.nan)
+    left = max(low - room, min(low, ends["low"].min()))
+    right = min(high + room, max(high, ends["high"].max()))
+    return left - 0.05 * room / part, right + 0.05 * room / part
+
+
+def numbered_cells(
+    axis: Axes, values: np.ndarray, texts: np.ndarray, dark: np.ndarray, **image
+) -> dict[tuple[int, int], Text]:
+    """A matrix as colours with a text in each field, white where it is ``dark``; nothing where it is NaN.
+
+    **Returns:** the texts, by row and column.
+    """
+    axis.imshow(values, **image)
+    axis.spines[:].set_visible(False)
+    look = {"ha": "center", "va": "center", "fontsize": 6.5}
+    return {
+        (row, column): axis.text(
+            column, row, texts[row, column], color="white" if dark[row, column] else "black", **look
+        )
+        for row, column in np.argwhere(np.isfinite(values)).tolist()
+    }
 
 
 def styled(function):

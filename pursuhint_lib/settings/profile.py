@@ -120,15 +120,13 @@ class Tuning:
       is not named takes the weights of the first.
     """
 
-    methods: dict[Text, AtLeastOne[Positive]]
+    methods: Annotated[dict[Text, AtLeastOne[Positive]], Field(min_length=1)]
     arms: AtLeastOne[Text]
     seeds: AtLeastOne[Seed]
     held_out: Count
     pairs: dict[Text, tuple[Text, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.methods:
-            raise SettingsError("methods of the tuning are empty; give at least one")
         for method in (method for methods in self.pairs.values() for method in methods):
             choose("method in pairs of the tuning", method, self.methods)
 
@@ -220,20 +218,14 @@ class Profile:
         if self.shortcut_seeds == 1:
             raise SettingsError("shortcut_seeds is 1; give 2 or more, or 0 for no comparison")
         choose("precision", self.precision, PRECISIONS)
-        for method, count in self.fewer_seeds.items():
-            if count >= len(self.seeds):
-                raise SettingsError(
-                    f"fewer_seeds of {method} is {count}; give 1 to {len(self.seeds) - 1}, or leave it out "
-                    f"for all {len(self.seeds)}"
-                )
-        for what, seeds in [
-            *((f"pair {pair.name}", pair.seeds) for pair in self.pairs),
-            *((f"the sweep of {sweep.method}", sweep.seeds) for sweep in self.sweeps),
+        total = len(self.seeds)
+        for what, count, most in [
+            *((f"fewer_seeds of {method}", count, total - 1) for method, count in self.fewer_seeds.items()),
+            *((f"seeds of pair {pair.name}", pair.seeds or 1, total) for pair in self.pairs),
+            *((f"seeds of the sweep of {sweep.method}", sweep.seeds, total) for sweep in self.sweeps),
         ]:
-            if seeds and seeds > len(self.seeds):
-                raise SettingsError(
-                    f"{what} has {seeds} seeds, but the profile {len(self.seeds)}; give at most that"
-                )
+            if count > most:
+                raise SettingsError(f"{what} is {count}, but the profile has {total}; give 1 to {most}")
         if self.tuning:
             self._check_tuning(self.tuning)
 

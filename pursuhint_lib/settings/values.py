@@ -111,7 +111,7 @@ _WORDS = {
     "dict_type": "a mapping",
     "tuple_type": "a list",
     "string_unicode": "text without half a character (a surrogate), which no file can hold",
-    "too_short": "a list of at least one",
+    "too_short": "a list or mapping of at least one",
 }
 
 

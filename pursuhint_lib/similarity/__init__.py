@@ -15,12 +15,9 @@ from .metrics import (
     check_metric,
     linear_cka,
     paper_metrics,
-    procrustes,
-    pwcca,
     r2_cca,
     rank,
     rbf_cka,
     similarity_matrices,
     similarity_matrix,
-    svcca,
 )

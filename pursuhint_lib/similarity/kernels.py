@@ -81,7 +81,10 @@ def _median_squared_distance(layers: Layers, layer: int) -> float:
     median = _order_statistics(layers, layer, ranks, noise) * len(ranks) / 2
     if median > noise:
         return median
-    apart = sum(int((tile > noise).count_nonzero()) - blind for tile, blind in _distance_tiles(layers, layer))
+    apart = sum(
+        int((tile > noise).logical_and_(tile.isfinite()).count_nonzero())
+        for tile in _distance_tiles(layers, layer)
+    )
     pairs = n * (n - 1) // 2
     ranks = [pairs - apart + rank for rank in ((apart - 1) // 2, apart // 2)]
     return _order_statistics(layers, layer, ranks, noise)
@@ -95,20 +98,16 @@ def _rounding(layers: Layers, layer: int) -> float:
     return 4 * sum(layers.features[layer].shape) * torch.finfo(torch.float64).eps * longest
 
 
-def _distance_tiles(layers: Layers, layer: int) -> Iterator[tuple[Tensor, int]]:
-    """Squared distances of all pairs i < j in tiles, and how many entries of the tile are no pair: those are
-    infinite.
-    """
+def _distance_tiles(layers: Layers, layer: int) -> Iterator[Tensor]:
+    """Squared distances of all pairs i < j in tiles; entries that are no pair are infinite."""
     tiles = blocks(layers.images, SIDE)
     for number, rows in enumerate(tiles):
         left = _factor(layers.rows(layer, rows))
         for columns in tiles[number:]:
             tile = left @ _counterpart(layers.rows(layer, columns)).T
-            blind = 0
             if rows is columns:
                 tile += torch.full_like(tile, torch.inf).tril()
-                blind = len(tile) * (len(tile) + 1) // 2
-            yield tile, blind
+            yield tile
 
 
 def _order_statistics(layers: Layers, layer: int, ranks: Sequence[int], noise: float) -> float:
@@ -121,7 +120,7 @@ def _order_statistics(layers: Layers, layer: int, ranks: Sequence[int], noise: f
     low, high = _bracket(layers, layer, ranks, noise)
     while True:
         below, inside = 0, []
-        for tile, _ in _distance_tiles(layers, layer):
+        for tile in _distance_tiles(layers, layer):
             under, upto = tile < low, tile <= high
             below += int(under.count_nonzero())
             inside.append(tile[upto.logical_xor_(under)])

@@ -102,41 +102,6 @@ def r2_cca(x: Tensor, y: Tensor, *, center: bool = True) -> Tensor:
     return _pair("r2" if center else "r2-raw", x, y)
 
 
-def svcca(x: Tensor, y: Tensor) -> Tensor:
-    """Mean canonical correlation of the leading principal directions that hold 99 % of each side's variance.
-
-    Invariant to orthogonal maps, isotropic scaling and translation.
-
-    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
-    """
-    return _pair("svcca", x, y)
-
-
-def pwcca(x: Tensor, y: Tensor) -> Tensor:
-    """Canonical correlations weighted by how much of a side's channels each canonical direction accounts for.
-
-    The weights are those of the side with fewer directions, as in the authors' code; of two equal sides the
-    mean of both is taken, which makes it symmetric. Invariant to isotropic scaling, translation and the order
-    of channels, but not to rotations of the side that gives the weights. If several correlations are equal
-    (1, where both sides together span more than the N − 1 directions there are) their directions are
-    arbitrary, and the value is only defined to two or three decimals.
-
-    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
-    """
-    return _pair("pwcca", x, y)
-
-
-def procrustes(x: Tensor, y: Tensor) -> Tensor:
-    """1 − d²/2 with d the orthogonal Procrustes distance of centred features of unit norm: ‖X̃ᵀ Ỹ‖_* /
-    (‖X̃‖_F ‖Ỹ‖_F).
-
-    Invariant to orthogonal maps, isotropic scaling and translation.
-
-    **Arguments:** ``x`` [N, Cx], ``y`` [N, Cy]. **Returns:** scalar in [0, 1].
-    """
-    return _pair("procrustes", x, y)
-
-
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     """Linear centred kernel alignment, ‖Ỹᵀ X̃‖²_F / (‖X̃ᵀ X̃‖_F ‖Ỹᵀ Ỹ‖_F).
 

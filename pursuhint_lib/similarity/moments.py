@@ -249,6 +249,10 @@ def _r2_raw(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], cross: Tensor) -
 
 
 def _svcca(x: Tensor, y: Tensor, cross: Tensor) -> Tensor:
+    """Mean canonical correlation of the leading principal directions that hold 99 % of each side's variance.
+
+    Invariant to orthogonal maps, isotropic scaling and translation.
+    """
     return torch.linalg.svdvals(x.T @ cross @ y).mean().clamp_max(1)
 
 
@@ -259,6 +263,14 @@ def _projections(moments: Moments) -> tuple[Tensor, Tensor]:
 
 
 def _pwcca(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], cross: Tensor) -> Tensor:
+    """Canonical correlations weighted by how much of a side's channels each canonical direction accounts for.
+
+    The weights are those of the side with fewer directions, as in the authors' code; of two equal sides the
+    mean of both is taken, which makes it symmetric. Invariant to isotropic scaling, translation and the order
+    of channels, but not to rotations of the side that gives the weights. If several correlations are equal
+    (1, where both sides together span more than the N − 1 directions there are) their directions are
+    arbitrary, and the value is only defined to two or three decimals.
+    """
     left, correlations, right = torch.linalg.svd(x[0].T @ cross @ y[0], full_matrices=False)
     weights = (left.T @ x[1]).abs().sum(1), (right @ y[1]).abs().sum(1)
     by_x, by_y = ((w * correlations.clamp_max(1)).sum() / w.sum() for w in weights)
@@ -272,6 +284,11 @@ def _unit(moments: Moments) -> Tensor:
 
 
 def _procrustes(x: Tensor, y: Tensor, cross: Tensor) -> Tensor:
+    """1 − d²/2 with d the orthogonal Procrustes distance of centred features of unit norm: ‖X̃ᵀ Ỹ‖_* /
+    (‖X̃‖_F ‖Ỹ‖_F).
+
+    Invariant to orthogonal maps, isotropic scaling and translation.
+    """
     return torch.linalg.svdvals(cross).sum() / (x * y)
 
 

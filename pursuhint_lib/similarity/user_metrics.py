@@ -1,6 +1,5 @@
 """A similarity of the user's own: a function of the features of two layers, called for every pair."""
 
-import math
 from collections.abc import Callable
 from numbers import Real
 
@@ -53,10 +52,12 @@ def own_matrix(metric: str, layers: Layers) -> Tensor:
                 f"{pair} gives {type(found).__name__}{shape}; it must give a number, or a tensor without "
                 "dimensions"
             )
-        if not math.isfinite(found) or abs(found) > 1 + TOLERANCE:
-            raise SettingsError(f"{pair} gives {found:g}; a similarity must be a number from -1 to 1")
-        if i == j and found < 1 - TOLERANCE:
-            raise SettingsError(f"{pair} gives {found:g}; a similarity must be 1 for a layer with itself")
+        # What is no number compares false.
+        if not (1 if i == j else -1) - TOLERANCE <= found <= 1 + TOLERANCE:
+            raise SettingsError(
+                f"{pair} gives {found:g}; a similarity must be a number from -1 to 1, and 1 for a layer with "
+                "itself"
+            )
         return float(found)
 
     matrix = torch.zeros(count, count, dtype=torch.float64)
@@ -64,10 +65,10 @@ def own_matrix(metric: str, layers: Layers) -> Tensor:
         for j in range(i, count):
             matrix[i, j] = matrix[j, i] = value(i, j)
     for i in range(1, count):
-        if abs(value(i, i - 1) - float(matrix[i, i - 1])) > TOLERANCE:
-            ends = f"{float(matrix[i, i - 1]):g} one way and {value(i, i - 1):g} the other"
+        there, back = float(matrix[i - 1, i]), value(i, i - 1)
+        if abs(there - back) > TOLERANCE:
             raise SettingsError(
-                f"metric {metric}: {layers.labels[i - 1]} with {layers.labels[i]} gives {ends}; a similarity "
-                "must be symmetric"
+                f"metric {metric}: {layers.labels[i - 1]} with {layers.labels[i]} gives {there:g} one way "
+                f"and {back:g} the other; a similarity must be symmetric"
             )
     return matrix
