@@ -173,10 +173,10 @@ def test_a_resumed_training_goes_on_with_the_mean(monkeypatch):
     monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     run_epoch = training.fitting.run_epoch
 
-    def dies_in_the_second_epoch(trainees, images, schedule, epoch, first, **keywords):
+    def dies_in_the_second_epoch(training, epoch, first, **keywords):
         if epoch:
             raise KeyboardInterrupt
-        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
+        return run_epoch(training, epoch, first, **keywords)
 
     monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):

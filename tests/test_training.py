@@ -167,14 +167,12 @@ def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
 def test_only_missing_arms_are_trained(monkeypatch):
     training.distill(settings(arms=ARMS[:2]))
     trained, fit = [], training.runs.fit
-    monkeypatch.setattr(
-        training.runs,
-        "fit",
-        lambda trainees, *a, **k: (
-            trained.extend(trainee.name for trainee in trainees),
-            fit(trainees, *a, **k),
-        )[1],
-    )
+
+    def watched(given):
+        trained.extend(trainee.name for trainee in given.trainees)
+        return fit(given)
+
+    monkeypatch.setattr(training.runs, "fit", watched)
     found = training.distill(settings())
     assert trained == [found[2].name]
 

@@ -52,10 +52,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
     monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
     run_epoch = training.fitting.run_epoch
 
-    def dies_in_the_third_epoch(trainees, images, schedule, epoch, first, **keywords):
+    def dies_in_the_third_epoch(training, epoch, first, **keywords):
         if (epoch, first) == (2, 1):
             raise KeyboardInterrupt
-        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
+        return run_epoch(training, epoch, first, **keywords)
 
     monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
@@ -69,7 +69,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, met
     monkeypatch.setattr(
         training.fitting,
         "run_epoch",
-        lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1],
+        lambda *a, **k: (begun.append(a[1:]), run_epoch(*a, **k))[1],
     )
     resumed = training.distill(settings(method, schedule=long))
     assert begun == [*([(2, 0)] if damage else []), (2, 1), (3, 0), (3, 1)]

@@ -5,6 +5,7 @@ teacher once, and then through every student. Arms see the same initial weights,
 augmentation, so they differ in the teacher's hint points only.
 """
 
+from .device import accelerator_for_this_process, autocast, resolve_precision
 from .fitting import check_shares
 from .interruptions import Stopped
 from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
@@ -17,11 +18,4 @@ from .runs import (
     trained_elsewhere,
     write_manifest_entry,
 )
-from .trainee import (
-    accelerator_for_this_process,
-    answers,
-    autocast,
-    evaluate,
-    gradient_ratio,
-    resolve_precision,
-)
+from .trainee import Training, answers, evaluate, gradient_ratio

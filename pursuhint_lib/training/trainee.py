@@ -1,22 +1,24 @@
-"""A trainee of a training: one objective with its optimiser and history, and the device and precision
-it runs in.
+"""A trainee of a training, one objective with its optimiser and history; the training of several side by
+side; and how well a network answers.
 """
 
 import math
-import os
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
 
 import torch
+import torch.distributed.nn.functional as differentiable
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from ..data import Batch, Images
-from ..processes import agreed, gathered, rank, total, world
-from ..settings import PRECISIONS, Schedule, SettingsError, choose
-from .normalisation import over_all_processes
-from .objective import Objective, TeacherOutput
+from ..data import Batch, Images, Splits
+from ..processes import gathered, of_each, rank, total, world
+from ..settings import DistillSettings, Schedule, StudentSettings, TeacherSettings
+from .device import autocast
+from .objective import FrozenTeacher, Objective, TeacherOutput
 
 
 @dataclass
@@ -91,6 +93,12 @@ class Trainee:
         summed, steps = self.ratios.tolist()
         return _rounded(summed / steps) if steps else None
 
+    def measure(self, test: Images, precision: str) -> dict[str, float]:
+        """``accuracies`` on the test images, to three digits; which of them are answered rightly is kept."""
+        rows = answers(self.objective.network, test, precision)
+        self.right = rows[:, 0]
+        return {name: round(value, 3) for name, value in accuracies(rows).items()}
+
     def close_epoch(self, epoch: int, learning_rate: float, images: int, measured: dict[str, float]) -> None:
         """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
         means = {name: float(total(summed)) / images for name, summed in self.sums.items()}
@@ -114,6 +122,45 @@ class Trainee:
         for column in {**self.history, **row}:
             # A loss that only some epochs have is missing in the others.
             self.history.setdefault(column, [None] * epoch).append(row.get(column))
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trainees that learn side by side, and what they share.
+
+    **Arguments:**
+
+    - ``settings``: of the teacher, or of the students: schedule, seed, precision and the like.
+    - ``trainees``, ``splits``: who learns, and what.
+    - ``accelerator``: device and process group.
+    - ``label``: names the work to whoever watches.
+    - ``checkpoint``: file that the state is saved in now and then; whoever trains removes it.
+    - ``metrics``: file that gets a line per epoch and trainee.
+    - ``teacher``: asked once a batch; not given where nobody asks.
+    """
+
+    settings: TeacherSettings | StudentSettings | DistillSettings
+    trainees: Sequence[Trainee]
+    splits: Splits
+    accelerator: Accelerator
+    label: str
+    checkpoint: Path
+    metrics: Path
+    teacher: FrozenTeacher | None = None
+
+    @property
+    def running(self) -> list[Trainee]:
+        """The trainees that have not failed."""
+        return [trainee for trainee in self.trainees if not trainee.failed]
+
+    def ask(self, batch: Batch) -> TeacherOutput | None:
+        """What the teacher says of a batch."""
+        with autocast(self.accelerator.device, self.settings.precision):
+            return self.teacher(batch.images) if self.teacher else None
+
+    def step(self, trainee: Trainee, batch: Batch, output: TeacherOutput | None, share: float = 1.0) -> None:
+        """A trainee's step on this process's ``share`` of a batch."""
+        trainee.step(batch, output, self.accelerator, self.settings.precision, share)
 
 
 def gradient_ratio(objective: Objective, parts: dict[str, Tensor]) -> Tensor | None:
@@ -141,44 +188,6 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def resolve_precision(precision: str) -> str:
-    """What ``auto`` means on this machine: ``bf16`` where the hardware multiplies it, ``fp32`` elsewhere;
-    another precision stays.
-
-    Settled before a run has settings, so that its record says what it was trained in.
-    """
-    if choose("precision", precision, PRECISIONS) != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    abilities = torch.cpu.get_capabilities()
-    return "bf16" if any(abilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) else "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which networks run: ``fp32`` as they are, ``bf16`` in mixed precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def accelerator_for_this_process() -> Accelerator:
-    """Device and process group. Precision is a setting of the run, so accelerate is kept out of it.
-
-    **Raises:** ``SettingsError`` if this process was started as one of several and would train alone: each
-    would write the same records.
-    """
-    # Buffers are brought together where they are needed: at every step only the first process's would count.
-    accelerator = Accelerator(
-        mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise SettingsError(
-            f"this is one of {started} processes, but accelerate trains in {accelerator.num_processes}; "
-            "without GPUs set ACCELERATE_USE_CPU=true"
-        )
-    return accelerator
-
-
 def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor:
     """Which images a model answers rightly; it is left in the mode it was in. Several processes share the
     images out.
@@ -197,14 +206,11 @@ def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor
             columns = [logits.argmax(1, keepdim=True) == labels]
             if images.entry.top5:
                 columns.append((logits.topk(5).indices == labels).any(1, keepdim=True))
-            parts.append(torch.cat(columns, 1).to(torch.uint8))
+            parts.append(torch.cat(columns, 1))
     model.train(training)
-    # Processes take batches in turn, the first one the most; who has none left adds none.
-    rounds, none = (
-        agreed(len(parts)),
-        torch.zeros(0, 1 + images.entry.top5, dtype=torch.uint8, device=images.device),
-    )
-    rows = torch.cat([gathered(parts[i] if i < len(parts) else none) for i in range(rounds)]).bool()
+    # Processes take batches in turn, the first one the most.
+    turns = zip_longest(*of_each([part.cpu() for part in parts]))
+    rows = torch.cat([part for turn in turns for part in turn if part is not None])
     if len(rows) != len(images):
         raise RuntimeError(f"{len(rows)} images were evaluated, but there are {len(images)}")
     return rows
@@ -224,7 +230,7 @@ def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[
 
 
 def open_trainee(name: str, objective: Objective, schedule: Schedule, accelerator: Accelerator) -> Trainee:
-    """A objective with its optimiser, ready to be trained."""
+    """An objective with its optimiser, ready to be trained."""
     on_gpu = accelerator.device.type == "cuda"
     rate = (
         torch.tensor(schedule.learning_rate, device=accelerator.device) if on_gpu else schedule.learning_rate
@@ -259,3 +265,62 @@ def open_trainee(name: str, objective: Objective, schedule: Schedule, accelerato
         broke=none,
         ratios=torch.zeros(2, device=accelerator.device),
     )
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics in training are those of the images [B, C, H, W] of all processes
+    together.
+
+    What ``nn.SyncBatchNorm`` does on GPUs, on CPUs, where that refuses to work.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(images)
+        count = total(images.new_tensor(images.numel() // images.shape[1], dtype=torch.float32))
+        values = images.float()
+        mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            # As in BatchNorm2d, what is remembered is the unbiased variance.
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def over_all_processes(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every BatchNorm taking its statistics from the whole batch; weights, their names and
+    values stay.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            # The same object with the same parameters, so that whoever holds it, an optimiser or a hook, goes
+            # on.
+            module.__class__ = GlobalBatchNorm2d
+    return model
+
+
+@torch.no_grad()
+def average_statistics(models: Iterable[nn.Module]) -> None:
+    """Running statistics of every BatchNorm become their mean over all processes.
+
+    An average over time is linear, so it does not matter how often this is done, as long as it is before they
+    are used.
+    """
+    layers = [
+        m
+        for model in models
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    if world() == 1 or not layers:
+        return
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    mean = total(torch.cat(buffers)) / world()
+    for buffer, values in zip(buffers, mean.split([len(buffer) for buffer in buffers]), strict=True):
+        buffer.copy_(values)
