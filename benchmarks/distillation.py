@@ -51,7 +51,7 @@ from pursuhint_lib.training import (
     seeded_model,
 )
 from pursuhint_lib.training.loop import cores, run_epoch
-from pursuhint_lib.training.trainee import Trainee, Training, open_trainee
+from pursuhint_lib.training.trainee import Trainee, Training
 
 ALTERNATIONS = 5
 # Images that are drawn from in an epoch of this project's loop.
@@ -146,7 +146,7 @@ class Sweep:
 
     def _trainee(self, number: int, run: StudentSettings) -> Trainee:
         objective = build_objective(run, self.teacher.model, self.images.labels.cpu()).to(self.device)
-        return open_trainee(str(number), objective, run.schedule, self.accelerator)
+        return Trainee(str(number), objective, run, self.accelerator)
 
     def train(self, steps: int) -> None:
         """So many steps of every arm."""
@@ -288,7 +288,7 @@ def shares(sweep: Sweep) -> dict[str, float]:
     output = sweep.teacher(batch.images)
 
     def step(trainee: Trainee, answers) -> Callable[[], None]:
-        return lambda: trainee.step(batch, answers, sweep.accelerator, sweep.case.precision)
+        return lambda: trainee.step(batch, answers)
 
     def ask() -> None:
         with torch.autocast(sweep.device.type, torch.bfloat16, enabled=sweep.case.precision == "bf16"):

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -155,20 +155,22 @@ def stage_ends(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
 
 def point_shapes(model: nn.Module, example_input: Tensor, names: Iterable[str]) -> list[torch.Size]:
     """Shapes [C, H, W] of the maps that named modules give."""
-    with LayerTap(model, names) as tap:
-        _dry_run(model, example_input)
+    with LayerTap(model, names) as tap, evaluating(model):
+        model(example_input)
         features = tap.features
     return [features[name].shape[1:] for name in tap.names]
 
 
-def _dry_run(model: nn.Module, example_input: Tensor) -> None:
-    """One forward pass that leaves no trace: no gradient, no change of BatchNorm statistics or of
-    the mode.
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context a model leaves no trace of what it is given: no gradient, no change of BatchNorm's
+    statistics, and afterwards it is in the mode that it was in.
     """
     modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
         with torch.no_grad():
-            model.eval()(example_input)
+            yield
     finally:
         # Module by module: a frozen BatchNorm inside a training network stays frozen.
         for module, training in modes.items():
@@ -216,7 +218,8 @@ def _calls(
                 hook = partial(record, name, _reader(model, known, name))
                 hooks.enter_context(module.register_forward_hook(hook))
         try:
-            _dry_run(model, example_input)
+            with evaluating(model):
+                model(example_input)
         except Exception as error:
             # A network for one image size says so in its own way, by an assertion or by layers that do not
             # fit.

@@ -80,9 +80,7 @@ def _read(path: Path) -> dict:
 def _usable(training: Training) -> Path | None:
     """The newest checkpoint that is whole and of this training and its images; says which one is not."""
     path = training.checkpoint
-    for file in (path, previous(path)):
-        if not file.is_file():
-            continue
+    for file in filter(Path.is_file, (path, previous(path))):
         try:
             state = _read(file)
             # The trainee of a teacher has the same name whatever its settings. Trainees that have a record by

@@ -87,15 +87,14 @@ def _close_epoch(
     training: Training, trainees: Sequence[Trainee], epoch: int, pool: ThreadPoolExecutor | None
 ) -> None:
     """Evaluate the trainees, where it is time to, and write the epoch into their histories."""
-    schedule, precision = training.settings.schedule, training.settings.precision
+    schedule = training.settings.schedule
     measured: Sequence[dict[str, float]] = [{} for _ in trainees]
     if (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs:
         average_statistics(trainee.objective for trainee in trainees)
         each = pool.map if pool else map
-        measured = list(each(lambda trainee: trainee.measure(training.splits.test, precision), trainees))
+        measured = list(each(lambda trainee: trainee.measure(training.splits.test), trainees))
     for trainee, figures in zip(trainees, measured, strict=True):
-        rate = schedule.learning_rate_at(epoch)
-        trainee.close_epoch(epoch, rate, len(training.splits.train), figures)
+        trainee.close_epoch(epoch, len(training.splits.train), figures)
 
 
 def _summary(trainees: Sequence[Trainee], speed: dict[str, float]) -> str:

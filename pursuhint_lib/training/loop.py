@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, pairwise
 
 import torch
@@ -70,7 +69,7 @@ def run_epoch(
     """
     begun, trainees, schedule = time.perf_counter(), training.running, training.settings.schedule
     for trainee in trainees:
-        trainee.prepare(epoch, schedule)
+        trainee.prepare(epoch)
     images, device = len(training.splits.train), training.accelerator.device
     stretch = Stretch(epoch, first, first, -(-images // schedule.batch_size))
     batches = _counted(training, stretch, watch, pause)
@@ -135,7 +134,7 @@ def _overlapped(
     def step_after(earlier: Future | None, trainee: Trainee, batch: Batch, asked: Future) -> None:
         if earlier:
             earlier.result()
-        training.step(trainee, batch, asked.result())
+        trainee.step(batch, asked.result())
 
     def asked() -> Iterator[tuple[Batch, Future]]:
         latest = None
@@ -159,7 +158,7 @@ def _overlapped(
 
 def _graphed(training: Training, trainees: Sequence[Trainee], batches: Iterable[Batch]) -> None:
     """All trainees at once on a GPU, from graphs of their steps."""
-    steps = [partial(training.step, trainee) for trainee in trainees]
+    steps = [trainee.step for trainee in trainees]
     graphed = GraphedSteps(training.ask if training.teacher else None, steps)
     for batch in batches:
         graphed(batch)
@@ -183,4 +182,4 @@ def _in_turn(
             if chance:
                 # The same for all arms, and for a training that was resumed.
                 torch.manual_seed(drawn_seed(training.settings.seed, stretch.epoch, number + 1, rank))
-            training.step(trainee, batch, output, share)
+            trainee.step(batch, output, share)

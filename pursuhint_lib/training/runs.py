@@ -35,7 +35,7 @@ from . import checkpoints
 from .device import accelerator_for_this_process
 from .fitting import fit
 from .objective import FrozenTeacher, Objective, build_objective, seeded_model
-from .trainee import Trainee, Training, open_trainee
+from .trainee import Trainee, Training
 
 # Bytes of memories of past images from which on they are announced.
 WORTH_SAYING = 1 << 20
@@ -75,9 +75,16 @@ def _train_teacher(settings: TeacherSettings, paths: StudyPaths, name: str) -> R
     splits = load_splits(settings.data, accelerator.device)
     objective = Objective(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
     started = _clocks()
-    trainee = open_trainee("teacher", objective, settings.schedule, accelerator)
-    files = paths.checkpoint(name), paths.metrics(name)
-    training = Training(settings, [trainee], splits, accelerator, f"teacher {settings.network}", *files)
+    trainee = Trainee("teacher", objective, settings, accelerator)
+    training = Training(
+        settings,
+        [trainee],
+        splits,
+        accelerator,
+        label=f"teacher {settings.network}",
+        checkpoint=paths.checkpoint(name),
+        metrics=paths.metrics(name),
+    )
     speed = {}
     if settings.checkpoint is None:
         speed = fit(training)
@@ -135,7 +142,7 @@ def _measure_checkpoint(settings: TeacherSettings, trainee: Trainee, splits: Spl
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
     load_checkpoint(trainee.objective.network, path, class_positions(settings.data))
-    measured = trainee.measure(splits.test, settings.precision)
+    measured = trainee.measure(splits.test)
     # On a part of the test images it may differ from that on all of them.
     if known and settings.data.as_published:
         check_accuracy(known, measured["accuracy"])
@@ -225,18 +232,24 @@ def _train_students(
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
         teacher_checksum = {"teacher_checksum": sha256(teacher_weights(settings.teacher))[:16]}
+    to_measure = measured_steps if accelerator.num_processes == 1 else 0
     trainees = []
     for name, run in runs.items():
         objective = build_objective(run, teacher.model if teacher else None, splits.train.labels.cpu())
-        trainees.append(open_trainee(name, objective.to(accelerator.device), settings.schedule, accelerator))
-        trainees[-1].to_measure = measured_steps if accelerator.num_processes == 1 else 0
+        objective = objective.to(accelerator.device)
+        trainees.append(Trainee(name, objective, settings, accelerator, to_measure))
     _announce_memories([trainee.objective for trainee in trainees])
-    label = (
-        f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, "
-        f"{len(trainees)} students"
+    training = Training(
+        settings,
+        trainees,
+        splits,
+        accelerator,
+        label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, "
+        f"{len(trainees)} students",
+        checkpoint=checkpoint,
+        metrics=metrics_file(settings),
+        teacher=teacher,
     )
-    files = checkpoint, metrics_file(settings)
-    training = Training(settings, trainees, splits, accelerator, label, *files, teacher)
     speed = fit(training)
     # Students share the clock: a run's seconds are its share of the whole.
     took = {**_since(started, len(trainees)), **speed, **teacher_checksum}

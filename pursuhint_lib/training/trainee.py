@@ -5,7 +5,7 @@ side; and how well a network answers.
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,57 +16,86 @@ from torch import Tensor, nn
 
 from ..data import Batch, Images, Splits
 from ..processes import gathered, of_each, rank, total, world
-from ..settings import DistillSettings, Schedule, StudentSettings, TeacherSettings
+from ..settings import DistillSettings, StudentSettings, TeacherSettings
+from ..taps import evaluating
 from .device import autocast
 from .objective import FrozenTeacher, Objective, TeacherOutput
 
+# Of a teacher, or of one student or several: schedule, seed, precision and the like.
+Settings = TeacherSettings | StudentSettings | DistillSettings
 
-@dataclass
+
 class Trainee:
-    """One objective with what its training needs beside it."""
+    """One objective with its optimiser and history, ready to be trained.
 
-    name: str
-    objective: Objective
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    history: dict[str, list] = field(
-        default_factory=lambda: {"epoch": [], "learning_rate": [], "accuracy": []}
-    )
-    failed: bool = False
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    # The last evaluation: bool [N], whether each test image was answered rightly.
-    right: Tensor | None = None
-    # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the
-    # device, so that nothing waits.
-    steps: Tensor | None = None
-    broke: Tensor | None = None
-    # Steps in which the gradient ratio is still to be measured; sum and number of those that were.
-    to_measure: int = 0
-    ratios: Tensor | None = None
+    **Arguments:**
 
-    def prepare(self, epoch: int, schedule: Schedule) -> None:
+    - ``name``: of its record.
+    - ``objective``: on the device.
+    - ``settings``: schedule and precision.
+    - ``accelerator``: device and process group.
+    - ``to_measure``: steps in which the gradient ratio is still to be measured.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        objective: Objective,
+        settings: Settings,
+        accelerator: Accelerator,
+        to_measure: int = 0,
+    ):
+        self.name, self.settings, self.accelerator = name, settings, accelerator
+        schedule, device = settings.schedule, accelerator.device
+        rate = schedule.learning_rate
+        optimizer = torch.optim.SGD(
+            objective.parameters(),
+            lr=torch.tensor(rate, device=device) if device.type == "cuda" else rate,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+        for parameter in objective.parameters():
+            # As the first step would leave it, but for parameters that have no gradient yet, with which the
+            # fused step cannot work.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if schedule.sync_batchnorm and accelerator.num_processes > 1:
+            objective = over_all_processes(objective, device)
+        # Where every parameter has a gradient in every step, looking for those that have none would only take
+        # time.
+        accelerator.ddp_handler.find_unused_parameters = objective.rests
+        with warnings.catch_warnings():
+            # accelerate is about to give the option on buffers another name.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.wrapped, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.objective, self.failed = objective, False
+        self.history: dict[str, list] = {"epoch": [], "learning_rate": [], "accuracy": []}
+        self.sums: dict[str, Tensor] = {}
+        # The last evaluation: bool [N], whether each test image was answered rightly.
+        self.right: Tensor | None = None
+        # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the
+        # device, so that nothing waits.
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.broke = torch.zeros_like(self.steps)
+        # Sum and number of the gradient ratios that were measured.
+        self.to_measure, self.ratios = to_measure, torch.zeros(2, device=device)
+
+    def prepare(self, epoch: int) -> None:
         """Ready for steps of this epoch (from 0)."""
         self.wrapped.train()
-        self.objective.epoch, self.objective.epochs = epoch, schedule.epochs
-        rate = schedule.learning_rate_at(epoch)
+        self.objective.epoch, self.objective.epochs = epoch, self.settings.schedule.epochs
+        rate = self.settings.schedule.learning_rate_at(epoch)
         for group in self.optimizer.param_groups:
             # On a GPU a tensor, which recorded steps read at its place.
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
-    def step(
-        self,
-        batch: Batch,
-        teacher: TeacherOutput | None,
-        accelerator: Accelerator,
-        precision: str,
-        share: float = 1.0,
-    ) -> None:
+    def step(self, batch: Batch, teacher: TeacherOutput | None, share: float = 1.0) -> None:
         """One optimiser step; losses are added up on the device, so that nothing waits for it.
 
         ``share`` is this process's part of the batch, 1 for an equal one: gradients are averaged over
         processes as if parts were equal.
         """
-        with autocast(accelerator.device, precision):
+        with autocast(self.accelerator.device, self.settings.precision):
             parts = self.wrapped(*batch, teacher)
         if self.to_measure:
             self.to_measure -= 1
@@ -76,7 +105,7 @@ class Trainee:
                     ratio.isfinite(), torch.stack([ratio, torch.ones_like(ratio)]), 0.0
                 )
         self.optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(parts["total"] * share)
+        self.accelerator.backward(parts["total"] * share)
         self.optimizer.step()
         self.steps += 1
         self.broke.copy_(
@@ -93,13 +122,13 @@ class Trainee:
         summed, steps = self.ratios.tolist()
         return _rounded(summed / steps) if steps else None
 
-    def measure(self, test: Images, precision: str) -> dict[str, float]:
+    def measure(self, test: Images) -> dict[str, float]:
         """``accuracies`` on the test images, to three digits; which of them are answered rightly is kept."""
-        rows = answers(self.objective.network, test, precision)
+        rows = answers(self.objective.network, test, self.settings.precision)
         self.right = rows[:, 0]
         return {name: round(value, 3) for name, value in accuracies(rows).items()}
 
-    def close_epoch(self, epoch: int, learning_rate: float, images: int, measured: dict[str, float]) -> None:
+    def close_epoch(self, epoch: int, images: int, measured: dict[str, float]) -> None:
         """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
         means = {name: float(total(summed)) / images for name, summed in self.sums.items()}
         self.sums = {}
@@ -114,7 +143,7 @@ class Trainee:
         losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
         row = {
             "epoch": epoch + 1,
-            "learning_rate": _rounded(learning_rate),
+            "learning_rate": _rounded(self.settings.schedule.learning_rate_at(epoch)),
             "accuracy": None,
             **measured,
             **losses,
@@ -130,7 +159,7 @@ class Training:
 
     **Arguments:**
 
-    - ``settings``: of the teacher, or of the students: schedule, seed, precision and the like.
+    - ``settings``: of the teacher, or of the students.
     - ``trainees``, ``splits``: who learns, and what.
     - ``accelerator``: device and process group.
     - ``label``: names the work to whoever watches.
@@ -139,7 +168,7 @@ class Training:
     - ``teacher``: asked once a batch; not given where nobody asks.
     """
 
-    settings: TeacherSettings | StudentSettings | DistillSettings
+    settings: Settings
     trainees: Sequence[Trainee]
     splits: Splits
     accelerator: Accelerator
@@ -157,10 +186,6 @@ class Training:
         """What the teacher says of a batch."""
         with autocast(self.accelerator.device, self.settings.precision):
             return self.teacher(batch.images) if self.teacher else None
-
-    def step(self, trainee: Trainee, batch: Batch, output: TeacherOutput | None, share: float = 1.0) -> None:
-        """A trainee's step on this process's ``share`` of a batch."""
-        trainee.step(batch, output, self.accelerator, self.settings.precision, share)
 
 
 def gradient_ratio(objective: Objective, parts: dict[str, Tensor]) -> Tensor | None:
@@ -197,17 +222,14 @@ def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor
 
     **Raises:** ``RuntimeError`` should any image be left out or counted twice.
     """
-    training = model.training
-    model.eval()
     parts = []
-    with torch.no_grad(), autocast(images.device, precision):
+    with evaluating(model), autocast(images.device, precision):
         for batch, labels in images.ordered_batches(rank=rank(), world=world()):
             logits, labels = model(batch), labels[:, None]
             columns = [logits.argmax(1, keepdim=True) == labels]
             if images.entry.top5:
                 columns.append((logits.topk(5).indices == labels).any(1, keepdim=True))
             parts.append(torch.cat(columns, 1))
-    model.train(training)
     # Processes take batches in turn, the first one the most.
     turns = zip_longest(*of_each([part.cpu() for part in parts]))
     rows = torch.cat([part for turn in turns for part in turn if part is not None])
@@ -227,44 +249,6 @@ def accuracies(rows: Tensor) -> dict[str, float]:
 def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[str, float]:
     """``accuracies`` of a model on these images."""
     return accuracies(answers(model, images, precision))
-
-
-def open_trainee(name: str, objective: Objective, schedule: Schedule, accelerator: Accelerator) -> Trainee:
-    """An objective with its optimiser, ready to be trained."""
-    on_gpu = accelerator.device.type == "cuda"
-    rate = (
-        torch.tensor(schedule.learning_rate, device=accelerator.device) if on_gpu else schedule.learning_rate
-    )
-    optimizer = torch.optim.SGD(
-        objective.parameters(),
-        lr=rate,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    for parameter in objective.parameters():
-        # As the first step would leave it, but for parameters that have no gradient yet, with which the fused
-        # step cannot work.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    if schedule.sync_batchnorm and accelerator.num_processes > 1:
-        objective = over_all_processes(objective, accelerator.device)
-    # Where every parameter has a gradient in every step, looking for those that have none would only take
-    # time.
-    accelerator.ddp_handler.find_unused_parameters = objective.rests
-    with warnings.catch_warnings():
-        # accelerate is about to give the option on buffers another name.
-        warnings.simplefilter("ignore", FutureWarning)
-        wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    none = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    return Trainee(
-        name,
-        objective,
-        wrapped,
-        optimizer,
-        steps=none.clone(),
-        broke=none,
-        ratios=torch.zeros(2, device=accelerator.device),
-    )
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
