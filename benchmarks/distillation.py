@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pursuhint_lib.clustering import random_points
-from pursuhint_lib.data import DataError, Images, describe, load_splits
+from pursuhint_lib.data import DataError, Images, Splits, describe, load_splits
 from pursuhint_lib.distillers import distiller
 from pursuhint_lib.files import write_json
 from pursuhint_lib.plots.style import new_figure, style
@@ -51,7 +51,7 @@ from pursuhint_lib.training import (
     seeded_model,
 )
 from pursuhint_lib.training.loop import cores, run_epoch
-from pursuhint_lib.training.trainee import Trainee, open_trainee
+from pursuhint_lib.training.trainee import Trainee, Training
 
 ALTERNATIONS = 5
 # Images that are drawn from in an epoch of this project's loop.
@@ -142,28 +142,21 @@ class Sweep:
             teacher, dict.fromkeys(point for run in runs for point in run.teacher_points)
         )
         self.trainees = [self._trainee(number, run) for number, run in enumerate(runs)]
-        self.schedule, self.epoch, self.step_seconds = runs[0].schedule, 0, float("inf")
+        self.run, self.epoch, self.step_seconds = runs[0], 0, float("inf")
 
     def _trainee(self, number: int, run: StudentSettings) -> Trainee:
         objective = build_objective(run, self.teacher.model, self.images.labels.cpu()).to(self.device)
-        return open_trainee(str(number), objective, run.schedule, self.accelerator)
+        return Trainee(str(number), objective, run, self.accelerator)
 
     def train(self, steps: int) -> None:
         """So many steps of every arm."""
         part, self.epoch = self.images.spread(steps * self.case.batch), self.epoch + 1
+        splits, nowhere = Splits(part, part, ""), Path()
+        training = Training(
+            self.run, self.trainees, splits, self.accelerator, "", nowhere, nowhere, self.teacher
+        )
         with cores(len(self.trainees), self.accelerator) as pool:
-            run_epoch(
-                self.trainees,
-                part,
-                self.schedule,
-                self.epoch,
-                teacher=self.teacher,
-                seed=0,
-                precision=self.case.precision,
-                accelerator=self.accelerator,
-                watch=lambda share: None,
-                pool=pool,
-            )
+            run_epoch(training, self.epoch, 0, pool=pool, watch=lambda share: None)
         for trainee in self.trainees:
             # Waits for the device, as the end of an epoch does.
             float(trainee.sums["total"])
@@ -295,7 +288,7 @@ def shares(sweep: Sweep) -> dict[str, float]:
     output = sweep.teacher(batch.images)
 
     def step(trainee: Trainee, answers) -> Callable[[], None]:
-        return lambda: trainee.step(batch, answers, sweep.accelerator, sweep.case.precision)
+        return lambda: trainee.step(batch, answers)
 
     def ask() -> None:
         with torch.autocast(sweep.device.type, torch.bfloat16, enabled=sweep.case.precision == "bf16"):

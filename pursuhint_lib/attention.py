@@ -14,7 +14,7 @@ from .data import Images, StreamedImages, evenly_spaced
 from .files import replacing
 from .paths import StudyPaths
 from .settings import SettingsError
-from .taps import LayerTap
+from .taps import LayerTap, evaluating
 
 # The first test image of each of so many classes, evenly spaced; of all classes where they are fewer.
 CLASSES = 6
@@ -29,12 +29,9 @@ def attention_maps(network: nn.Module, points: Iterable[str], images: Tensor) ->
 
     **Returns:** name → uint8 [N, H, W], each map scaled to a maximum of 255.
     """
-    training = network.training
-    network.eval()
-    with torch.no_grad(), LayerTap(network, dict.fromkeys(points)) as tap:
+    with evaluating(network), LayerTap(network, dict.fromkeys(points)) as tap:
         network(images)
         maps = {name: features.float().square().mean(1) for name, features in tap.features.items()}
-    network.train(training)
     peaks = {name: attention.amax((1, 2), keepdim=True) for name, attention in maps.items()}
     # A map of zeros stays one.
     return {

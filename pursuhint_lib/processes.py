@@ -36,32 +36,25 @@ def rank() -> int:
 
 def total(values: Tensor) -> Tensor:
     """Sum of every entry over all processes."""
-    if world() == 1:
-        return values
-    summed = values.clone()
-    dist.all_reduce(summed)
-    return summed
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def of_each(value: Value) -> list[Value]:
+    """What each of the processes has, in their order. Tensors have to be on the CPU."""
+    found = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(found, value)
+    return found
 
 
 def gathered(rows: Tensor) -> Tensor:
     """Rows [n, …] of all processes, one process after the other; their numbers may differ."""
-    if world() == 1:
-        return rows
-    counts = torch.zeros(world(), dtype=torch.int64, device=rows.device)
-    counts[rank()] = len(rows)
-    dist.all_reduce(counts)
-    # All must send the same number, so that the short ones are filled up.
-    padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+    return rows if world() == 1 else torch.cat(of_each(rows.cpu())).to(rows.device)
 
 
 def agreed(value: Value) -> Value:
     """What the first process has, in all of them."""
-    if world() == 1:
-        return value
-    shared = [value]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]
+    return of_each(value)[0]

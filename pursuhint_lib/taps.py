@@ -1,9 +1,11 @@
 """Candidate hint points of a network, and reading their features while it runs."""
 
+import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -49,7 +51,7 @@ class LayerTap:
         self._modules = {name: known[name] for name in self.names}
         self._read = {name: _reader(model, known, name) for name in self.names}
         self._found: dict[str, Tensor] = {}
-        self._handles: list = []
+        self._hooks = contextlib.ExitStack()
 
     @property
     def features(self) -> dict[str, Tensor]:
@@ -64,33 +66,26 @@ class LayerTap:
 
     def __enter__(self) -> "LayerTap":
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keep(name)))
+            self._hooks.enter_context(module.register_forward_hook(partial(self._keep, name)))
         return self
 
     def __exit__(self, *_) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._found = {}
 
-    def _keep(self, name: str):
-        def hook(_module, _inputs, output):
-            if name in self._found:
-                raise RuntimeError(
-                    f"sub-block {name} is called more than once in a forward pass; it has no single output "
-                    "to use"
-                )
-            if not isinstance(output, Tensor):
-                raise RuntimeError(
-                    f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another "
-                    "sub-block"
-                )
-            try:
-                self._found[name] = self._read[name](output)
-            except SettingsError as error:
-                raise SettingsError(f"sub-block {name}: {error}") from None
-
-        return hook
+    def _keep(self, name: str, _module, _inputs, output) -> None:
+        if name in self._found:
+            raise RuntimeError(
+                f"sub-block {name} is called more than once in a forward pass; it has no single output to use"
+            )
+        if not isinstance(output, Tensor):
+            raise RuntimeError(
+                f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another sub-block"
+            )
+        try:
+            self._found[name] = self._read[name](output)
+        except SettingsError as error:
+            raise SettingsError(f"sub-block {name}: {error}") from None
 
 
 def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) -> Tensor:
@@ -160,20 +155,22 @@ def stage_ends(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
 
 def point_shapes(model: nn.Module, example_input: Tensor, names: Iterable[str]) -> list[torch.Size]:
     """Shapes [C, H, W] of the maps that named modules give."""
-    with LayerTap(model, names) as tap:
-        _dry_run(model, example_input)
+    with LayerTap(model, names) as tap, evaluating(model):
+        model(example_input)
         features = tap.features
     return [features[name].shape[1:] for name in tap.names]
 
 
-def _dry_run(model: nn.Module, example_input: Tensor) -> None:
-    """One forward pass that leaves no trace: no gradient, no change of BatchNorm statistics or of
-    the mode.
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context a model leaves no trace of what it is given: no gradient, no change of BatchNorm's
+    statistics, and afterwards it is in the mode that it was in.
     """
     modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
         with torch.no_grad():
-            model.eval()(example_input)
+            yield
     finally:
         # Module by module: a frozen BatchNorm inside a training network stays frozen.
         for module, training in modes.items():
@@ -211,30 +208,26 @@ def _calls(
     """
     calls: list[tuple[str, torch.Size]] = []
 
-    def record(name: str):
-        read = _reader(model, known, name)
+    def record(name: str, read: Callable[[Tensor], Tensor], _module, _inputs, output) -> None:
+        usable = isinstance(output, Tensor) and 2 <= output.ndim <= 4
+        calls.append((name, read(output).shape if usable else torch.Size()))
 
-        def hook(_module, _inputs, output):
-            usable = isinstance(output, Tensor) and 2 <= output.ndim <= 4
-            calls.append((name, read(output).shape if usable else torch.Size()))
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(record(name)) for name, module in known.items() if module is not model
-    ]
-    try:
-        _dry_run(model, example_input)
-    except Exception as error:
-        # A network for one image size says so in its own way, by an assertion or by layers that do not fit.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingsError(
-            f"{type(model).__name__} cannot be run on images of shape {tuple(example_input.shape[1:])}: "
-            f"{reason}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for name, module in known.items():
+            if module is not model:
+                hook = partial(record, name, _reader(model, known, name))
+                hooks.enter_context(module.register_forward_hook(hook))
+        try:
+            with evaluating(model):
+                model(example_input)
+        except Exception as error:
+            # A network for one image size says so in its own way, by an assertion or by layers that do not
+            # fit.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise SettingsError(
+                f"{type(model).__name__} cannot be run on images of shape {tuple(example_input.shape[1:])}: "
+                f"{reason}"
+            ) from error
     return calls
 
 

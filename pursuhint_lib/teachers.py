@@ -157,8 +157,7 @@ def find(checkpoint: str) -> tuple[Path, Teacher | None]:
     path, entry = locate(checkpoint)
     if entry and entry.addresses:
         return fetch(entry), entry
-    difference = entry and _difference(path, {str(manifest_entry(path)): entry.sha256})
-    if difference:
+    if difference := entry and _difference(path, path):
         raise SettingsError(
             f"{path} has changed: {difference}; put the weights back that were there, or remove both files"
         )
@@ -174,22 +173,24 @@ def check_entry(
 
     **Raises:** ``SettingsError`` saying what is wrong and what would be right.
     """
-    if teacher.network != network:
-        raise SettingsError(
-            f"teacher {teacher.name} is a {teacher.network}, not a {network}; give a checkpoint of {network}"
-        )
-    if teacher.dataset != dataset:
-        raise SettingsError(
-            f"teacher {teacher.name} learnt {teacher.dataset}, and the study is on {dataset}; give one that "
-            f"learnt {dataset}"
-        )
-    if (tuple(teacher.mean), tuple(teacher.std)) != (tuple(mean), tuple(std)):
-        raise SettingsError(
-            f"teacher {teacher.name} learnt images normalised with mean {list(teacher.mean)} and std "
-            f"{list(teacher.std)}, and {dataset} "
-            f"has mean {list(mean)} and std {list(std)} here; give a teacher that learnt images normalised "
-            "like that"
-        )
+    learnt, here = ([list(values) for values in pair] for pair in ((teacher.mean, teacher.std), (mean, std)))
+    for fits, how in (
+        (
+            teacher.network == network,
+            f"is a {teacher.network}, not a {network}; give a checkpoint of {network}",
+        ),
+        (
+            teacher.dataset == dataset,
+            f"learnt {teacher.dataset}, and the study is on {dataset}; give one that learnt {dataset}",
+        ),
+        (
+            learnt == here,
+            f"learnt images normalised with mean {learnt[0]} and std {learnt[1]}, and {dataset} has mean "
+            f"{here[0]} and std {here[1]} here; give a teacher that learnt images normalised like that",
+        ),
+    ):
+        if not fits:
+            raise SettingsError(f"teacher {teacher.name} {how}")
 
 
 def check_accuracy(teacher: Teacher, measured: float) -> None:
@@ -254,7 +255,7 @@ def fetch(teacher: Teacher) -> Path:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not target.is_file():
             _bring(teacher, target)
-        elif difference := _difference(target, _checksums(teacher)):
+        elif difference := _difference(target, target, teacher.sha256):
             raise SettingsError(
                 f"{target} is not the checkpoint of {teacher.name}: {difference}; remove it to download it "
                 "again"
@@ -276,7 +277,7 @@ def _bring(teacher: Teacher, target: Path) -> None:
                     _unpack(source, teacher.member, draft)
                 else:
                     source.replace(draft)
-                if difference := _difference(draft, _checksums(teacher)):
+                if difference := _difference(draft, target, teacher.sha256):
                     raise SettingsError(difference)
             return
         except (OSError, HTTPException, SettingsError, tarfile.TarError) as error:
@@ -317,20 +318,12 @@ def _unpack(archive: Path, member: str, draft: Path) -> None:
             shutil.copyfileobj(tar.extractfile(info), file)
 
 
-def _checksums(teacher: Teacher) -> dict[str, str]:
-    """Who says so → the first hex digits that the checkpoint's checksum must have."""
-    target = teacher_file(teacher.name)
-    pinned = read_entry(target)
-    return {"the manifest": teacher.sha256} | ({str(manifest_entry(target)): pinned.sha256} if pinned else {})
-
-
-def _difference(path: Path, checksums: dict[str, str]) -> str | None:
-    found = sha256(path)
-    return next(
-        (
-            f"sha256 is {found}, not {digits} as {who} says"
-            for who, digits in checksums.items()
-            if not found.startswith(digits)
-        ),
-        None,
-    )
+def _difference(file: Path, target: Path, published: str = "") -> str | None:
+    """How a file's checksum is not what the manifest, as far as one is ``published``, or the entry beside the
+    ``target`` says of it, in words.
+    """
+    found, entry = sha256(file), read_entry(target)
+    for who, digits in (("the manifest", published), (manifest_entry(target), entry.sha256 if entry else "")):
+        if not found.startswith(digits):
+            return f"sha256 is {found}, not {digits} as {who} says"
+    return None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pursuhint_lib import training
 from pursuhint_lib.settings import user_code as extensions
 
 # Files whose tests take longest. They begin first, so that no process is left alone with one when the others
@@ -27,6 +28,13 @@ def own_folders(tmp_path, monkeypatch):
     for name in ("data", "work", "results"):
         monkeypatch.setenv(f"PURSUHINT_{name.upper()}", str(tmp_path / name))
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def saved_between_batches(monkeypatch):
+    """A training saves a state to go on from between any two batches."""
+    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from test_training import ARMS, TEACHER, same, settings, weights
 
 from pursuhint_lib import training
 from pursuhint_lib.paths import StudyPaths
-from pursuhint_lib.training.determinism import bitwise
+from pursuhint_lib.training.device import bitwise
 
 
 def again(train, threads: int):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_training import forget, killed_before
 from torch import nn
 
 from pursuhint_lib import training
 from pursuhint_lib.data import Batch, load_splits
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, TeacherSettings
-from pursuhint_lib.training.trainee import open_trainee
+from pursuhint_lib.training.trainee import Trainee
 
 DATA = Data("digits", train_images=64, held_out=50)
 SCHEDULE = Schedule(epochs=2, batch_size=32, learning_rate=0.05, milestones=(1,))
@@ -83,23 +84,21 @@ class Linear(nn.Module):
     ],
 )
 def test_the_ratio_is_that_of_known_gradients(weights, expected):
-    trainee = open_trainee("one", Linear(**weights), SCHEDULE, ACCELERATOR)
+    trainee = Trainee("one", Linear(**weights), TEACHER, ACCELERATOR, to_measure=3)
     batch = Batch(torch.zeros(2, 1), torch.zeros(2), torch.arange(2))
-    trainee.to_measure = 3
     for _ in range(2):
-        trainee.prepare(0, SCHEDULE)
-        trainee.step(batch, None, ACCELERATOR, "fp32")
+        trainee.prepare(0)
+        trainee.step(batch, None)
     assert trainee.gradient_ratio == (None if expected is None else pytest.approx(expected, rel=1e-5))
     assert trainee.to_measure == 1
 
 
 def test_steps_that_are_not_finite_are_left_out_of_the_mean():
     objective = Linear(ce=1.0, hint=1.0)
-    trainee = open_trainee("one", objective, SCHEDULE, ACCELERATOR)
-    trainee.to_measure = 2
+    trainee = Trainee("one", objective, TEACHER, ACCELERATOR, to_measure=2)
     for weight in (float("nan"), 1.0):
         objective.given["hint"] = weight
-        trainee.step(Batch(torch.zeros(2, 1), torch.zeros(2), torch.arange(2)), None, ACCELERATOR, "fp32")
+        trainee.step(Batch(torch.zeros(2, 1), torch.zeros(2), torch.arange(2)), None)
     assert trainee.gradient_ratio == pytest.approx(13 / 3, rel=1e-5)
 
 
@@ -152,8 +151,7 @@ def test_measuring_changes_no_bit_of_the_training(threads, precision):
         records = training.distill(settings(precision=precision), measured_steps=steps)
         weights = [load_file(StudyPaths("test").weights(record.name)) for record in records]
         found.append((records, weights))
-        for record in records:
-            (StudyPaths("test").records / f"{record.name}.json").unlink()
+        forget(records)
     (plain, plain_weights), *measured = found
     assert not any("gradient_ratio" in record.metrics for record in plain)
     for records, weights in measured:
@@ -165,22 +163,10 @@ def test_measuring_changes_no_bit_of_the_training(threads, precision):
             assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_resumed_training_goes_on_with_the_mean(monkeypatch):
+def test_a_resumed_training_goes_on_with_the_mean(saved_between_batches):
     whole = training.distill(settings("at"), measured_steps=3)
-    for record in whole:
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
-    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
-    run_epoch = training.fitting.run_epoch
-
-    def dies_in_the_second_epoch(trainees, images, schedule, epoch, first, **keywords):
-        if epoch:
-            raise KeyboardInterrupt
-        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
-
-    monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
+    forget(whole)
+    with killed_before(epoch=1, batch=0):
         training.distill(settings("at"), measured_steps=3)
-    monkeypatch.setattr(training.fitting, "run_epoch", run_epoch)
     for before, after in zip(whole, training.distill(settings("at"), measured_steps=3), strict=True):
         assert json.dumps(before.metrics) == json.dumps(after.metrics)

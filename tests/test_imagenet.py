@@ -154,7 +154,7 @@ def test_a_mistake_in_a_process_is_said_in_its_own_words(mini, monkeypatch):
 
 
 def test_one_of_several_processes_does_not_train_alone(monkeypatch):
-    monkeypatch.setattr(training.trainee, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(training.device, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
         SettingsError,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_training import ARMS, SCHEDULE, settings
+from test_training import ARMS, SCHEDULE, killed_before, settings
 
 from pursuhint_lib import training
 from pursuhint_lib.settings import DistillSettings
@@ -28,21 +28,10 @@ def test_every_epoch_of_every_student_is_a_line():
         assert 0 <= record.provenance["data_wait"] <= 1
 
 
-def test_a_training_that_goes_on_adds_lines_and_one_that_begins_anew_removes_them(monkeypatch):
+def test_a_training_that_goes_on_adds_lines_and_one_that_begins_anew_removes_them(saved_between_batches):
     cell = settings(arms=ARMS[:1])
-    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
-    run_epoch, calls = training.fitting.run_epoch, []
-
-    def dies_once(*arguments, **keywords):
-        calls.append(arguments[3])
-        if calls.count(1) == 1 and arguments[3] == 1:
-            raise KeyboardInterrupt
-        return run_epoch(*arguments, **keywords)
-
     training.train_teacher(cell.teacher)
-    monkeypatch.setattr(training.fitting, "run_epoch", dies_once)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_before(epoch=1, batch=0):
         training.distill(cell)
     assert [row["epoch"] for row in rows(cell)] == [1]
     training.distill(cell)

@@ -1,6 +1,8 @@
 """Training: arms are paired and independent, the teacher is never touched, runs resume and fail cleanly."""
 
+import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -50,6 +52,27 @@ def weights(record: records.Record) -> dict[str, torch.Tensor]:
     return load_file(StudyPaths("test").weights(record.name))
 
 
+def forget(found: Iterable[records.Record]) -> None:
+    """Remove records, so that their runs are trained again."""
+    for record in found:
+        (StudyPaths("test").records / f"{record.name}.json").unlink()
+
+
+@contextlib.contextmanager
+def killed_before(epoch: int, batch: int):
+    """Within this context a training dies before a batch at which it would go on from a state."""
+    run_epoch = training.fitting.run_epoch
+
+    def dying(given, *at, **keywords):
+        if at == (epoch, batch):
+            raise KeyboardInterrupt
+        return run_epoch(given, *at, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.fitting, "run_epoch", dying)
+        yield
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -61,8 +84,7 @@ def test_arms_trained_side_by_side_equal_arms_trained_alone_bit_for_bit(method, 
     training.train_teacher(TEACHER)
     torch.set_num_threads(threads)
     together = [(record, weights(record)) for record in training.distill(settings(method))]
-    for record in (record for record, _ in together):
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
+    forget(record for record, _ in together)
     for arm, (record, expected) in zip(reversed(ARMS), reversed(together), strict=True):
         torch.set_num_threads(1)
         (alone,) = training.distill(settings(method, arms=(arm,)))
@@ -167,14 +189,12 @@ def test_a_run_on_record_is_loaded_and_not_repeated(monkeypatch):
 def test_only_missing_arms_are_trained(monkeypatch):
     training.distill(settings(arms=ARMS[:2]))
     trained, fit = [], training.runs.fit
-    monkeypatch.setattr(
-        training.runs,
-        "fit",
-        lambda trainees, *a, **k: (
-            trained.extend(trainee.name for trainee in trainees),
-            fit(trainees, *a, **k),
-        )[1],
-    )
+
+    def watched(given):
+        trained.extend(trainee.name for trainee in given.trainees)
+        return fit(given)
+
+    monkeypatch.setattr(training.runs, "fit", watched)
     found = training.distill(settings())
     assert trained == [found[2].name]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import ARMS, SCHEDULE, same, settings, weights
+from test_training import ARMS, SCHEDULE, forget, killed_before, same, settings, weights
 
 from pursuhint_lib import training
 from pursuhint_lib.models import MODELS
@@ -41,35 +41,25 @@ def of_another(path):
     ("method", "damage"),
     [("at", None), ("crd", None), *(("at", damage) for damage in (cut, zeroed, flipped, of_another))],
 )
-def test_a_resumed_training_equals_an_uninterrupted_one(monkeypatch, capsys, method, damage):
+def test_a_resumed_training_equals_an_uninterrupted_one(
+    monkeypatch, saved_between_batches, capsys, method, damage
+):
     long = replace(SCHEDULE, epochs=4, milestones=(2,))
     whole = training.distill(settings(method, schedule=long))
     expected = [weights(record) for record in whole]
-    for record in whole:
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
-
-    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
-    run_epoch = training.fitting.run_epoch
-
-    def dies_in_the_third_epoch(trainees, images, schedule, epoch, first, **keywords):
-        if (epoch, first) == (2, 1):
-            raise KeyboardInterrupt
-        return run_epoch(trainees, images, schedule, epoch, first=first, **keywords)
-
-    monkeypatch.setattr(training.fitting, "run_epoch", dies_in_the_third_epoch)
-    with pytest.raises(KeyboardInterrupt):
+    forget(whole)
+    with killed_before(epoch=2, batch=1):
         training.distill(settings(method, schedule=long))
     newest, before = sorted((StudyPaths("test").work / "checkpoints").iterdir())
     assert before.name == f"{newest.name}.previous"
     if damage:
         damage(newest)
 
-    begun = []
+    begun, run_epoch = [], training.fitting.run_epoch
     monkeypatch.setattr(
         training.fitting,
         "run_epoch",
-        lambda *a, **k: (begun.append((a[3], k["first"])), run_epoch(*a, **k))[1],
+        lambda *a, **k: (begun.append(a[1:]), run_epoch(*a, **k))[1],
     )
     resumed = training.distill(settings(method, schedule=long))
     assert begun == [*([(2, 0)] if damage else []), (2, 1), (3, 0), (3, 1)]
@@ -107,7 +97,7 @@ class Dropping(torch.nn.Module):
         return self.last(self.first(images).mean((2, 3)))
 
 
-def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkeypatch):
+def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkeypatch, saved_between_batches):
     monkeypatch.setitem(MODELS, "dropping", Dropping)
     cell = settings(
         student="dropping", student_points=("first",), arms=(Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",)))
@@ -115,10 +105,7 @@ def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkey
     together = training.distill(cell)
     expected = [weights(record) for record in together]
     assert not same(*expected)
-    for record in together:
-        (StudyPaths("test").records / f"{record.name}.json").unlink()
-    monkeypatch.setattr(training.interruptions, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.interruptions, "SAVING_SHARE", float("inf"))
+    forget(together)
     for arm, before in zip(cell.arms, expected, strict=True):
         torch.manual_seed(123)
         (alone,) = training.distill(replace(cell, arms=(arm,)))
@@ -144,7 +131,7 @@ def test_a_kill_before_the_record_of_a_teacher_leaves_nothing_that_goes_for_one(
     teacher = replace(settings("at").teacher, seed=9)
     whole = training.train_teacher(teacher)
     weights_file = StudyPaths("test").weights(whole.name)
-    (StudyPaths("test").records / f"{whole.name}.json").unlink()
+    forget([whole])
     manifest_entry(weights_file).unlink()
 
     def killed(_profile, _record):

@@ -57,13 +57,11 @@ class VariationalInformation(nn.Module):
         self.scales = nn.ParameterList(nn.Parameter(start.repeat(t[0])) for t in task.teacher_shapes)
 
     def forward(self, signals: Signals) -> Tensor:
-        total = signals.student_maps[0].new_zeros(())
-        for mean, scale, (student, teacher) in zip(self.means, self.scales, signals.points, strict=True):
-            student, teacher = losses.match_size(student, teacher)
-            total = total + losses.variational_information(
-                mean(student), F.softplus(scale) + self.FLOOR, teacher
-            )
-        return total
+        points = [losses.match_size(student, teacher) for student, teacher in signals.points]
+        return sum(
+            losses.variational_information(mean(student), F.softplus(scale) + self.FLOOR, teacher)
+            for mean, scale, (student, teacher) in zip(self.means, self.scales, points, strict=True)
+        )
 
 
 class ActivationBoundary(nn.Module):
@@ -84,11 +82,12 @@ class ActivationBoundary(nn.Module):
         self.connectors = nn.ModuleList(regressor(s, t) for s, t in task.points)
 
     def forward(self, signals: Signals) -> Tensor:
-        count, total = len(self.connectors), 0.0
-        for i, (connect, (student, teacher)) in enumerate(zip(self.connectors, signals.points, strict=True)):
-            boundary = losses.activation_boundary(*losses.match_size(connect(student), teacher))
-            total = total + self.SCALE * 2.0 ** (i + 1 - count) * boundary
-        return total
+        boundaries = [
+            losses.activation_boundary(*losses.match_size(connect(student), teacher))
+            for connect, (student, teacher) in zip(self.connectors, signals.points, strict=True)
+        ]
+        last = len(boundaries) - 1
+        return sum(self.SCALE * 2.0 ** (i - last) * boundary for i, boundary in enumerate(boundaries))
 
 
 class FactorTransfer(nn.Module):
@@ -234,15 +233,11 @@ class SemanticCalibration(nn.Module):
         return F.interpolate(gram[:, None], self.WIDTH, mode="linear", align_corners=True)[:, 0]
 
     def forward(self, signals: Signals) -> Tensor:
-        queries = [
-            F.normalize(net(self._described(s)), dim=1)
-            for net, s in zip(self.queries, signals.student_maps, strict=True)
-        ]
-        keys = [
-            F.normalize(net(self._described(t)), dim=1)
-            for net, t in zip(self.keys, signals.teacher_maps, strict=True)
-        ]
-        total = signals.student_maps[0].new_zeros(())
+        queries, keys = (
+            [F.normalize(net(self._described(map_)), dim=1) for net, map_ in zip(nets, maps, strict=True)]
+            for nets, maps in ((self.queries, signals.student_maps), (self.keys, signals.teacher_maps))
+        )
+        total = 0.0
         for query, student, row in zip(queries, signals.student_maps, self.regressors, strict=True):
             attention = torch.softmax(torch.stack([(query * key).sum(1) for key in keys], dim=1), dim=1)
             for weight, regress, teacher in zip(attention.unbind(1), row, signals.teacher_maps, strict=True):

@@ -22,8 +22,6 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps [B, C, H, W] to the spatial size of the smaller."""
-    if a.shape[2:] == b.shape[2:]:
-        return a, b
     size = tuple(min(x, y) for x, y in zip(a.shape[2:], b.shape[2:], strict=True))
     return _pool(a, size), _pool(b, size)
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .initial import draw_convolutions
+from .parts import draw_convolutions, stage
 
 _STEM, _LAST = 32, 1280
 # Expansion, channels at full width, blocks, and stride of the first block.
@@ -36,7 +36,7 @@ class InvertedResidual(nn.Module):
     stays.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int):
+    def __init__(self, expansion: int, in_channels: int, channels: int, stride: int):
         super().__init__()
         hidden = in_channels * expansion
         widen, filter_ = _unit(in_channels, hidden, 1), _unit(hidden, hidden, 3, stride, groups=hidden)
@@ -57,13 +57,8 @@ class CifarMobileNetV2(nn.Module):
         self.conv1 = nn.Sequential(*_unit(in_channels, before, 3, stride=2))
         self.blocks = nn.Sequential()
         for expansion, full, count, stride in _STAGES:
-            channels = int(full * width)
-            first = InvertedResidual(before, channels, stride, expansion)
-            self.blocks.append(
-                nn.Sequential(
-                    first, *(InvertedResidual(channels, channels, 1, expansion) for _ in range(count - 1))
-                )
-            )
+            block, channels = partial(InvertedResidual, expansion), int(full * width)
+            self.blocks.append(stage(block, before, channels, count, stride))
             before = channels
         self.conv2 = nn.Sequential(*_unit(before, _LAST, 1))
         self.classifier = nn.Sequential(nn.Linear(_LAST, num_classes))

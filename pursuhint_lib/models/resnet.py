@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import draw_convolutions
+from .parts import draw_convolutions, stage
 
 
 class BasicBlock(nn.Module):
@@ -45,16 +45,11 @@ class CifarResNet(nn.Module):
         stem, *stages = widths
         self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
-        self.layer1 = self._stage(stem, stages[0], blocks, stride=1)
-        self.layer2 = self._stage(stages[0], stages[1], blocks, stride=2)
-        self.layer3 = self._stage(stages[1], stages[2], blocks, stride=2)
+        self.layer1 = stage(BasicBlock, stem, stages[0], blocks, stride=1)
+        self.layer2 = stage(BasicBlock, stages[0], stages[1], blocks, stride=2)
+        self.layer3 = stage(BasicBlock, stages[1], stages[2], blocks, stride=2)
         self.fc = nn.Linear(stages[2], num_classes)
         draw_convolutions(self)
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, channels, stride)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -62,18 +57,14 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def _entry(depth: int, widths: tuple[int, int, int, int]) -> Callable[[int, int], nn.Module]:
-    return partial(CifarResNet, depth, widths)
-
-
 _PLAIN = (16, 16, 32, 64)
 
 # x4 is the field's name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very
 # small data.
 RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
-    **{f"resnet{depth}": _entry(depth, _PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet8x4": _entry(8, (32, 64, 128, 256)),
-    "resnet32x4": _entry(32, (32, 64, 128, 256)),
-    "resnet8x0.5": _entry(8, (8, 8, 16, 32)),
-    "resnet8x0.25": _entry(8, (4, 4, 8, 16)),
+    **{f"resnet{depth}": partial(CifarResNet, depth, _PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet8x4": partial(CifarResNet, 8, (32, 64, 128, 256)),
+    "resnet32x4": partial(CifarResNet, 32, (32, 64, 128, 256)),
+    "resnet8x0.5": partial(CifarResNet, 8, (8, 8, 16, 32)),
+    "resnet8x0.25": partial(CifarResNet, 8, (4, 4, 8, 16)),
 }

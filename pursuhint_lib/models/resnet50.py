@@ -7,34 +7,39 @@ those of its public checkpoints.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import draw_convolutions
+from .parts import draw_convolutions, stage
 
 _STEM = 64
+# Four times those of the inner convolutions.
+_WIDTHS = (256, 512, 1024, 2048)
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, the last four times as wide, and a shortcut; the output is after the
-    last ReLU.
+    """1×1, 3×3 and 1×1 convolutions, the last four times as wide as the others, and a shortcut; the output is
+    after the last ReLU.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
-        wide = 4 * channels
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(wide)
-        same = stride == 1 and in_channels == wide
+        inner = channels // 4
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        same = stride == 1 and in_channels == channels
         self.shortcut = (
             None
             if same
-            else nn.Sequential(nn.Conv2d(in_channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+            else nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,22 +48,16 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """Four stages of ``blocks`` bottlenecks with 64, 128, 256 and 512 inner channels."""
+    """Four stages of ``blocks`` bottlenecks of 256, 512, 1024 and 2048 channels."""
 
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, in_channels: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, _STEM, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
-        before = _STEM
-        for number, count in enumerate(blocks):
-            channels = _STEM * 2**number
-            first = Bottleneck(before, channels, stride=2 if number else 1)
-            before = 4 * channels
-            self.add_module(
-                f"layer{number + 1}",
-                nn.Sequential(first, *(Bottleneck(before, channels, 1) for _ in range(count - 1))),
-            )
-        self.linear = nn.Linear(before, num_classes)
+        widths = zip(pairwise((_STEM, *_WIDTHS)), blocks, (1, 2, 2, 2), strict=True)
+        for number, ((before, channels), count, stride) in enumerate(widths, start=1):
+            self.add_module(f"layer{number}", stage(Bottleneck, before, channels, count, stride))
+        self.linear = nn.Linear(_WIDTHS[-1], num_classes)
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,10 +7,13 @@ public checkpoints. Weights start as PyTorch draws them, uniform within ±1/√(
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .parts import stage
 
 _STEM = 24
 
@@ -22,7 +25,7 @@ class ShuffleBottleneck(nn.Module):
     ``channels`` counts both parts.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, groups: int):
+    def __init__(self, groups: int, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.downsample = stride == 2
         grown = channels - in_channels if self.downsample else channels
@@ -57,13 +60,12 @@ class CifarShuffleNetV1(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
-        before = _STEM
-        for number, (channels, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-            first = ShuffleBottleneck(before, channels, 2, groups)
-            rest = (ShuffleBottleneck(channels, channels, 1, groups) for _ in range(count - 1))
-            self.add_module(f"layer{number}", nn.Sequential(first, *rest))
-            before = channels
-        self.linear = nn.Linear(before, num_classes)
+        block = partial(ShuffleBottleneck, groups)
+        for number, ((before, channels), count) in enumerate(
+            zip(pairwise((_STEM, *widths)), blocks, strict=True), start=1
+        ):
+            self.add_module(f"layer{number}", stage(block, before, channels, count, stride=2))
+        self.linear = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))

@@ -7,6 +7,7 @@ uniform within ±1/√(fan-in).
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -84,12 +85,12 @@ class CifarShuffleNetV2(nn.Module):
         *stages, last = widths
         self.conv1 = nn.Conv2d(in_channels, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
-        before = _STEM
-        for number, (channels, count) in enumerate(zip(stages, blocks, strict=True), start=1):
+        for number, ((before, channels), count) in enumerate(
+            zip(pairwise((_STEM, *stages)), blocks, strict=True), start=1
+        ):
             rest = (SplitBlock(channels) for _ in range(count - 1))
             self.add_module(f"layer{number}", nn.Sequential(DownBlock(before, channels), *rest))
-            before = channels
-        self.conv2 = nn.Conv2d(before, last, 1, bias=False)
+        self.conv2 = nn.Conv2d(stages[-1], last, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(last)
         self.linear = nn.Linear(last, num_classes)
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initial import draw_convolutions
+from .parts import draw_convolutions, stage
 
 
 class PreactBlock(nn.Module):
@@ -42,6 +42,11 @@ class PreactBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
+def _layer(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    # The checkpoints name a block block1.layer.0.
+    return nn.Sequential(OrderedDict(layer=stage(PreactBlock, in_channels, channels, blocks, stride)))
+
+
 class WideResNet(nn.Module):
     """``depth`` = 6n + 4 layers; stages of 16, 32 and 64 channels times ``width``."""
 
@@ -49,9 +54,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.block1 = self._stage(16, 16 * width, blocks, stride=1)
-        self.block2 = self._stage(16 * width, 32 * width, blocks, stride=2)
-        self.block3 = self._stage(32 * width, 64 * width, blocks, stride=2)
+        self.block1 = _layer(16, 16 * width, blocks, stride=1)
+        self.block2 = _layer(16 * width, 32 * width, blocks, stride=2)
+        self.block3 = _layer(32 * width, 64 * width, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.relu = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
@@ -61,13 +66,6 @@ class WideResNet(nn.Module):
         self.hint_points = (*entrances[1:], "relu")
         draw_convolutions(self)
         nn.init.zeros_(self.fc.bias)
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-        first = PreactBlock(in_channels, channels, stride)
-        layer = nn.Sequential(first, *(PreactBlock(channels, channels, 1) for _ in range(blocks - 1)))
-        # The checkpoints name a block block1.layer.0.
-        return nn.Sequential(OrderedDict(layer=layer))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))

@@ -155,7 +155,7 @@ class Profile:
     - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``: ``bf16`` where the hardware
       has it.
     - ``deterministic``: whether every run gives the same bits on the same kind of machine
-      (``training.determinism``), at some cost of speed.
+      (``training.device``), at some cost of speed.
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
     - ``margin``: accuracy difference, in points, that is too small to matter.

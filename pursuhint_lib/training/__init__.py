@@ -6,6 +6,7 @@ augmentation, so they differ in the teacher's hint points only.
 """
 
 from ..faults import Stopped
+from .device import accelerator_for_this_process, autocast, resolve_precision
 from .fitting import check_shares
 from .objective import FrozenTeacher, Objective, TeacherOutput, build_objective, seeded_model
 from .runs import (
@@ -17,11 +18,4 @@ from .runs import (
     trained_elsewhere,
     write_manifest_entry,
 )
-from .trainee import (
-    accelerator_for_this_process,
-    answers,
-    autocast,
-    evaluate,
-    gradient_ratio,
-    resolve_precision,
-)
+from .trainee import Training, answers, evaluate, gradient_ratio

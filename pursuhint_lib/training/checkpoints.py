@@ -4,18 +4,19 @@ The checkpoint before stays beside the last one, should that be damaged.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from accelerate import Accelerator
 
 from ..files import read_checked, write_checked
 from ..processes import agreed, total
-from .normalisation import average_statistics
-from .trainee import Trainee
+from .trainee import Training, average_statistics
+
+# What is kept of a trainee as it is, and what it counts on its device.
+VALUES = ("history", "failed", "to_measure")
+COUNTS = ("steps", "broke", "ratios")
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,27 @@ def remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def save_state(
-    trainees: Sequence[Trainee], position: Position, path: Path, data: str, accelerator: Accelerator
-) -> None:
-    """Write the state of all trainees, which learn images of checksum ``data``; every process calls it, and
-    the first one writes.
-    """
-    average_statistics(trainee.objective for trainee in trainees)
-    # Sums of the losses are of each process's own images.
-    sums = {
-        trainee.name: {name: total(summed) for name, summed in trainee.sums.items()} for trainee in trainees
+def save_state(training: Training, position: Position) -> None:
+    """Write the state of all trainees; every process calls it, and the first one writes."""
+    average_statistics(trainee.objective for trainee in training.trainees)
+    state = {
+        "training": training.checkpoint.name,
+        "data": training.splits.checksum,
+        "epoch": position.epoch,
+        "batch": position.batch,
+        "trainees": {},
     }
-    if accelerator.is_main_process:
-        state = {
-            "training": path.name,
-            "data": data,
-            "epoch": position.epoch,
-            "batch": position.batch,
-            "trainees": {},
+    for trainee in training.trainees:
+        state["trainees"][trainee.name] = {
+            "objective": trainee.objective.state_dict(),
+            "optimizer": trainee.optimizer.state_dict(),
+            # Sums of the losses are of each process's own images.
+            "sums": {name: total(summed) for name, summed in trainee.sums.items()},
+            **{name: getattr(trainee, name) for name in (*COUNTS, *VALUES)},
         }
-        for trainee in trainees:
-            learned = {
-                "objective": trainee.objective.state_dict(),
-                "optimizer": trainee.optimizer.state_dict(),
-            }
-            told = {
-                "sums": sums[trainee.name],
-                "steps": trainee.steps,
-                "broke": trainee.broke,
-                "history": trainee.history,
-                "failed": trainee.failed,
-            }
-            state["trainees"][trainee.name] = (
-                learned | told | {"to_measure": trainee.to_measure, "ratios": trainee.ratios}
-            )
-        _write(state, path)
-    accelerator.wait_for_everyone()
+    if training.accelerator.is_main_process:
+        _write(state, training.checkpoint)
+    training.accelerator.wait_for_everyone()
 
 
 def _write(state: dict, path: Path) -> None:
@@ -91,21 +77,20 @@ def _read(path: Path) -> dict:
     return torch.load(io.BytesIO(read_checked(path)), map_location="cpu", weights_only=True)
 
 
-def _usable(trainees: Sequence[Trainee], path: Path, data: str) -> Path | None:
-    """The newest checkpoint that is whole and of these trainees and images; says which one is not."""
-    for file in (path, previous(path)):
-        if not file.is_file():
-            continue
+def _usable(training: Training) -> Path | None:
+    """The newest checkpoint that is whole and of this training and its images; says which one is not."""
+    path = training.checkpoint
+    for file in filter(Path.is_file, (path, previous(path))):
         try:
             state = _read(file)
             # The trainee of a teacher has the same name whatever its settings. Trainees that have a record by
-            # now may be left out.
-            if state.get("training", path.name) != path.name or not {
-                trainee.name for trainee in trainees
-            } <= {*state["trainees"]}:
+            # now may be left out; one of an older version may lack something.
+            known = [state["trainees"].get(trainee.name, ()) for trainee in training.trainees]
+            if state["training"] != path.name or not all({*VALUES, *COUNTS} <= {*entry} for entry in known):
                 raise ValueError("it is of another training")
-            if state.get("data", data) != data:
+            if state["data"] != training.splits.checksum:
                 raise ValueError("the images have changed since")
+            return file
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
             before = file == path and previous(path).is_file()
             print(
@@ -113,30 +98,28 @@ def _usable(trainees: Sequence[Trainee], path: Path, data: str) -> Path | None:
                 f"{'the one before is tried' if before else 'training begins anew'}",
                 flush=True,
             )
-        else:
-            return file
     return None
 
 
-def resume(trainees: Sequence[Trainee], path: Path, data: str, accelerator: Accelerator) -> Position:
+def resume(training: Training) -> Position:
     """Restore all trainees from the last checkpoint that can be used, if there is one; returns where the
     training is.
     """
+    accelerator = training.accelerator
     # All processes go on from the one that the first finds.
-    file = agreed(_usable(trainees, path, data) if accelerator.is_main_process else None)
+    file = agreed(_usable(training) if accelerator.is_main_process else None)
     if file is None:
         return Position()
     state = _read(file)
-    for trainee in trainees:
+    for trainee in training.trainees:
         entry = state["trainees"][trainee.name]
         trainee.objective.load_state_dict(entry["objective"])
         trainee.optimizer.load_state_dict(entry["optimizer"])
-        trainee.history, trainee.failed = entry["history"], entry["failed"]
-        trainee.steps.copy_(entry["steps"])
-        trainee.broke.copy_(entry["broke"])
-        # States of before there was anything to measure lack both.
-        trainee.to_measure = entry.get("to_measure", 0)
-        trainee.ratios.copy_(entry.get("ratios", trainee.ratios))
+        for name in VALUES:
+            setattr(trainee, name, entry[name])
+        for name in COUNTS:
+            # In place, where recorded steps count.
+            getattr(trainee, name).copy_(entry[name])
         # The sums are of all processes; the first one keeps them.
         own = 1.0 if accelerator.is_main_process else 0.0
         trainee.sums = {name: own * summed.to(accelerator.device) for name, summed in entry["sums"].items()}

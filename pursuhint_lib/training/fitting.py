@@ -1,46 +1,23 @@
 """From the first epoch to the last: train, evaluate, save the state now and then, and go on from it."""
 
+import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from accelerate import Accelerator
-
-from ..data import Splits
 from ..faults import Stopped
 from ..progress import Progress
-from ..settings import Schedule, SettingsError
+from ..settings import SettingsError
 from .checkpoints import Position, resume, save_state
-from .determinism import bitwise
+from .device import bitwise
 from .interruptions import Interruptions
-from .loop import cores, run_epoch
-from .metrics import Metrics
-from .normalisation import average_statistics
-from .objective import FrozenTeacher
-from .trainee import Trainee, accuracies, answers
+from .loop import Stretch, cores, run_epoch
+from .trainee import Trainee, Training, average_statistics
 
 
-def fit(
-    trainees: Sequence[Trainee],
-    splits: Splits,
-    schedule: Schedule,
-    *,
-    teacher: FrozenTeacher | None,
-    seed: int,
-    precision: str,
-    accelerator: Accelerator,
-    label: str,
-    checkpoint: Path,
-    metrics: Path,
-    deterministic: bool = False,
-) -> dict[str, float]:
+def fit(training: Training) -> dict[str, float]:
     """Train all trainees side by side to the end of the schedule, from the checkpoint if there is one.
-
-    **Arguments:** ``teacher`` is asked once a batch; ``seed`` decides order and augmentation; ``label`` names
-    the work to whoever watches; ``checkpoint`` is written now and then and removed by the caller; ``metrics``
-    gets a line per epoch and trainee; ``deterministic`` asks for the same bits again
-    (``determinism.bitwise``).
 
     **Returns:** ``images_per_second`` and ``data_wait``, the share of the time spent waiting for images;
     empty if no epoch was left to train.
@@ -48,53 +25,44 @@ def fit(
     **Raises:** ``Stopped`` when asked to end, with the state saved; ``SettingsError`` if the batches cannot
     be shared out among the processes.
     """
-    check_shares(len(splits.train), schedule.batch_size, accelerator.num_processes)
-    at = resume(trainees, checkpoint, splits.checksum, accelerator)
-    told = Metrics(metrics, fresh=at == Position(), writes=accelerator.is_main_process)
+    epochs, accelerator = training.settings.schedule.epochs, training.accelerator
+    check_shares(len(training.splits.train), training.settings.schedule.batch_size, accelerator.num_processes)
+    at, stretches = resume(training), []
+    told = Metrics(training, fresh=at == Position())
     with (
-        Progress(label, schedule.epochs, done=at.epoch) as progress,
-        cores(len(trainees), accelerator) as pool,
+        Progress(training.label, epochs, done=at.epoch) as progress,
+        cores(len(training.trainees), accelerator) as pool,
         Interruptions(accelerator.device) as interruptions,
-        bitwise(deterministic),
+        bitwise(training.settings.deterministic),
     ):
-        while at.epoch < schedule.epochs:
-            running = [trainee for trainee in trainees if not trainee.failed]
+        while at.epoch < epochs:
+            running = training.running
             stretch = run_epoch(
-                running,
-                splits.train,
-                schedule,
-                at.epoch,
-                teacher=teacher,
-                seed=seed,
-                precision=precision,
-                accelerator=accelerator,
-                watch=progress.within,
-                pool=pool,
-                first=at.batch,
-                pause=interruptions,
+                training, at.epoch, at.batch, pool=pool, watch=progress.within, pause=interruptions
             )
-            told.count(stretch)
+            stretches.append(stretch)
             at = Position(at.epoch, stretch.last)
-            if stretch.to_the_end:
-                _close_epoch(running, splits, schedule, at.epoch, precision, pool)
-                speed = told.close_epoch(at.epoch, running)
+            if at.batch == stretch.batches:
+                _close_epoch(training, running, at.epoch, pool)
+                speed = _speed([part for part in stretches if part.epoch == at.epoch])
+                told.write(running, speed)
                 progress.advance(_summary(running, speed))
                 at = Position(at.epoch + 1)
-            if at.epoch < schedule.epochs and interruptions.look():
+            if at.epoch < epochs and interruptions.look():
                 begun = time.monotonic()
-                save_state(trainees, at, checkpoint, splits.checksum, accelerator)
+                save_state(training, at)
                 interruptions.saved(time.monotonic() - begun)
                 if interruptions.reason:
-                    where = (
-                        f"in epoch {at.epoch + 1} of {schedule.epochs}, before batch {at.batch + 1} of "
-                        f"{stretch.batches}"
-                    )
-                    raise Stopped(
-                        f"{label}: stopped {interruptions.reason} {where}; the state is saved, and the same "
-                        "command "
-                        "goes on from there"
-                    )
-    return told.speed()
+                    raise _stopped(training, at, stretch.batches, interruptions.reason)
+    return _speed(stretches) if stretches else {}
+
+
+def _stopped(training: Training, at: Position, batches: int, reason: str) -> Stopped:
+    where = f"in epoch {at.epoch + 1} of {training.settings.schedule.epochs}, before batch {at.batch + 1}"
+    return Stopped(
+        f"{training.label}: stopped {reason} {where} of {batches}; the state is saved, and the same command "
+        "goes on from there"
+    )
 
 
 def check_shares(images: int, batch_size: int, processes: int) -> None:
@@ -112,33 +80,22 @@ def check_shares(images: int, batch_size: int, processes: int) -> None:
     if processes > 1 and 0 < last < 2 * processes:
         raise SettingsError(
             f"the last of {images} images in batches of {batch_size} are {last}, too few for {processes} "
-            "processes, which need 2 each; "
-            f"give another batch_size or fewer processes"
+            "processes, which need 2 each; give another batch_size or fewer processes"
         )
 
 
 def _close_epoch(
-    trainees: Sequence[Trainee],
-    splits: Splits,
-    schedule: Schedule,
-    epoch: int,
-    precision: str,
-    pool: ThreadPoolExecutor | None,
+    training: Training, trainees: Sequence[Trainee], epoch: int, pool: ThreadPoolExecutor | None
 ) -> None:
     """Evaluate the trainees, where it is time to, and write the epoch into their histories."""
+    schedule = training.settings.schedule
     measured: Sequence[dict[str, float]] = [{} for _ in trainees]
     if (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs:
         average_statistics(trainee.objective for trainee in trainees)
         each = pool.map if pool else map
-        found = list(
-            each(lambda trainee: answers(trainee.objective.network, splits.test, precision), trainees)
-        )
-        for trainee, rows in zip(trainees, found, strict=True):
-            trainee.right = rows[:, 0]
-        measured = [accuracies(rows) for rows in found]
-    for trainee, found in zip(trainees, measured, strict=True):
-        rounded = {name: round(value, 3) for name, value in found.items()}
-        trainee.close_epoch(epoch, schedule.learning_rate_at(epoch), len(splits.train), rounded)
+        measured = list(each(lambda trainee: trainee.measure(training.splits.test), trainees))
+    for trainee, figures in zip(trainees, measured, strict=True):
+        trainee.close_epoch(epoch, len(training.splits.train), figures)
 
 
 def _summary(trainees: Sequence[Trainee], speed: dict[str, float]) -> str:
@@ -147,3 +104,50 @@ def _summary(trainees: Sequence[Trainee], speed: dict[str, float]) -> str:
     ]
     measured = f"accuracy {min(accuracies):.1f} to {max(accuracies):.1f} %, " if accuracies else ""
     return f"{measured}{speed['images_per_second']:.0f} images/s"
+
+
+def _speed(stretches: Sequence[Stretch]) -> dict[str, float]:
+    """Images per second, over all processes, that pass through every trainee, and the share of the time in
+    which training waited for them.
+    """
+    seconds, images, waited = (
+        sum(getattr(stretch, name) for stretch in stretches) for name in ("seconds", "images", "waited")
+    )
+    return {"images_per_second": float(f"{images / seconds:.4g}"), "data_wait": round(waited / seconds, 4)}
+
+
+class Metrics:
+    """Appends a line of JSON per epoch and trainee to a training's file while it runs, in its first process.
+
+    With ``PURSUHINT_TENSORBOARD`` set in the environment the same goes to TensorBoard's files, in the folder
+    of the file's name without ending.
+
+    **Arguments:** ``training``; ``fresh``, whether it begins, so that lines of an earlier one are removed.
+    """
+
+    def __init__(self, training: Training, fresh: bool):
+        self._file = training.metrics if training.accelerator.is_main_process else None
+        self._board = None
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self._file.write_text("")
+        if os.environ.get("PURSUHINT_TENSORBOARD"):
+            # Imported here, as the package need not be there.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._file.with_suffix("")))
+
+    def write(self, trainees: Sequence[Trainee], speed: dict[str, float]) -> None:
+        """Write the last epoch of every trainee."""
+        for trainee in trainees if self._file else ():
+            row = {column: values[-1] for column, values in trainee.history.items()}
+            row = {"trainee": trainee.name, **row, **speed, "time": round(time.time(), 1)}
+            with self._file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._board:
+                for column, value in row.items():
+                    if isinstance(value, float) and column != "time":
+                        self._board.add_scalar(f"{column}/{trainee.name}", value, row["epoch"])
+                self._board.flush()

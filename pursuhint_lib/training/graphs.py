@@ -2,6 +2,7 @@
 for them one by one; a graph asks for all operations of a step at once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,17 +39,13 @@ class GraphedSteps:
         self.output: TeacherOutput | None = None
         self.asking: torch.cuda.CUDAGraph | None = None
         self.graphs: list[torch.cuda.CUDAGraph] = []
-        self.usual = 0
-        self.failed = False
+        # Steps that still run as usual.
+        self.usual: float = USUAL_STEPS
 
     def __call__(self, batch: Batch) -> None:
         """Train every trainee on a batch."""
-        if (
-            self.failed
-            or self.usual < USUAL_STEPS
-            or (self.batch and batch.images.shape != self.batch.images.shape)
-        ):
-            self.usual += 1
+        if self.usual > 0 or (self.batch and batch.images.shape != self.batch.images.shape):
+            self.usual -= 1
             output = self.ask(batch) if self.ask else None
             for step in self.steps:
                 step(batch, output)
@@ -65,12 +62,15 @@ class GraphedSteps:
         torch.cuda.synchronize()
         try:
             if self.ask:
-                self.asking, self.output = self._capture(lambda: self.ask(fixed), torch.cuda.Stream())
+                self.asking = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.asking, stream=torch.cuda.Stream()):
+                    self.output = self.ask(fixed)
             for step, stream in zip(self.steps, self.streams, strict=True):
-                graph, _ = self._capture(lambda step=step: step(fixed, self.output), stream)
-                self.graphs.append(graph)
+                self.graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(self.graphs[-1], stream=stream):
+                    step(fixed, self.output)
         except RuntimeError as error:
-            self.failed, self.asking, self.graphs = True, None, []
+            self.usual, self.asking, self.graphs = math.inf, None, []
             print(
                 f"CUDA graphs cannot be used here ({' '.join(str(error).split())[:200]}); training goes on "
                 "step by step",
@@ -79,15 +79,6 @@ class GraphedSteps:
             return False
         self.batch = fixed
         return True
-
-    @staticmethod
-    def _capture(
-        work: Callable[[], object], stream: torch.cuda.Stream
-    ) -> tuple[torch.cuda.CUDAGraph, object]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            result = work()
-        return graph, result
 
     def _replay(self) -> None:
         now = torch.cuda.current_stream()

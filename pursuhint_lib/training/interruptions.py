@@ -1,4 +1,4 @@
-"""When a training interruptions between two steps: now and then to save its state, and for good when it is
+"""When a training is interrupted between two steps: now and then to save its state, and for good when it is
 asked to end.
 """
 
@@ -34,7 +34,6 @@ class Interruptions:
         self._deadline = float(os.environ.get("PURSUHINT_DEADLINE", "inf"))
         self._signalled, self._save_at = False, time.monotonic() + CHECKPOINT_SECONDS
         self.reason = ""
-        self.due = False
 
     def __call__(self, batch: int) -> bool:
         """Whether to pause before this batch of the epoch."""
@@ -44,17 +43,11 @@ class Interruptions:
 
     def look(self) -> bool:
         """Whether there is something to pause for; then ``reason`` is not empty if training has to end."""
-        late = time.time() >= self._deadline
-        seen = total(
-            torch.tensor(
-                [self._signalled, late, time.monotonic() >= self._save_at],
-                dtype=torch.float32,
-                device=self._device,
-            )
-        )
-        signalled, late, self.due = (bool(count) for count in seen.tolist())
-        self.reason = "by SIGTERM" if signalled else "at the time given with --max-minutes" if late else ""
-        return self.due or bool(self.reason)
+        seen = [self._signalled, time.time() >= self._deadline, time.monotonic() >= self._save_at]
+        signalled, late, due = total(torch.tensor(seen, dtype=torch.float32, device=self._device)).tolist()
+        if signalled or late:
+            self.reason = "by SIGTERM" if signalled else "at the time given with --max-minutes"
+        return bool(signalled or late or due)
 
     def saved(self, seconds: float) -> None:
         """The state was saved, which took so long."""

@@ -72,14 +72,12 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.network, self.method, self.run = network, method, run
-        self.points = (
-            ("projector",) if isinstance(network, ReusedClassifier) else run.student_points if run else ()
-        )
+        self.points = run.student_points if run else ()
+        if isinstance(network, ReusedClassifier):
+            self.points = ("projector",)
         self.tap = LayerTap(network, self.points)
         self.epoch, self.epochs = 0, 1
-        self.draws_on_cpu = method is not None and any(
-            isinstance(part, ContrastiveMemory) for part in method.modules()
-        )
+        self.draws_on_cpu = any(isinstance(part, ContrastiveMemory) for part in self.modules())
 
     @property
     def drops(self) -> bool:
@@ -97,11 +95,8 @@ class Objective(nn.Module):
         a classifier that is replaced.
         """
         own = self.method is not None and any(True for _ in self.method.parameters())
-        return (
-            own
-            or isinstance(self.network, ReusedClassifier)
-            or (self.run is not None and distiller(self.run.method).stages)
-        )
+        stages = self.run is not None and distiller(self.run.method).stages
+        return own or stages or isinstance(self.network, ReusedClassifier)
 
     def weights(self) -> dict[str, float]:
         """Weights of the losses in this epoch; what is not named is not part of the total."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from .. import records
@@ -33,9 +32,10 @@ from ..settings import (
 from ..taps import stage_ends
 from ..teachers import TOLERANCE, Teacher, check_accuracy, check_entry, find, write_entry
 from . import checkpoints
+from .device import accelerator_for_this_process
 from .fitting import fit
 from .objective import FrozenTeacher, Objective, build_objective, seeded_model
-from .trainee import Trainee, accelerator_for_this_process, accuracies, answers, open_trainee
+from .trainee import Trainee, Training
 
 # Bytes of memories of past images from which on they are announced.
 WORTH_SAYING = 1 << 20
@@ -57,51 +57,47 @@ def train_teacher(settings: TeacherSettings, force: bool = False) -> Record:
     on record comes from the teacher, also before a training on another machine than the record's, and after
     one that does not come out as on record.
     """
-    record_name = records.record_name(settings)
-    checkpoint = StudyPaths(settings.profile).checkpoint(record_name)
-    known = records.load(settings.profile, settings)
-    if known is not None and not force:
-        # Left by a kill between record and removal.
-        checkpoints.remove(checkpoint)
-        return known
-    _refuse_if_records_only(f"record {record_name}")
+    paths, name = StudyPaths(settings.profile), records.record_name(settings)
+    record = None if force else records.load(settings.profile, settings)
+    if record is None:
+        _refuse_if_records_only(f"record {name}")
+        record = _train_teacher(settings, paths, name)
+    # Also what a kill between record and removal has left.
+    checkpoints.remove(paths.checkpoint(name))
+    return record
+
+
+def _train_teacher(settings: TeacherSettings, paths: StudyPaths, name: str) -> Record:
+    known = _comparable(settings)
     if why := trained_elsewhere(settings):
         raise _another(settings, f"would be another one than on record, which {why}")
     accelerator = accelerator_for_this_process()
     splits = load_splits(settings.data, accelerator.device)
     objective = Objective(seeded_model(settings.network, settings.data, settings.seed).to(accelerator.device))
     started = _clocks()
-    trainee = open_trainee("teacher", objective, settings.schedule, accelerator)
+    trainee = Trainee("teacher", objective, settings, accelerator)
+    training = Training(
+        settings,
+        [trainee],
+        splits,
+        accelerator,
+        label=f"teacher {settings.network}",
+        checkpoint=paths.checkpoint(name),
+        metrics=paths.metrics(name),
+    )
     speed = {}
     if settings.checkpoint is None:
-        speed = fit(
-            [trainee],
-            splits,
-            settings.schedule,
-            teacher=None,
-            seed=settings.seed,
-            precision=settings.precision,
-            accelerator=accelerator,
-            label=f"teacher {settings.network}",
-            checkpoint=checkpoint,
-            metrics=StudyPaths(settings.profile).metrics(record_name),
-            deterministic=settings.deterministic,
-        )
+        speed = fit(training)
     else:
-        for column, value in _measure_checkpoint(settings, trainee, splits).items():
-            trainee.history[column] = [value]
-    if known is not None and _compares(settings, known) and trainee.history != known.history:
-        checkpoints.remove(checkpoint)
+        _measure_checkpoint(settings, trainee, splits)
+    if known and trainee.history != known.history:
+        checkpoints.remove(training.checkpoint)
         if _followed(settings):
             # Two kinds of CPU may have the same name.
             raise _another(settings, "is another one than on record")
         if accelerator.is_main_process:
-            (StudyPaths(settings.profile).records / f"{record_name}.json").unlink()
-    record = _finish(
-        settings.profile, "teacher", settings, trainee, splits, {**_since(started), **speed}, accelerator
-    )
-    checkpoints.remove(checkpoint)
-    return record
+            (paths.records / f"{name}.json").unlink()
+    return _finish(training, trainee, settings, {**_since(started), **speed})
 
 
 def trained_elsewhere(settings: TeacherSettings) -> str:
@@ -110,23 +106,21 @@ def trained_elsewhere(settings: TeacherSettings) -> str:
 
     Empty where it would not as far as one can know, or where nothing else on record comes from it.
     """
-    known = records.load(settings.profile, settings)
-    if known is None or not _compares(settings, known):
+    known = _comparable(settings)
+    if known is None:
         return ""
     device = accelerator_for_this_process().device
     there, here = (records.machine(made) for made in (known.provenance, records.provenance(device, "")))
-    return (
-        f"was trained on {there}, and {here} rounds otherwise"
-        if there != here and _followed(settings)
-        else ""
-    )
+    otherwise = there != here and _followed(settings)
+    return f"was trained on {there}, and {here} rounds otherwise" if otherwise else ""
 
 
-def _compares(settings: TeacherSettings, known: Record) -> bool:
-    """Whether a teacher must come out as on record: a checkpoint is the same everywhere, a failed one taught
-    nobody.
+def _comparable(settings: TeacherSettings) -> Record | None:
+    """The record as which a training of the teacher must come out: a checkpoint is the same everywhere, and a
+    failed one taught nobody.
     """
-    return known.status == "ok" and settings.checkpoint is None
+    known = records.load(settings.profile, settings)
+    return known if known and known.status == "ok" and settings.checkpoint is None else None
 
 
 def _followed(settings: TeacherSettings) -> bool:
@@ -139,25 +133,23 @@ def _followed(settings: TeacherSettings) -> bool:
     return any(not records.differing(each.get("teacher", {}), wanted) for each in stored)
 
 
-def _measure_checkpoint(settings: TeacherSettings, trainee: Trainee, splits: Splits) -> dict[str, float]:
-    """Test accuracy of a teacher that was trained elsewhere, loaded into the trainee's network; refused if
-    its manifest says otherwise.
+def _measure_checkpoint(settings: TeacherSettings, trainee: Trainee, splits: Splits) -> None:
+    """Load a teacher that was trained elsewhere into the trainee's network, and measure it; refused if its
+    manifest says otherwise.
     """
     path, known = find(settings.checkpoint)
     images = describe(settings.data)
     if known:
         check_entry(known, settings.network, settings.data.dataset, images.mean, images.std)
     load_checkpoint(trainee.objective.network, path, class_positions(settings.data))
-    rows = answers(trainee.objective.network, splits.test, settings.precision)
-    trainee.right = rows[:, 0]
-    measured = {name: round(value, 3) for name, value in accuracies(rows).items()}
+    measured = trainee.measure(splits.test)
     # On a part of the test images it may differ from that on all of them.
     if known and settings.data.as_published:
         check_accuracy(known, measured["accuracy"])
         if known.addresses:
             # The download was the right one, so from now on no other is.
             write_entry(path, known)
-    return measured
+    trainee.history |= {name: [value] for name, value in measured.items()}
 
 
 def teacher_weights(settings: TeacherSettings) -> Path | None:
@@ -213,6 +205,8 @@ def distill(settings: DistillSettings, force: bool = False, measured_steps: int 
 
     **Returns:** one record per arm, in the order of ``settings.arms``.
     """
+    # Processes know of each other from here on.
+    accelerator_for_this_process()
     runs = {records.record_name(settings.run(arm)): settings.run(arm) for arm in settings.arms}
     # One process looks for all, as another study may write a record meanwhile.
     found = agreed(
@@ -238,46 +232,36 @@ def _train_students(
         points = dict.fromkeys(point for run in runs.values() for point in run.teacher_points)
         teacher = FrozenTeacher(load_teacher(settings.teacher), points)
         teacher_checksum = {"teacher_checksum": sha256(teacher_weights(settings.teacher))[:16]}
+    to_measure = measured_steps if accelerator.num_processes == 1 else 0
     trainees = []
     for name, run in runs.items():
-        objective = build_objective(run, teacher.model if teacher else None, splits.train.labels.cpu()).to(
-            accelerator.device
-        )
-        trainees.append(open_trainee(name, objective, settings.schedule, accelerator))
-        trainees[-1].to_measure = measured_steps if accelerator.num_processes == 1 else 0
+        objective = build_objective(run, teacher.model if teacher else None, splits.train.labels.cpu())
+        objective = objective.to(accelerator.device)
+        trainees.append(Trainee(name, objective, settings, accelerator, to_measure))
     _announce_memories([trainee.objective for trainee in trainees])
-    speed = fit(
+    training = Training(
+        settings,
         trainees,
         splits,
-        settings.schedule,
-        teacher=teacher,
-        seed=settings.seed,
-        precision=settings.precision,
-        accelerator=accelerator,
+        accelerator,
         label=f"{settings.student} from {settings.teacher.network}, {settings.method}, seed {settings.seed}, "
         f"{len(trainees)} students",
         checkpoint=checkpoint,
         metrics=metrics_file(settings),
-        deterministic=settings.deterministic,
+        teacher=teacher,
     )
+    speed = fit(training)
     # Students share the clock: a run's seconds are its share of the whole.
     took = {**_since(started, len(trainees)), **speed, **teacher_checksum}
     if settings.keep_maps and accelerator.is_main_process:
         # Before the records: what has one is complete.
-        for trainee in trainees:
-            if not trainee.failed:
-                network, points = (
-                    trainee.objective.network,
-                    runs[trainee.name].student_points or settings.student_points,
-                )
-                points = points or stage_ends(network, example_input(settings.data).to(accelerator.device))
-                keep_maps(settings.profile, trainee.name, network, points, splits.test)
-    return {
-        trainee.name: _finish(
-            settings.profile, "student", runs[trainee.name], trainee, splits, took, accelerator
-        )
-        for trainee in trainees
-    }
+        for trainee in training.running:
+            network, example = trainee.objective.network, example_input(settings.data).to(accelerator.device)
+            points = runs[trainee.name].student_points or settings.student_points
+            keep_maps(
+                settings.profile, trainee.name, network, points or stage_ends(network, example), splits.test
+            )
+    return {trainee.name: _finish(training, trainee, runs[trainee.name], took) for trainee in trainees}
 
 
 def _clocks() -> tuple[float, float]:
@@ -319,35 +303,25 @@ def _announce_memories(objectives: Sequence[Objective]) -> None:
         print(f"Memories of {len(sizes)} students: {sum(sizes) / 2**20:.0f} MiB", file=sys.stderr, flush=True)
 
 
-def _measured(trainee: Trainee) -> list[float]:
-    """Test accuracies (%) of the epochs in which it was measured."""
-    return [accuracy for accuracy in trainee.history["accuracy"] if accuracy is not None]
-
-
 def _finish(
-    profile: str,
-    kind: str,
-    settings: TeacherSettings | StudentSettings,
-    trainee: Trainee,
-    splits: Splits,
-    took: dict,
-    accelerator: Accelerator,
+    training: Training, trainee: Trainee, settings: TeacherSettings | StudentSettings, took: dict
 ) -> Record:
     """Save weights and record of a trainee that has come to its end."""
-    network = trainee.objective.network
+    network, accelerator = trainee.objective.network, training.accelerator
     metrics: dict = {"parameters": parameter_count(network)}
     if trainee.gradient_ratio is not None:
         metrics["gradient_ratio"] = trainee.gradient_ratio
     if trainee.failed:
         metrics["failed_in_step"] = int(trainee.broke)
-    if not trainee.failed:
-        measured = _measured(trainee)
+    else:
+        # Of the epochs in which it was measured.
+        measured = [accuracy for accuracy in trainee.history["accuracy"] if accuracy is not None]
         metrics |= {"accuracy": measured[-1], "optimistic_accuracy": max(measured)}
         if "top5_accuracy" in trainee.history:
             metrics["top5_accuracy"] = trainee.history["top5_accuracy"][-1]
     record = Record(
         name=records.record_name(settings),
-        kind=kind,
+        kind="teacher" if isinstance(settings, TeacherSettings) else "student",
         settings=resolved(settings),
         status="failed" if trainee.failed else "ok",
         metrics=metrics,
@@ -355,16 +329,16 @@ def _finish(
         provenance={
             **took,
             "processes": accelerator.num_processes,
-            **records.provenance(accelerator.device, splits.checksum),
+            **records.provenance(accelerator.device, training.splits.checksum),
         },
         answers={} if trainee.failed else records.packed(trainee.right),
     )
+    profile = training.settings.profile
+    weights = StudyPaths(profile).weights(record.name)
     if accelerator.is_main_process:
-        save_weights(network, StudyPaths(profile).weights(record.name))
-        if kind == "teacher" and record.status == "ok":
-            write_manifest_entry(
-                StudyPaths(profile).weights(record.name), settings, record.metrics["accuracy"]
-            )
+        save_weights(network, weights)
+        if record.kind == "teacher" and record.status == "ok":
+            write_manifest_entry(weights, settings, record.metrics["accuracy"])
         # Last: what has a record is complete. One that is there stays: it was trained again for its weights.
         if records.load(profile, settings) is None:
             records.save(profile, record)

@@ -1,70 +1,101 @@
-"""A trainee of a training: one objective with its optimiser and history, and the device and precision
-it runs in.
+"""A trainee of a training, one objective with its optimiser and history; the training of several side by
+side; and how well a network answers.
 """
 
 import math
-import os
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 
 import torch
+import torch.distributed.nn.functional as differentiable
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from ..data import Batch, Images
-from ..processes import agreed, gathered, rank, total, world
-from ..settings import PRECISIONS, Schedule, SettingsError, choose
-from .normalisation import over_all_processes
-from .objective import Objective, TeacherOutput
+from ..data import Batch, Images, Splits
+from ..processes import gathered, of_each, rank, total, world
+from ..settings import DistillSettings, StudentSettings, TeacherSettings
+from ..taps import evaluating
+from .device import autocast
+from .objective import FrozenTeacher, Objective, TeacherOutput
+
+# Of a teacher, or of one student or several: schedule, seed, precision and the like.
+Settings = TeacherSettings | StudentSettings | DistillSettings
 
 
-@dataclass
 class Trainee:
-    """One objective with what its training needs beside it."""
+    """One objective with its optimiser and history, ready to be trained.
 
-    name: str
-    objective: Objective
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    history: dict[str, list] = field(
-        default_factory=lambda: {"epoch": [], "learning_rate": [], "accuracy": []}
-    )
-    failed: bool = False
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    # The last evaluation: bool [N], whether each test image was answered rightly.
-    right: Tensor | None = None
-    # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the
-    # device, so that nothing waits.
-    steps: Tensor | None = None
-    broke: Tensor | None = None
-    # Steps in which the gradient ratio is still to be measured; sum and number of those that were.
-    to_measure: int = 0
-    ratios: Tensor | None = None
+    **Arguments:**
 
-    def prepare(self, epoch: int, schedule: Schedule) -> None:
+    - ``name``: of its record.
+    - ``objective``: on the device.
+    - ``settings``: schedule and precision.
+    - ``accelerator``: device and process group.
+    - ``to_measure``: steps in which the gradient ratio is still to be measured.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        objective: Objective,
+        settings: Settings,
+        accelerator: Accelerator,
+        to_measure: int = 0,
+    ):
+        self.name, self.settings, self.accelerator = name, settings, accelerator
+        schedule, device = settings.schedule, accelerator.device
+        rate = schedule.learning_rate
+        optimizer = torch.optim.SGD(
+            objective.parameters(),
+            lr=torch.tensor(rate, device=device) if device.type == "cuda" else rate,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+        for parameter in objective.parameters():
+            # As the first step would leave it, but for parameters that have no gradient yet, with which the
+            # fused step cannot work.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if schedule.sync_batchnorm and accelerator.num_processes > 1:
+            objective = over_all_processes(objective, device)
+        # Where every parameter has a gradient in every step, looking for those that have none would only take
+        # time.
+        accelerator.ddp_handler.find_unused_parameters = objective.rests
+        with warnings.catch_warnings():
+            # accelerate is about to give the option on buffers another name.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.wrapped, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.objective, self.failed = objective, False
+        self.history: dict[str, list] = {"epoch": [], "learning_rate": [], "accuracy": []}
+        self.sums: dict[str, Tensor] = {}
+        # The last evaluation: bool [N], whether each test image was answered rightly.
+        self.right: Tensor | None = None
+        # Steps taken, and the first of them (from 1) whose loss was not finite; 0 while there is none. On the
+        # device, so that nothing waits.
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.broke = torch.zeros_like(self.steps)
+        # Sum and number of the gradient ratios that were measured.
+        self.to_measure, self.ratios = to_measure, torch.zeros(2, device=device)
+
+    def prepare(self, epoch: int) -> None:
         """Ready for steps of this epoch (from 0)."""
         self.wrapped.train()
-        self.objective.epoch, self.objective.epochs = epoch, schedule.epochs
-        rate = schedule.learning_rate_at(epoch)
+        self.objective.epoch, self.objective.epochs = epoch, self.settings.schedule.epochs
+        rate = self.settings.schedule.learning_rate_at(epoch)
         for group in self.optimizer.param_groups:
             # On a GPU a tensor, which recorded steps read at its place.
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
 
-    def step(
-        self,
-        batch: Batch,
-        teacher: TeacherOutput | None,
-        accelerator: Accelerator,
-        precision: str,
-        share: float = 1.0,
-    ) -> None:
+    def step(self, batch: Batch, teacher: TeacherOutput | None, share: float = 1.0) -> None:
         """One optimiser step; losses are added up on the device, so that nothing waits for it.
 
         ``share`` is this process's part of the batch, 1 for an equal one: gradients are averaged over
         processes as if parts were equal.
         """
-        with autocast(accelerator.device, precision):
+        with autocast(self.accelerator.device, self.settings.precision):
             parts = self.wrapped(*batch, teacher)
         if self.to_measure:
             self.to_measure -= 1
@@ -74,7 +105,7 @@ class Trainee:
                     ratio.isfinite(), torch.stack([ratio, torch.ones_like(ratio)]), 0.0
                 )
         self.optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(parts["total"] * share)
+        self.accelerator.backward(parts["total"] * share)
         self.optimizer.step()
         self.steps += 1
         self.broke.copy_(
@@ -91,7 +122,13 @@ class Trainee:
         summed, steps = self.ratios.tolist()
         return _rounded(summed / steps) if steps else None
 
-    def close_epoch(self, epoch: int, learning_rate: float, images: int, measured: dict[str, float]) -> None:
+    def measure(self, test: Images) -> dict[str, float]:
+        """``accuracies`` on the test images, to three digits; which of them are answered rightly is kept."""
+        rows = answers(self.objective.network, test, self.settings.precision)
+        self.right = rows[:, 0]
+        return {name: round(value, 3) for name, value in accuracies(rows).items()}
+
+    def close_epoch(self, epoch: int, images: int, measured: dict[str, float]) -> None:
         """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
         means = {name: float(total(summed)) / images for name, summed in self.sums.items()}
         self.sums = {}
@@ -106,7 +143,7 @@ class Trainee:
         losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
         row = {
             "epoch": epoch + 1,
-            "learning_rate": _rounded(learning_rate),
+            "learning_rate": _rounded(self.settings.schedule.learning_rate_at(epoch)),
             "accuracy": None,
             **measured,
             **losses,
@@ -114,6 +151,41 @@ class Trainee:
         for column in {**self.history, **row}:
             # A loss that only some epochs have is missing in the others.
             self.history.setdefault(column, [None] * epoch).append(row.get(column))
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trainees that learn side by side, and what they share.
+
+    **Arguments:**
+
+    - ``settings``: of the teacher, or of the students.
+    - ``trainees``, ``splits``: who learns, and what.
+    - ``accelerator``: device and process group.
+    - ``label``: names the work to whoever watches.
+    - ``checkpoint``: file that the state is saved in now and then; whoever trains removes it.
+    - ``metrics``: file that gets a line per epoch and trainee.
+    - ``teacher``: asked once a batch; not given where nobody asks.
+    """
+
+    settings: Settings
+    trainees: Sequence[Trainee]
+    splits: Splits
+    accelerator: Accelerator
+    label: str
+    checkpoint: Path
+    metrics: Path
+    teacher: FrozenTeacher | None = None
+
+    @property
+    def running(self) -> list[Trainee]:
+        """The trainees that have not failed."""
+        return [trainee for trainee in self.trainees if not trainee.failed]
+
+    def ask(self, batch: Batch) -> TeacherOutput | None:
+        """What the teacher says of a batch."""
+        with autocast(self.accelerator.device, self.settings.precision):
+            return self.teacher(batch.images) if self.teacher else None
 
 
 def gradient_ratio(objective: Objective, parts: dict[str, Tensor]) -> Tensor | None:
@@ -141,44 +213,6 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def resolve_precision(precision: str) -> str:
-    """What ``auto`` means on this machine: ``bf16`` where the hardware multiplies it, ``fp32`` elsewhere;
-    another precision stays.
-
-    Settled before a run has settings, so that its record says what it was trained in.
-    """
-    if choose("precision", precision, PRECISIONS) != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    abilities = torch.cpu.get_capabilities()
-    return "bf16" if any(abilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) else "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which networks run: ``fp32`` as they are, ``bf16`` in mixed precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def accelerator_for_this_process() -> Accelerator:
-    """Device and process group. Precision is a setting of the run, so accelerate is kept out of it.
-
-    **Raises:** ``SettingsError`` if this process was started as one of several and would train alone: each
-    would write the same records.
-    """
-    # Buffers are brought together where they are needed: at every step only the first process's would count.
-    accelerator = Accelerator(
-        mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise SettingsError(
-            f"this is one of {started} processes, but accelerate trains in {accelerator.num_processes}; "
-            "without GPUs set ACCELERATE_USE_CPU=true"
-        )
-    return accelerator
-
-
 def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor:
     """Which images a model answers rightly; it is left in the mode it was in. Several processes share the
     images out.
@@ -188,23 +222,17 @@ def answers(model: nn.Module, images: Images, precision: str = "fp32") -> Tensor
 
     **Raises:** ``RuntimeError`` should any image be left out or counted twice.
     """
-    training = model.training
-    model.eval()
     parts = []
-    with torch.no_grad(), autocast(images.device, precision):
+    with evaluating(model), autocast(images.device, precision):
         for batch, labels in images.ordered_batches(rank=rank(), world=world()):
             logits, labels = model(batch), labels[:, None]
             columns = [logits.argmax(1, keepdim=True) == labels]
             if images.entry.top5:
                 columns.append((logits.topk(5).indices == labels).any(1, keepdim=True))
-            parts.append(torch.cat(columns, 1).to(torch.uint8))
-    model.train(training)
-    # Processes take batches in turn, the first one the most; who has none left adds none.
-    rounds, none = (
-        agreed(len(parts)),
-        torch.zeros(0, 1 + images.entry.top5, dtype=torch.uint8, device=images.device),
-    )
-    rows = torch.cat([gathered(parts[i] if i < len(parts) else none) for i in range(rounds)]).bool()
+            parts.append(torch.cat(columns, 1))
+    # Processes take batches in turn, the first one the most.
+    turns = zip_longest(*of_each([part.cpu() for part in parts]))
+    rows = torch.cat([part for turn in turns for part in turn if part is not None])
     if len(rows) != len(images):
         raise RuntimeError(f"{len(rows)} images were evaluated, but there are {len(images)}")
     return rows
@@ -223,39 +251,60 @@ def evaluate(model: nn.Module, images: Images, precision: str = "fp32") -> dict[
     return accuracies(answers(model, images, precision))
 
 
-def open_trainee(name: str, objective: Objective, schedule: Schedule, accelerator: Accelerator) -> Trainee:
-    """A objective with its optimiser, ready to be trained."""
-    on_gpu = accelerator.device.type == "cuda"
-    rate = (
-        torch.tensor(schedule.learning_rate, device=accelerator.device) if on_gpu else schedule.learning_rate
-    )
-    optimizer = torch.optim.SGD(
-        objective.parameters(),
-        lr=rate,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    for parameter in objective.parameters():
-        # As the first step would leave it, but for parameters that have no gradient yet, with which the fused
-        # step cannot work.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    if schedule.sync_batchnorm and accelerator.num_processes > 1:
-        objective = over_all_processes(objective, accelerator.device)
-    # Where every parameter has a gradient in every step, looking for those that have none would only take
-    # time.
-    accelerator.ddp_handler.find_unused_parameters = objective.rests
-    with warnings.catch_warnings():
-        # accelerate is about to give the option on buffers another name.
-        warnings.simplefilter("ignore", FutureWarning)
-        wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    none = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    return Trainee(
-        name,
-        objective,
-        wrapped,
-        optimizer,
-        steps=none.clone(),
-        broke=none,
-        ratios=torch.zeros(2, device=accelerator.device),
-    )
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics in training are those of the images [B, C, H, W] of all processes
+    together.
+
+    What ``nn.SyncBatchNorm`` does on GPUs, on CPUs, where that refuses to work.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(images)
+        count = total(images.new_tensor(images.numel() // images.shape[1], dtype=torch.float32))
+        values = images.float()
+        mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            # As in BatchNorm2d, what is remembered is the unbiased variance.
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def over_all_processes(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every BatchNorm taking its statistics from the whole batch; weights, their names and
+    values stay.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            # The same object with the same parameters, so that whoever holds it, an optimiser or a hook, goes
+            # on.
+            module.__class__ = GlobalBatchNorm2d
+    return model
+
+
+@torch.no_grad()
+def average_statistics(models: Iterable[nn.Module]) -> None:
+    """Running statistics of every BatchNorm become their mean over all processes.
+
+    An average over time is linear, so it does not matter how often this is done, as long as it is before they
+    are used.
+    """
+    layers = [
+        m
+        for model in models
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    if world() == 1 or not layers:
+        return
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    mean = total(torch.cat(buffers)) / world()
+    for buffer, values in zip(buffers, mean.split([len(buffer) for buffer in buffers]), strict=True):
+        buffer.copy_(values)
