@@ -1,6 +1,15 @@
-"""Similarity matrices that the tests of the clustering share."""
+"""Similarity matrices, and the algorithms by what they promise, for the tests of the clustering."""
 
 import numpy as np
+
+KMEANS = ("kmeans-index", "kmeans-settled")
+NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
+PARTITIONS = ("segments", "agglomerative", "spectral")  # every centre is the medoid of its sub-blocks
+
+
+def cost(matrix, centres):
+    """Sum over sub-blocks of one minus the similarity to the nearest centre."""
+    return sum(1 - max(row[centre] for centre in centres) for row in matrix)
 
 
 def random_similarity(rng, layers, kind="uniform"):

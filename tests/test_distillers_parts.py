@@ -5,10 +5,11 @@ memories, SimKD.
 import math
 from dataclasses import replace
 
+import losses_by_hand as by_hand
 import pytest
 import torch
 import torch.nn.functional as F
-from test_distillers import LABELS, build, make_signals
+from test_distillers import LABELS, build, make_signals, matched
 from torch import nn
 
 from pursuhint_lib.distillers import (
@@ -46,9 +47,8 @@ def test_activation_boundary_counts_neurons_on_the_wrong_side(relation):
     total = 0.0
     for i, (student, teacher) in enumerate(signals.points):
         said = module.connectors[i](student).detach()
-        side = min(said.shape[2], teacher.shape[2])
-        said, wanted = (F.adaptive_avg_pool2d(x, side).flatten().tolist() for x in (said, teacher))
-        for s, t in zip(said, wanted, strict=True):
+        said, wanted = matched(said, teacher)
+        for s, t in zip(said.flatten().tolist(), wanted.flatten().tolist(), strict=True):
             error = (s + 1) ** 2 if t <= 0 and s > -1 else (s - 1) ** 2 if t > 0 and s <= 1 else 0
             # The deeper of the two points counts in full, the other one half.
             total += 3 / 1000 * (0.5, 1.0)[i] * error / 4
@@ -79,9 +79,7 @@ def test_factor_transfer_rebuilds_first_and_then_teaches():
     ):
         said, factor = translate(s), paraphrase(t)
         assert (said.shape[1], factor.shape[1]) == (t.shape[1] // 2, t.shape[1] // 2)
-        side = min(said.shape[2], factor.shape[2])
-        maps = [F.adaptive_avg_pool2d(x, side).square().mean(1).flatten(1) for x in (said, factor)]
-        a, b = (x / x.norm(dim=1, keepdim=True) for x in maps)
+        a, b = (F.normalize(x.square().mean(1).flatten(1), dim=1) for x in matched(said, factor))
         total += (a - b).abs().mean().item()
     assert module(later).item() == pytest.approx(total, rel=1e-4)
     assert DISTILLERS["ft"].weight * module.REBUILDING == pytest.approx(1)
@@ -93,9 +91,8 @@ def test_flow_adapts_channels_only_where_they_differ(relation):
     a, b = (adapt(s) for adapt, s in zip(module.adapters, signals.student_maps, strict=True))
     flows = []
     for x, y in ((a, b), signals.teacher_maps):
-        side = min(x.shape[2], y.shape[2])
-        x, y = F.adaptive_avg_pool2d(x, side), F.adaptive_avg_pool2d(y, side)
-        flows.append(torch.einsum("bchw,bdhw->bcd", x, y) / side**2)
+        x, y = matched(x, y)
+        flows.append(torch.einsum("bchw,bdhw->bcd", x, y) / x.shape[2] ** 2)
     assert module(signals).item() == pytest.approx((flows[0] - flows[1]).square().mean().item(), rel=1e-4)
     same = DISTILLERS["fsp"].build(
         Task([torch.Size((3, 4, 4)), torch.Size((4, 2, 2))], [torch.Size((3, 8, 8)), torch.Size((5, 2, 2))])
@@ -109,72 +106,51 @@ def test_review_blends_every_level_with_all_deeper_ones(relation):
     below, total = None, 0.0
     for i in reversed(range(len(signals.student_maps))):
         own, teacher = module.inward[i](signals.student_maps[i]), signals.teacher_maps[i]
-        height, width = own.shape[2:]
         if below is not None:
-            rows, columns = (torch.arange(n) * below.shape[d] // n for n, d in ((height, 2), (width, 3)))
-            below = below[:, :, rows][:, :, :, columns]
+            below = nearest(below, own.shape[2:])
             shares = module.attention[i](torch.cat([own, below], 1))
-            own = own * shares[:, 0][:, None] + below * shares[:, 1][:, None]
-        rows, columns = (
-            torch.arange(n) * s // n for n, s in ((teacher.shape[2], height), (teacher.shape[3], width))
-        )
-        below = own[:, :, rows][:, :, :, columns]
-        said = module.outward[i](below)
-        sizes = [said.shape[2], *[n for n in (4, 2, 1) if n < said.shape[2]]]
-        errors = [
-            F.mse_loss(F.adaptive_avg_pool2d(said, n), F.adaptive_avg_pool2d(teacher, n)).item()
-            for n in sizes
-        ]
-        total += sum(error / 2**level for level, error in enumerate(errors)) / sum(
-            0.5**level for level in range(len(errors))
-        )
+            own = own * shares[:, :1] + below * shares[:, 1:2]
+        below = nearest(own, teacher.shape[2:])
+        total += by_hand.hierarchical_context([module.outward[i](below).detach().numpy()], [teacher.numpy()])
     assert module(signals).item() == pytest.approx(total, rel=1e-4)
+
+
+def nearest(maps, size):
+    """Maps at another size, every place from the nearest before it."""
+    rows, columns = (torch.arange(n) * have // n for n, have in zip(size, maps.shape[2:], strict=True))
+    return maps[:, :, rows][:, :, :, columns]
 
 
 def crd(negatives=None, labels=LABELS, seed=0):
     torch.manual_seed(seed)
-    cls = DISTILLERS["crd"].build
-    previous, cls.NEGATIVES = cls.NEGATIVES, negatives or cls.NEGATIVES
-    try:
-        return cls(
-            Task(
-                [torch.Size((3, 4, 4)), torch.Size((6, 2, 2))],
-                [torch.Size((5, 4, 4)), torch.Size((4, 2, 2))],
-                labels,
-            )
-        )
-    finally:
-        cls.NEGATIVES = previous
+    method = DISTILLERS["crd"].build
+    few = type("Few", (method,), {"NEGATIVES": negatives or method.NEGATIVES})
+    shapes = [[(3, 4, 4), (6, 2, 2)], [(5, 4, 4), (4, 2, 2)]]
+    return few(Task(*([torch.Size(shape) for shape in side] for side in shapes), labels))
 
 
 @torch.no_grad()
 def naive_crd(module, signals, memories, constants):
     """One step by the published way: every image's own list of rows, gathered from the memory."""
     chosen, counted = module._draw(signals)
+    rows = [[int(i), *chosen[marks].tolist()] for i, marks in zip(signals.indices, counted, strict=True)]
     total = 0.0
     for point, (s, t) in enumerate(signals.points):
-        v = [
-            F.normalize(net(maps.mean((2, 3))), dim=1)
-            for net, maps in ((module.students[point], s), (module.teachers[point], t))
-        ]
-        for side, query in enumerate(v):
+        nets = module.students[point], module.teachers[point]
+        embedded = [F.normalize(net(x.mean((2, 3))), dim=1) for net, x in zip(nets, (s, t), strict=True)]
+        for side, query in enumerate(embedded):
             memory = memories[1 - side][point]
-            lists = [[int(i), *chosen[row].tolist()] for i, row in zip(signals.indices, counted, strict=True)]
-            scores = [
-                [math.exp(float(memory[i] @ q) / 0.07) for i in rows]
-                for rows, q in zip(lists, query, strict=True)
-            ]
+            scores = [torch.exp(memory[own] @ q / 0.07) for own, q in zip(rows, query, strict=True)]
             if (point, side) not in constants:
-                flat = [score for row in scores for score in row]
-                constants[point, side] = sum(flat) / len(flat) * len(memory)
+                constants[point, side] = float(torch.cat(scores).mean()) * len(memory)
             for row in scores:
-                own, *others = [score / constants[point, side] for score in row]
+                own, *others = (row / constants[point, side]).tolist()
                 noise = len(others) / len(memory)
                 total -= math.log(own / (own + noise + 1e-7)) / len(scores)
                 total -= sum(math.log(noise / (o + noise + 1e-7)) for o in others) / len(scores)
-        for side, embedded in enumerate(v):
-            for i, row in zip(signals.indices.tolist(), embedded.detach(), strict=True):
-                mixed = 0.5 * memories[side][point][i] + 0.5 * row
+        for side, vectors in enumerate(embedded):
+            for i, vector in zip(signals.indices.tolist(), vectors, strict=True):
+                mixed = 0.5 * memories[side][point][i] + 0.5 * vector
                 memories[side][point][i] = mixed / mixed.norm()
     return total
 

@@ -2,21 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from matrices import planted, random_similarity
+from matrices import KMEANS, cost, planted, random_similarity
 
 from pursuhint_lib.clustering import algorithms, choose_hint_points, kmeans_rounds
-
-KMEANS = ("kmeans-index", "kmeans-settled")
-NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
-PARTITIONS = ("segments", "agglomerative", "spectral")  # every centre is the medoid of its sub-blocks
-
-
-def cost(matrix, centres):
-    return sum(min(1 - matrix[layer][centre] for centre in centres) for layer in range(len(matrix)))
 
 
 def paper_k_means(similarity, k, most=80):
@@ -54,9 +47,9 @@ def cycle_of(states):
     return ()
 
 
-def many_cases(kind, cases=60):
+def many_cases(kind):
     """Matrices of all sizes and, as every fourth, one of 54 layers."""
-    for seed in range(cases):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         layers = 54 if seed % 4 == 0 else int(rng.integers(2, 20))
         yield random_similarity(rng, layers, kind), int(rng.integers(1, min(layers, 15) + 1))
@@ -66,41 +59,31 @@ def many_cases(kind, cases=60):
     ("kind", "least_cycles"), [("uniform", 12), ("tied", 12), ("partly negative", 12), ("banded", 0)]
 )
 def test_kmeans_index_equals_the_papers_rule(kind, least_cycles):
-    periods = []
-    for matrix, k in many_cases(kind):
-        found = choose_hint_points(matrix, k, "kmeans-index")
-        expected, states = paper_k_means(matrix.tolist(), k)
-        assert (found.indices, found.converged, found.iterations) == expected
-        assert found.cycle == cycle_of(states)
-        assert not (found.converged and found.cycle)
-        periods.append(len(found.cycle))
+    periods = [len(found.cycle) for found in compared(kind)]
     assert sum(period > 0 for period in periods) >= least_cycles
     assert len(set(periods)) > 3 or kind == "banded"
+
+
+def compared(kind, most=80):
+    """What kmeans-index finds in many matrices, each compared with the paper's rule."""
+    for matrix, k in many_cases(kind):
+        found = choose_hint_points(matrix, k, "kmeans-index")
+        expected, states = paper_k_means(matrix.tolist(), k, most)
+        assert (found.indices, found.converged, found.iterations, found.cycle) == (
+            *expected,
+            cycle_of(states),
+        )
+        yield found
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 6])
 def test_kmeans_index_whose_rounds_run_out_equals_the_papers_rule(monkeypatch, most):
     """Just before, at and after the round in which it settles or closes its cycle."""
     monkeypatch.setattr(algorithms, "MAX_ROUNDS", most)
-    seen = set()
-    for matrix, k in [*many_cases("uniform"), *many_cases("banded")]:
-        found = choose_hint_points(matrix, k)
-        expected, states = paper_k_means(matrix.tolist(), k, most)
-        assert (found.indices, found.converged, found.iterations) == expected
-        assert found.cycle == cycle_of(states)
-        seen.add((found.converged, bool(found.cycle)))
+    both = [*compared("uniform", most), *compared("banded", most)]
+    seen = {(found.converged, bool(found.cycle)) for found in both}
     assert {(True, False), (False, False)} <= seen
     assert ((False, True) in seen) == (most >= 3)
-
-
-@pytest.mark.parametrize(("seed", "layers", "k"), [(5, 6, 2), (0, 8, 2), (0, 9, 4), (0, 14, 6)])
-def test_kmeans_index_that_cycles_stops_at_80_rounds_and_says_so(seed, layers, k):
-    matrix = random_similarity(np.random.default_rng(seed), layers)
-    found = choose_hint_points(matrix, k)
-    assert not found.converged
-    assert found.iterations == 80
-    assert len(found.cycle) > 1
-    assert found.indices == paper_k_means(matrix.tolist(), k)[0][0]
 
 
 def test_known_cycle_is_not_walked_again(monkeypatch):
@@ -124,15 +107,9 @@ def test_kmeans_settled_takes_the_tightest_set_of_the_cycle(kind):
         index, settled = (choose_hint_points(matrix, k, algorithm) for algorithm in KMEANS)
         (_, converged, _), states = paper_k_means(matrix.tolist(), k)
         cycle = cycle_of(states)
-        assert settled.converged == converged
-        assert settled.cycle == cycle
+        assert (settled.converged, settled.cycle) == (converged, cycle)
         if not cycle:
-            assert (settled.indices, settled.labels, settled.objective, settled.iterations) == (
-                index.indices,
-                index.labels,
-                index.objective,
-                index.iterations,
-            )
+            assert settled == replace(index, algorithm="kmeans-settled")
             continue
         costs = {centres: round(cost(matrix, centres), 9) for centres in cycle}
         assert settled.indices == min(centres for centres in cycle if costs[centres] == min(costs.values()))
@@ -159,17 +136,16 @@ def test_kmeans_settled_takes_the_first_of_equally_tight_sets(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["uniform", "tied", "banded"])
 def test_kmeans_rounds_are_the_papers_and_end_where_it_settles_or_repeats(kind):
-    for matrix, k in many_cases(kind, 40):
+    for matrix, k in many_cases(kind):
         rounds = kmeans_rounds(torch.from_numpy(matrix), k)
         (_, converged, iterations), states = paper_k_means(matrix.tolist(), k)
         visited = [step.centres for step in rounds]
         assert visited == states[: len(visited)]
         assert len(set(visited[:-1])) == len(visited[:-1])
-        if converged:
-            assert len(visited) == iterations
-            assert visited[-1] not in visited[:-1]
-        else:
-            assert visited[-1] in visited[:-1] or len(visited) == 81
+        repeated = visited[-1] in visited[:-1]
+        assert (
+            (len(visited) == iterations and not repeated) if converged else (repeated or len(visited) == 81)
+        )
         for centres, labels in rounds:
             distances = [[1 - matrix[layer, centre] for centre in centres] for layer in range(len(matrix))]
             assert labels == tuple(row.index(min(row)) for row in distances)

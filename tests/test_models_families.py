@@ -56,8 +56,12 @@ class Weights(dict):
     """A state dict with the two layers that all networks here are made of."""
 
     def conv(self, name: str, x: torch.Tensor, stride: int = 1, groups: int = 1) -> torch.Tensor:
-        weight = self[f"{name}.weight"]
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+        weight, bias = self[f"{name}.weight"], self.get(f"{name}.bias")
+        return F.conv2d(x, weight, bias, stride, padding=weight.shape[-1] // 2, groups=groups)
+
+    def shortcut(self, name: str, x: torch.Tensor, stride: int) -> torch.Tensor:
+        """A convolution with its norm, where the block has one; the input itself otherwise."""
+        return self.norm(f"{name}.1", self.conv(f"{name}.0", x, stride)) if f"{name}.0.weight" in self else x
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         mean, variance, weight, bias = (
@@ -75,6 +79,12 @@ def shuffled(x: torch.Tensor, groups: int) -> torch.Tensor:
     return x[:, [group * size + member for member in range(size) for group in range(groups)]]
 
 
+def basic_block(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tensor:
+    y = w.norm(f"{at}bn1", w.conv(f"{at}conv1", x, stride)).relu()
+    y = w.norm(f"{at}bn2", w.conv(f"{at}conv2", y))
+    return (y + w.shortcut(f"{at}downsample", x, stride)).relu()
+
+
 def preact_block(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tensor:
     active = w.norm(f"{at}bn1", x).relu()
     y = w.conv(f"{at}conv1", active, stride)
@@ -86,14 +96,7 @@ def bottleneck(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tenso
     y = w.norm(f"{at}bn1", w.conv(f"{at}conv1", x)).relu()
     y = w.norm(f"{at}bn2", w.conv(f"{at}conv2", y, stride)).relu()
     y = w.norm(f"{at}bn3", w.conv(f"{at}conv3", y))
-    return (
-        y
-        + (
-            w.norm(f"{at}shortcut.1", w.conv(f"{at}shortcut.0", x, stride))
-            if f"{at}shortcut.0.weight" in w
-            else x
-        )
-    ).relu()
+    return (y + w.shortcut(f"{at}shortcut", x, stride)).relu()
 
 
 def inverted_residual(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -117,18 +120,16 @@ def shuffle_bottleneck(w: Weights, at: str, x: torch.Tensor, stride: int) -> tor
 
 
 def shuffle_block_v2(w: Weights, at: str, x: torch.Tensor, stride: int) -> torch.Tensor:
-    left, right = (x, x) if stride == 2 else (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :])
-    number = 1
     if stride == 2:
-        left = w.norm(f"{at}bn1", w.conv(f"{at}conv1", left, 2, groups=left.shape[1]))
-        left = w.norm(f"{at}bn2", w.conv(f"{at}conv2", left)).relu()
-        number = 3
-    right = w.norm(f"{at}bn{number}", w.conv(f"{at}conv{number}", right)).relu()
-    right = w.norm(
-        f"{at}bn{number + 1}", w.conv(f"{at}conv{number + 1}", right, stride, groups=right.shape[1])
-    )
-    right = w.norm(f"{at}bn{number + 2}", w.conv(f"{at}conv{number + 2}", right)).relu()
-    return shuffled(torch.cat((left, right), 1), 2)
+        left = w.norm(f"{at}bn1", w.conv(f"{at}conv1", x, 2, groups=x.shape[1]))
+        left, right = w.norm(f"{at}bn2", w.conv(f"{at}conv2", left)).relu(), x
+    else:
+        left, right = x.chunk(2, dim=1)
+    first, second, third = (3, 4, 5) if stride == 2 else (1, 2, 3)
+    y = w.norm(f"{at}bn{first}", w.conv(f"{at}conv{first}", right)).relu()
+    y = w.norm(f"{at}bn{second}", w.conv(f"{at}conv{second}", y, stride, groups=y.shape[1]))
+    y = w.norm(f"{at}bn{third}", w.conv(f"{at}conv{third}", y)).relu()
+    return shuffled(torch.cat((left, y), 1), 2)
 
 
 def chain(
@@ -144,6 +145,21 @@ def chain(
         for number in range(count):
             x = block(w, stages.format(stage, stage + 1, number), x, stride if number == 0 else 1)
     return x
+
+
+def basic_resnet(w: Weights, x: torch.Tensor) -> torch.Tensor:
+    x = w.norm("bn1", w.conv("conv1", x)).relu()
+    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in w)
+    return w.head("fc", chain(w, "layer{1}.{2}.", basic_block, (1, 2, 2), (blocks,) * 3, x))
+
+
+def vgg(w: Weights, x: torch.Tensor) -> torch.Tensor:
+    for block in range(5):
+        for unit in range(0, 12, 3):
+            if f"block{block}.{unit}.weight" in w:
+                x = w.norm(f"block{block}.{unit + 1}", w.conv(f"block{block}.{unit}", x)).relu()
+        x = F.max_pool2d(x, 2) if block < 3 else x
+    return w.head("classifier", x)
 
 
 def wrn_16(w: Weights, x: torch.Tensor) -> torch.Tensor:
@@ -176,6 +192,10 @@ def shufflenet_v2(w: Weights, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "by_hand"),
     [
+        ("resnet8x0.25", basic_resnet),
+        ("resnet14", basic_resnet),
+        ("vgg8x0.125", vgg),
+        ("vgg11", vgg),
         ("wrn_16_1", wrn_16),
         ("wrn_16_2", wrn_16),
         ("ResNet50", resnet50),
@@ -345,14 +365,9 @@ def test_gradients_reach_every_parameter(name, shape):
     logits = model(images(4, *shape))
     assert logits.shape == (4, 10)
     F.cross_entropy(logits, torch.arange(4)).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-    assert any(
-        parameter.grad.any()
-        for key, parameter in model.named_parameters()
-        if "conv1" in key or key.startswith("block0")
-    )
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    assert [key for key, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
+    assert any(grad.any() for key, grad in gradients.items() if "conv1" in key or key.startswith("block0"))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -9,23 +9,18 @@ from matrices import planted, random_similarity
 
 from pursuhint_lib.clustering import ALGORITHMS, CRITERIA, choice, choose_hint_points, k_curve
 
-KMEANS = ("kmeans-index", "kmeans-settled")
-NEAREST = (*KMEANS, "kmedoids")  # every sub-block belongs to its most similar centre
-PARTITIONS = ("segments", "agglomerative", "spectral")  # every centre is the medoid of its sub-blocks
-
 
 def naive_silhouette(distance, labels):
     """Mean of (b − a) / max(a, b), 0 for a cluster of one."""
-    values = []
+    values, labels = [], np.array(labels)
     for layer, own in enumerate(labels):
-        means = {}
-        for label in set(labels):
-            others = [
-                distance[layer, other] for other, its in enumerate(labels) if its == label and other != layer
-            ]
-            means[label] = sum(others) / len(others) if others else None
-        a = means.pop(own)
-        values.append(0.0 if a is None else (min(means.values()) - a) / max(a, min(means.values())))
+        others = np.arange(len(labels)) != layer
+        if not (others & (labels == own)).any():
+            values.append(0.0)
+            continue
+        means = {label: distance[layer, others & (labels == label)].mean() for label in set(labels)}
+        a, b = means.pop(own), min(means.values())
+        values.append((b - a) / max(a, b))
     return sum(values) / len(values)
 
 
@@ -57,11 +52,7 @@ def test_silhouette_of_one_cluster_is_no_number_and_never_best():
 
 
 def test_silhouette_of_sub_blocks_that_are_all_alike_is_refused():
-    with pytest.raises(
-        ValueError,
-        match="kmeans-index leaves one non-empty cluster at every k, for the sub-blocks are alike; give k as "
-        "a number",
-    ):
+    with pytest.raises(ValueError, match="kmeans-index leaves one non-empty cluster .* give k as a number"):
         k_curve(np.ones((6, 6)), "silhouette")
 
 
@@ -178,16 +169,13 @@ def test_curve_ends_at_the_largest_k(criterion, first):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_curve_without_anything_to_compare_is_refused(criterion):
-    with pytest.raises(
-        ValueError,
-        match="finding k takes at least 3 sub-blocks, largest 2 and 1 draw; given are 2, 10 and 50",
-    ):
-        k_curve(np.eye(2), criterion)
-    with pytest.raises(ValueError, match="given are 6, 1 and 50"):
-        k_curve(np.eye(6), criterion, largest=1)
-    with pytest.raises(ValueError, match="given are 6, 10 and 0"):
-        k_curve(np.eye(6), criterion, draws=0)
+@pytest.mark.parametrize(
+    ("layers", "options", "given"),
+    [(2, {}, "2, 10 and 50"), (6, {"largest": 1}, "6, 1 and 50"), (6, {"draws": 0}, "6, 10 and 0")],
+)
+def test_curve_without_anything_to_compare_is_refused(criterion, layers, options, given):
+    with pytest.raises(ValueError, match=f"at least 3 sub-blocks, largest 2 and 1 draw; given are {given}"):
+        k_curve(np.eye(layers), criterion, **options)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -4,26 +4,25 @@ of files that people edit.
 
 import copy
 import dataclasses
-import itertools
 import json
 import math
 import random
 import tempfile
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from pursuhint_lib import records, statistics
-from pursuhint_lib.clustering import ALGORITHMS, choose_hint_points, k_curve, random_points, segment_middles
+from pursuhint_lib.clustering import choose_hint_points, random_points, segment_middles
 from pursuhint_lib.paths import CONFIG
 from pursuhint_lib.settings import (
     Data,
@@ -37,7 +36,6 @@ from pursuhint_lib.settings import (
     resolved,
     settings_hash,
 )
-from pursuhint_lib.similarity import METRICS, similarity_matrices
 from pursuhint_lib.statistics import bootstrap_interval, equivalence_p, holm, paired_effect
 
 # The same examples every time; the folder of a test is used by all of them.
@@ -181,86 +179,18 @@ def another(value):
 @given(STUDENTS, some.data())
 def test_every_change_changes_the_hash(given_settings, data):
     plain = resolved(given_settings)
-    path = data.draw(some.sampled_from(list(changes(plain))))
+    *path, last = data.draw(some.sampled_from(list(changes(plain))))
     other = copy.deepcopy(plain)
-    inner = other
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = another(inner[path[-1]])
+    inner = reduce(getitem, path, other)
+    inner[last] = another(inner[last])
     # Not built, for the settings would refuse some of the changes.
-    assert plain_hash(other) != plain_hash(plain), path
+    assert plain_hash(other) != plain_hash(plain), (path, last)
 
 
 def plain_hash(plain: dict) -> str:
     """Hash of plain values as ``settings_hash`` takes it: of their fields, all of which are given."""
-    kinds = dataclasses.make_dataclass("Plain", [(name, object) for name in plain])
-    return settings_hash(
-        kinds(
-            **{name: plain_hash(value) if isinstance(value, dict) else value for name, value in plain.items()}
-        )
-    )
-
-
-# Similarity
-# ---------------------------------------------------------------------------------------------------------
-
-# Without centring a shift matters, and PWCCA's weights follow the channels of one side.
-ORTHOGONAL = [metric for metric in METRICS if metric not in ("r2-raw", "pwcca")]
-
-
-@cache
-def layers_of(seed: int) -> dict[str, torch.Tensor]:
-    """Three layers of different width that share something."""
-    draws = torch.Generator().manual_seed(seed)
-    common = torch.randn(40, 3, generator=draws, dtype=torch.float64)
-    widths = (3, 5, 8)
-    return {
-        str(w): common @ torch.randn(3, w, generator=draws, dtype=torch.float64)
-        + torch.randn(40, w, generator=draws, dtype=torch.float64)
-        for w in widths
-    }
-
-
-@few
-@given(some.integers(0, 50))
-def test_a_similarity_is_symmetric_in_range_and_one_with_itself(seed):
-    for metric, matrix in similarity_matrices(layers_of(seed), METRICS).items():
-        assert torch.equal(matrix, matrix.T), metric
-        assert torch.equal(matrix.diagonal(), torch.ones(3, dtype=torch.float64)), metric
-        low = -1.0 if metric == "cka-linear-debiased" else 0.0
-        assert matrix.min() >= low - 1e-9, metric
-        assert matrix.max() <= 1 + 1e-9, metric
-
-
-@few
-@given(some.integers(0, 50), some.floats(1e-3, 1e3), some.floats(-50, 50))
-def test_a_similarity_looks_at_neither_rotation_scale_shift_nor_order(seed, scale, shift):
-    draws = torch.Generator().manual_seed(seed)
-    order = torch.randperm(40, generator=draws)
-    moved = {}
-    for name, layer in layers_of(seed).items():
-        rotation = torch.linalg.qr(
-            torch.randn(layer.shape[1], layer.shape[1], generator=draws, dtype=torch.float64)
-        )[0]
-        moved[name] = (scale * layer @ rotation + shift)[order]
-    before, after = (similarity_matrices(features, ORTHOGONAL) for features in (layers_of(seed), moved))
-    for metric in ORTHOGONAL:
-        torch.testing.assert_close(after[metric], before[metric], atol=1e-7, rtol=0, msg=metric)
-
-
-@few
-@given(some.integers(0, 50), some.permutations(range(3)))
-def test_the_order_of_layers_is_that_of_rows_and_columns(seed, order):
-    layers = layers_of(seed)
-    names = [list(layers)[i] for i in order]
-    before, after = (
-        similarity_matrices(layers, METRICS),
-        similarity_matrices({name: layers[name] for name in names}, METRICS),
-    )
-    for metric in METRICS:
-        torch.testing.assert_close(
-            after[metric], before[metric][list(order)][:, list(order)], atol=1e-9, rtol=0, msg=metric
-        )
+    values = {name: plain_hash(value) if isinstance(value, dict) else value for name, value in plain.items()}
+    return settings_hash(dataclasses.make_dataclass("Plain", [(name, object) for name in plain])(**values))
 
 
 # Clustering
@@ -268,49 +198,14 @@ def test_the_order_of_layers_is_that_of_rows_and_columns(seed, order):
 
 
 @some.composite
-def similarities(draw, least: int = 3) -> np.ndarray:
+def similarities(draw) -> np.ndarray:
     """Similarity matrices without exact ties."""
-    layers, seed = draw(some.integers(least, 9)), draw(some.integers(0, 2**16))
+    layers, seed = draw(some.integers(3, 9)), draw(some.integers(0, 2**16))
     features = np.random.default_rng(seed).normal(size=(layers, 6)).cumsum(axis=0)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     matrix = (unit @ unit.T + 1) / 2
     np.fill_diagonal(matrix, 1)
     return (matrix + matrix.T) / 2
-
-
-@few
-@given(similarities(), some.sampled_from(sorted(ALGORITHMS)), some.data())
-def test_hint_points_are_sorted_members_of_their_own_clusters(similarity, algorithm, data):
-    layers = len(similarity)
-    k = data.draw(some.integers(1, layers))
-    points = choose_hint_points(similarity, k, algorithm)
-    assert len(points.indices) == k
-    assert list(points.indices) == sorted(set(points.indices))
-    assert points.indices[0] >= 0
-    assert points.indices[-1] < layers
-    assert set(points.labels) == set(range(k))
-    assert [points.labels[index] for index in points.indices] == list(range(k))
-    chosen = [points.indices[label] for label in points.labels]
-    assert points.objective == pytest.approx(
-        sum(1 - similarity[layer, centre] for layer, centre in enumerate(chosen))
-    )
-
-
-@few
-@given(similarities(), some.data())
-def test_nothing_is_tighter_than_the_medoids_and_more_points_are_never_looser(similarity, data):
-    layers = len(similarity)
-    k = data.draw(some.integers(1, layers))
-    best = choose_hint_points(similarity, k, "kmedoids").objective
-    every = min(
-        (1 - similarity[:, list(points)]).min(axis=1).sum()
-        for points in itertools.combinations(range(layers), k)
-    )
-    assert best == pytest.approx(every, abs=1e-9)
-    for algorithm in ALGORITHMS:
-        assert choose_hint_points(similarity, k, algorithm).objective >= best - 1e-9, algorithm
-    if k < layers:
-        assert choose_hint_points(similarity, k + 1, "kmedoids").objective <= best + 1e-9
 
 
 @few
@@ -322,21 +217,9 @@ def test_medoids_do_not_depend_on_how_layers_are_numbered(similarity, data):
         points = choose_hint_points(similarity, k, algorithm)
         again = choose_hint_points(similarity[np.ix_(order, order)], k, algorithm)
         assert again.objective == pytest.approx(points.objective, abs=1e-9)
-        clusters = {
-            frozenset(np.flatnonzero(np.array(points.labels) == label).tolist()) for label in range(k)
-        }
-        assert {
-            frozenset(order[i] for i in np.flatnonzero(np.array(again.labels) == label)) for label in range(k)
-        } == clusters
-
-
-@few
-@given(similarities(least=4), some.integers(0, 5))
-def test_the_number_of_points_that_is_found_is_one_that_was_tried(similarity, seed):
-    for criterion in ("silhouette", "gap"):
-        curve = k_curve(similarity, criterion, "kmedoids", draws=3, seed=seed)
-        assert curve.best in curve.ks
-        assert len(curve.ks) == len(curve.values) == len(curve.errors)
+        # The same layers belong together.
+        pairs = zip((points.labels[layer] for layer in order), again.labels, strict=True)
+        assert len(set(pairs)) == k
 
 
 @few
@@ -366,10 +249,9 @@ P_VALUES = some.lists(some.floats(0, 1), min_size=1, max_size=12)
 def test_an_interval_holds_the_mean_and_turns_with_the_sign(values):
     effect, turned = paired_effect(values), paired_effect([-value for value in values])
     assert effect.low <= effect.mean <= effect.high
-    assert (turned.mean, turned.low, turned.high, turned.p) == pytest.approx(
-        (-effect.mean, -effect.high, -effect.low, effect.p)
+    assert list(turned.row().values()) == pytest.approx(
+        [-effect.mean, -effect.high, -effect.low, effect.n, effect.p]
     )
-    assert 0 <= effect.p <= 1
     # The test and the interval say the same.
     assert (effect.p < statistics.LEVEL) == (not effect.low <= 0 <= effect.high) or effect.p == pytest.approx(
         statistics.LEVEL
