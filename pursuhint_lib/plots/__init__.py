@@ -13,7 +13,6 @@ from .compression import compression_costs
 from .layers import channel_statistics, depth_strip, layer_quality, neighbour_similarity, similarity_heatmaps
 from .outcomes import (
     accuracy_by_arm,
-    claim_effects,
     effect_grid,
     forest,
     training_curves,

@@ -10,7 +10,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from .style import (
-    SAFE,
     WIDTH,
     accuracy_limits,
     arm_colour,
@@ -19,7 +18,6 @@ from .style import (
     new_figure,
     numbered_cells,
     styled,
-    too_small,
 )
 
 # Panels side by side at most.
@@ -116,21 +114,29 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
 
 
 @styled
-def forest(panels: Mapping[str, pd.DataFrame], margin: float) -> Figure:
-    """Paired differences with 95 % intervals, one panel per reference.
+def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = ("", "")) -> Figure:
+    """Differences with 95 % intervals, one panel per reference, a row per label.
 
-    **Arguments:** panel title → rows with columns label, arm, mean, low, high, n; ``margin`` is shaded as too
-    small to matter.
+    **Arguments:** panel title → rows with columns label, arm, mean, low, high, and margin where it is known,
+    which is shaded; ``directions`` words for what a difference below, and above, 0 means.
     """
-    rows = max(len(panel) for panel in panels.values())
-    figure, axes = new_figure(1.1 + 0.155 * rows, ncols=len(panels), sharex=True, squeeze=False)
+    labels = list(dict.fromkeys(label for panel in panels.values() for label in panel["label"]))
+    height = 1.6 + 0.19 * len(labels)
+    figure, axes = new_figure(height, ncols=len(panels), sharex=True, sharey=True, squeeze=False)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        too_small(axis, margin)
-        for position, row in enumerate(panel.itertuples()):
+        axis.axvline(0, color="#777777", lw=0.8)
+        for row in panel.itertuples():
+            position, margin = labels.index(row.label), getattr(row, "margin", float("nan"))
+            if margin > 0:
+                axis.barh(position, 2 * margin, left=-margin, height=0.9, color="#e8e8e8", zorder=0)
             mean_with_interval(axis, position, (row.mean, row.low, row.high), arm_colour(row.arm), 1.5, s=22)
-        labelled_rows(axis, list(panel["label"]), title=title)
-        axis.tick_params(axis="y", labelsize=7)
-    figure.supxlabel(f"difference in test accuracy, points (shaded: within ±{margin:g})", fontsize=9)
+        axis.set_title(textwrap.fill(title, 22), fontsize=8.5)
+        axis.grid(axis="x", color="#eeeeee", lw=0.8)
+    labelled_rows(axes[0, 0], labels)
+    axes[0, 0].tick_params(axis="y", labelsize=7)
+    worse, better = directions
+    words = f"← {worse}      {better} →\n" if worse else ""
+    figure.supxlabel(f"{words}difference in test accuracy, pp, with 95 % interval", fontsize=9)
     return figure
 
 
@@ -175,15 +181,13 @@ def _signed(value: float) -> str:
 
 
 @styled
-def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
+def weight_sweep(gains: pd.DataFrame, usual: float) -> Figure:
     """What the hints give under each weight of their loss: mean and 95 % interval of the paired difference
     from no hints, one line per arm.
 
-    **Arguments:** columns weight (> 0), arm, mean, low, high; ``usual`` the weight of the grid, marked;
-    ``margin`` is shaded.
+    **Arguments:** columns weight (> 0), arm, mean, low, high; ``usual`` the weight of the grid, marked.
     """
     figure, axis = new_figure(3.2)
-    axis.axhspan(-margin, margin, color="#f0f0f0", zorder=0)
     axis.axhline(0, color="#777777", lw=0.8)
     axis.axvline(usual, color="#777777", lw=0.8, ls=":")
     arms = list(dict.fromkeys(gains["arm"]))
@@ -197,7 +201,7 @@ def weight_sweep(gains: pd.DataFrame, usual: float, margin: float) -> Figure:
     axis.set(
         xscale="log",
         xlabel="weight of the hint loss (dotted: that of the grid)",
-        ylabel=f"points over no hints (shaded: ±{margin:g})",
+        ylabel="pp over no hints",
     )
     # Too heavy a hint ruins a student, by far more points than a good one gives: beyond these the scale is
     # logarithmic.
@@ -237,30 +241,4 @@ def tuning_curve(frame: pd.DataFrame, chosen: float, literature: float) -> Figur
         yscale="log", ylabel="ρ", xlabel="weight of the hint loss (line: chosen; dotted: the literature's)"
     )
     figure.legend(*above.get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-@styled
-def claim_effects(claims: pd.DataFrame, margin: float) -> Figure:
-    """The pooled difference behind each claim with its 95 % interval and its verdict.
-
-    **Arguments:** the table of ``statistics.judge_claims``.
-    """
-    figure, axis = new_figure(0.9 + 0.55 * len(claims))
-    colours = {"reproduced": SAFE[2], "not reproduced": SAFE[3], "undecided": "#777777"}
-    too_small(axis, margin)
-    for position, row in enumerate(claims.itertuples()):
-        colour = colours[row.verdict]
-        mean_with_interval(axis, position, (row.mean, row.low, row.high), colour, 2, s=36)
-        axis.annotate(
-            row.verdict,
-            (1.01, position),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-            color=colour,
-        )
-    # Words with hyphens stay whole.
-    labels = [textwrap.fill(text, 46, break_on_hyphens=False) for text in claims["claim"]]
-    labelled_rows(axis, labels, xlabel=f"difference in test accuracy, points (shaded: within ±{margin:g})")
     return figure

@@ -107,12 +107,6 @@ def mean_with_interval(
     axis.scatter([mean], [row], color=colour, zorder=3, **dot)
 
 
-def too_small(axis: Axes, margin: float) -> None:
-    """Shade the differences that are too small to matter, and mark 0."""
-    axis.axvspan(-margin, margin, color="#f0f0f0", zorder=0)
-    axis.axvline(0, color="#777777", lw=0.8)
-
-
 def accuracy_limits(frame: pd.DataFrame, part: float) -> tuple[float | None, float | None]:
     """Limits that show every accuracy, and intervals up to a point: those of two seeds can be wider than all
     accuracies there are.

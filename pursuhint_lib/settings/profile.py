@@ -158,7 +158,6 @@ class Profile:
       (``training.device``), at some cost of speed.
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
-    - ``margin``: accuracy difference, in points, that is too small to matter.
     - ``stability``: what is varied to see how far the hint points depend on chance.
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
     - ``student_images``: training images of the students, the same number of each class, where that is fewer
@@ -191,7 +190,6 @@ class Profile:
     profile_images: Count = 10_000
     teacher_seed: Seed = 0
     checkpoints: dict[Text, Text] = field(default_factory=dict)
-    margin: Positive = 0.2
     note: Text = ""
     example_pair: Pair | None = None
     stability: Stability = Stability()

@@ -1,25 +1,28 @@
-"""Paired comparisons of arms: intervals, equivalence tests, verdicts, and whether the choice of points
+"""Paired comparisons of arms: intervals, equivalence tests, a word for each, and whether the choice of layers
 matters at all.
 
-A *frame* has one row per (pair, method, arm, seed) with the column ``accuracy`` in %. Arms of one (pair,
-method, seed) share initial weights and batches, so everything is computed on differences within a seed. Seeds
-are the unit of replication. ``effects`` holds means with their uncertainty, ``comparisons`` what is compared,
-``claims`` the verdicts, ``choices`` questions to all arms together.
+A *frame* has one row per (pair, method, arm, seed) with the columns ``points`` (the layers) and ``accuracy``
+in %. Arms of one (pair, method, seed) share initial weights and batches, so everything is a difference within
+a seed. ``noise`` estimates the variance of a run, ``contrasts`` the differences with their words, ``choices``
+asks all arms together, ``images`` compares two students image by image.
 """
 
 from .choices import rank_among_random, score_correlations, spread_of_arms
-from .claims import CLAIMS, Claim, judge_claims, verdict
-from .comparisons import (
-    PURSUHINT,
-    RANDOM,
-    arms_of,
-    deviations,
-    differences,
-    effects,
-    mean_with_interval,
-    text_table,
+from .comparisons import PURSUHINT, RANDOM, STAGE_RANDOM, arms_of, mean_with_interval, text_table
+from .contrasts import (
+    BETTER,
+    REFERENCES,
+    UNKNOWN,
+    UNTESTED,
+    WORSE,
+    against,
+    combination,
+    compared,
+    contrasts,
+    heterogeneity,
+    margins,
+    weightings,
 )
-from .contrasts import combination, contrasts, heterogeneity, margins, weightings
-from .effects import LEVEL, Effect, bootstrap_interval, equivalence_p, holm, paired_effect, pooled_effect
+from .effects import LEVEL, Effect, equivalence_p, holm, paired_effect
 from .images import PairedAnswers, mcnemar
 from .noise import run_noise

@@ -11,13 +11,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .comparisons import RANDOM, STAGE_RANDOM, arms_of
+from .comparisons import PURSUHINT, RANDOM, STAGE_RANDOM, arms_of
 from .effects import LEVEL, Effect, equivalence_p, holm
 from .noise import CELL, run_noise
 
 BETTER, WORSE, UNKNOWN, UNTESTED = "better", "worse", "not known", "not tested: the same layers"
 # The share of what hints gain that is too little to matter.
 SHARE = 0.1
+# What PURSUhInT's layers are compared with, as a reader knows it. The last is a precondition: hints help.
+REFERENCES = {
+    "the stage ends": "stage-ends",
+    "random sets with one layer per stage": STAGE_RANDOM,
+    "random sets": RANDOM,
+    "the middles of equal segments": "segment-middles",
+    "no hints": "none",
+}
 
 
 def contrasts(
@@ -137,6 +145,32 @@ def _distinct(runs: pd.DataFrame, family: str) -> dict[str, str]:
     """Layers → the first arm of the family that took them."""
     rows = runs[runs["arm"].isin(arms_of(runs, family))]
     return {points: arm for arm, points in reversed([*zip(rows["arm"], rows["points"], strict=True)])}
+
+
+def compared(frame: pd.DataFrame, family: str = PURSUHINT) -> pd.DataFrame:
+    """PURSUhInT's layers, the mean over its metrics, against all of ``REFERENCES`` that there are.
+
+    **Returns:** the rows of ``contrasts`` with a column minus, which names the reference; each reference is a
+    family of its own for Holm's adjustment.
+    """
+    margin, tables = margins(frame), []
+    for title, reference in REFERENCES.items():
+        tables.append(contrasts(frame, family, reference, margin=margin).assign(minus=title))
+    found = [table for table in tables if len(table)]
+    return pd.concat(found, ignore_index=True) if found else tables[0]
+
+
+def against(frame: pd.DataFrame, reference: str, by: Sequence[str] = CELL) -> pd.DataFrame:
+    """Every other arm minus a reference, in every cell, as one family of comparisons.
+
+    **Returns:** the rows of ``contrasts`` with a column arm.
+    """
+    arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm not in (*arms_of(frame, reference), "alone")]
+    tables = [contrasts(frame, arm, reference, by).assign(arm=arm) for arm in arms]
+    found = [table.drop(columns=["p_holm", "word"]) for table in tables if len(table)]
+    if not found:
+        return contrasts(frame, reference, reference, by).assign(arm="")
+    return worded(pd.concat(found, ignore_index=True))
 
 
 def margins(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.Series:

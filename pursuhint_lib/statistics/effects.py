@@ -1,12 +1,9 @@
-"""A mean difference and what is known of it: interval, p-value, equivalence, adjustment for many comparisons;
-single samples and pooled cells.
-"""
+"""A mean difference and what is known of it: interval, p-value, equivalence, adjustment for several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 LEVEL = 0.05
@@ -63,115 +60,13 @@ def paired_effect(differences: Sequence[float]) -> Effect:
 
     Missing differences (failed runs) are left out and lower ``n``.
     """
-    values = _finite(np.asarray(differences, dtype=float))
+    values = np.asarray(differences, dtype=float)
+    if np.isinf(values).any():
+        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
     values = values[~np.isnan(values)]
     n = len(values)
     mean = float(values.mean()) if n else float("nan")
     return Effect(mean, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf, n - 1, n)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    if np.isinf(values).any():
-        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
-    return values
-
-
-def pooled_effect(diffs: pd.DataFrame, unit: str = "seed") -> Effect:
-    """Mean over cells (pair × method × arm) of the mean over the units that each has.
-
-    What cells have in common within a unit counts once: its standard error is cluster-robust. Two kinds of
-    clusters are tried, all that has one seed, and all that has one seed within a pair, and the wider interval
-    is taken. The first knows little of its error where pairs have nothing in common; the second is too narrow
-    where they have something. A cell with one unit leaves the error unknown.
-
-    **Arguments:** ``diffs`` with the columns difference and ``unit``, and those of pair, method and arm that
-    vary; missing differences are left out. ``unit`` seed, or arm where the sets of layers are the sample.
-
-    **Returns:** the effect, ``n`` units.
-    """
-    table = _by_cell(diffs, unit)
-    if table.empty:
-        return paired_effect([])
-    mean, n = float(table.mean(axis=1).mean()), table.shape[1]
-    if table.notna().sum(axis=1).min() < 2:
-        return Effect(mean, np.inf, 0, n)
-    clusterings = [[table], _within_pairs(table)]
-    return max(
-        (Effect(mean, *_cluster_robust(blocks), n) for blocks in clusterings),
-        key=lambda effect: effect.half_width,
-    )
-
-
-def _by_cell(diffs: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Mean differences [cells, units]; missing where a cell lacks a unit."""
-    _finite(diffs["difference"].to_numpy(float))
-    cell = [column for column in ("pair", "method", "arm") if column in diffs and column != unit]
-    return diffs.dropna(subset="difference").pivot_table(
-        index=cell, columns=unit, values="difference", sort=False
-    )
-
-
-def _within_pairs(table: pd.DataFrame) -> list[pd.DataFrame]:
-    return (
-        [rows.dropna(axis=1, how="all") for _, rows in table.groupby(level="pair", sort=False)]
-        if "pair" in table.index.names
-        else [table]
-    )
-
-
-def _cluster_robust(blocks: Sequence[pd.DataFrame]) -> tuple[float, float]:
-    """Standard error and degrees of freedom of the mean of the rows' means, the columns [cells, units] of
-    every block being clusters.
-
-    The bias-reduced sandwich (CR2) of Bell and McCaffrey (2002) with their degrees of freedom. With unequal
-    numbers of units the plain one is too narrow; with equal numbers this is Student's interval of the
-    clusters' means.
-    """
-    variance = trace = squares = 0.0
-    for block in blocks:
-        shares, covariance = _shares(block)
-        variance += shares @ shares
-        trace += np.trace(covariance)
-        squares += np.sum(covariance**2)
-    return float(np.sqrt(variance) / sum(map(len, blocks))), float(trace**2 / squares)
-
-
-def _shares(block: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """What each unit adds to the sum of the rows' means [units], and how these vary together if runs are
-    independent [units, units].
-
-    The covariance is in units of a run's variance. A residual is too small by √((n − 1)/n) where a row has n
-    units, as the row's own mean is taken off; the weights mend that.
-    """
-    present = block.notna().to_numpy(float)
-    n = present.sum(axis=1, keepdims=True)
-    weights = present / np.sqrt(n * (n - 1))
-    residuals = block.sub(block.mean(axis=1), axis=0).fillna(0).to_numpy()
-    covariance = np.diag(np.sum(weights**2, axis=0)) - (weights**2 / n).T @ present
-    return np.sum(weights * residuals, axis=0), covariance
-
-
-def bootstrap_interval(
-    diffs: pd.DataFrame, unit: str = "seed", *, resamples: int = 9999, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``pooled_effect``: units drawn with replacement
-    within every pair.
-
-    It is too narrow for less than about 8 units, and infinite where a cell has one.
-    """
-    table = _by_cell(diffs, unit)
-    if table.empty or table.notna().sum(axis=1).min() < 2:
-        return -np.inf, np.inf
-    samples = [_shares(block)[0] * block.shape[1] / len(table) for block in _within_pairs(table)]
-    drawn = stats.bootstrap(
-        samples,
-        lambda *resampled, axis: sum(sample.mean(axis=axis) for sample in resampled),
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    mean = float(table.mean(axis=1).mean())
-    return mean + float(drawn.low), mean + float(drawn.high)
 
 
 def equivalence_p(effect: Effect, margin: float) -> float:

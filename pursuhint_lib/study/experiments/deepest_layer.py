@@ -2,11 +2,14 @@
 others? Two mixed sets of layers tell.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from ...settings import Profile
+from ...statistics import combination
+from ...statistics.contrasts import worded
+from ...statistics.noise import CELL
 from ..grid.arms import exchange_arms
 from ..grid.cells import Cell, methods_of, trained_frame
 from ..grid.weights import has_arms
@@ -33,34 +36,30 @@ def exchange_frame(profile: Profile) -> pd.DataFrame:
     return trained_frame(exchange_cells(profile))
 
 
-def exchanges(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the stage ends give over PURSUhInT's points, as a share of the deepest point and one of the
-    others.
+def exchanges(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
+    """What the stage ends give over PURSUhInT's layers: a share of the deepest layer and one of the others.
 
-    The four sets of layers are those of two choices: the deepest point and the others are either set's. A
-    share is the difference that its points make, as the mean of the two with the other points at either
+    The four sets of layers are those of two choices: the deepest layer and the others are either set's. A
+    share is the difference that its layers make, as the mean of the two with the other layers at either
     set's; the two add up to the whole. These are the main effects of a two-by-two factorial design. Its
     interaction is how much more either choice gives where the other is the stage ends' than where it is the
-    paper's: near 0 the shares hold whatever the other points are.
+    paper's: near 0 the shares hold whatever the other layers are.
 
-    **Arguments:** columns pair, method, arm, seed, accuracy, and weight where it varies. A metric counts
-    where all four sets are there, the mixed two as the arms ``deepened-`` and ``shallowed-``.
+    **Arguments:** ``frame``, ``by`` as ``statistics.contrasts`` takes them. A metric counts where all four
+    sets are there, the mixed two as the arms ``deepened-`` and ``shallowed-``.
 
-    **Returns:** columns pair, method, weight (if given), seed, metric, points (``SHARES`` and
-    ``INTERACTION``), difference (points of accuracy).
+    **Returns:** the rows of ``statistics.combination`` with the columns metric and points (``SHARES`` and
+    ``INTERACTION``); Holm's adjustment is over both shares of all cells, and over all interactions.
     """
-    key = [column for column in ("pair", "method", "weight", "seed") if column in frame]
-    table = frame.pivot(index=key, columns="arm", values="accuracy")
-    rows = [pd.DataFrame(columns=[*key, "metric", "points", "difference"])]
-    for metric in (arm.removeprefix("deepened-") for arm in table if arm.startswith("deepened-")):
-        if not set(exchange_arms(metric)) <= set(table):
-            continue
-        ends, deepened, shallowed, paper = (table[arm] for arm in exchange_arms(metric))
-        effects = (
-            (ends - shallowed + deepened - paper) / 2,
-            (ends - deepened + shallowed - paper) / 2,
-            ends - deepened - shallowed + paper,
-        )
-        for points, effect in zip((*SHARES, INTERACTION), effects, strict=True):
-            rows.append(effect.rename("difference").reset_index().assign(metric=metric, points=points))
-    return pd.concat(rows, ignore_index=True)
+    shares, interactions = [], []
+    for metric in (arm.removeprefix("deepened-") for arm in set(frame["arm"]) if arm.startswith("deepened-")):
+        ends, deepened, shallowed, paper = exchange_arms(metric)
+        deepest = {ends: 0.5, shallowed: -0.5, deepened: 0.5, paper: -0.5}
+        others = {ends: 0.5, deepened: -0.5, shallowed: 0.5, paper: -0.5}
+        both = {ends: 1.0, deepened: -1.0, shallowed: -1.0, paper: 1.0}
+        for points, weights in zip(SHARES, (deepest, others), strict=True):
+            shares.append(combination(frame, weights, by).assign(metric=metric, points=points))
+        interactions.append(combination(frame, both, by).assign(metric=metric, points=INTERACTION))
+    if not shares:
+        return combination(frame, {"": 0.0}, by).assign(metric="", points="")
+    return pd.concat([worded(pd.concat(rows, ignore_index=True)) for rows in (shares, interactions)])

@@ -35,11 +35,9 @@ def sweep_frame(profile: Profile, method: str) -> pd.DataFrame:
     return trained_frame(sweep_cells(profile, method))
 
 
-def gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame's rows with hints, and ``difference``: their accuracy minus that of the same seed and arm at
-    weight 0, in points.
-    """
-    key = ["arm", "seed"]
-    plain = frame[frame["weight"] == 0].set_index(key)["accuracy"].rename("plain")
-    hinted = frame[frame["weight"] > 0].join(plain, on=key)
-    return hinted.assign(difference=hinted["accuracy"] - hinted["plain"]).drop(columns="plain")
+def by_weight(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the runs without hints, at weight 0, as the arm ``none`` of every other weight."""
+    plain = frame[frame["weight"] == 0].drop_duplicates(["pair", "method", "seed"]).assign(arm="none")
+    weights = [weight for weight in sorted(set(frame["weight"])) if weight]
+    none = [plain.assign(weight=weight) for weight in weights]
+    return pd.concat([frame[frame["weight"] > 0], *none], ignore_index=True)

@@ -28,14 +28,14 @@ ANSWERS = ("cifar100", "cifar100-lite", "quick")
 # Profiles that try the code and show nothing of the claim; git ignores their results.
 TRIALS = ("imagenet-sample", "smoke")
 CATALOGUE = ROOT / "docs" / "catalogue.md"
-CLAIMS = "05_results-claims"
+EFFECTS = "05_results-effects"
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end of \2 -->)", flags=re.S)
 _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
 
 
 def answer() -> str:
     """What a person has written of the results: in full of the first profile of ``ANSWERS`` that is finished,
-    with the figure of its claims, and of the others behind their titles.
+    with the figure of its effects, and of the others behind their titles.
 
     **Raises:** ``SettingsError`` where no finished profile has such a note, or one was written for other
     numbers.
@@ -46,12 +46,13 @@ def answer() -> str:
             f"no finished profile has a note with a section {ANSWER}; write one in config/notes"
         )
     parts = [part for name in written for part in (_introduction(name), current(name, ANSWER))]
-    parts.insert(2, f"![The claims and their verdicts](results/{written[0]}/figures/{CLAIMS}.png)")
+    picture = f"results/{written[0]}/figures/{EFFECTS}.png"
+    parts.insert(2, f"![PURSUhInT's layers against others, by pair and method]({picture})")
     return "\n\n".join(parts)
 
 
 def _introduction(name: str) -> str:
-    table = f"[every claim](results/{name}/tables/{CLAIMS}.md)"
+    table = f"[every difference](results/{name}/tables/{EFFECTS}.md)"
     title = _profiles()[name].title
     return f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
 

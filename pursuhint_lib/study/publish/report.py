@@ -30,7 +30,8 @@ from .readme import heading
 from .verify import write_sums
 
 # What stands in the summary, and in no other part.
-CLAIMS = ("table-05_results-claims", "picture-05_results-claims")
+EFFECTS = ("table-05_results-effects", "picture-05_results-effects")
+COLUMNS = ("pair", "method", "minus", "mean", "low", "high", "word")
 IMAGE = re.compile(r"src='(figures/[^']+)'")
 
 
@@ -67,7 +68,7 @@ def _page(profile: Profile, steps: Sequence[Step]) -> str:
         profile=profile,
         colours=SAFE,
         chapters=chapters,
-        claims={name: published[name] for name in CLAIMS if name in published},
+        effects={name: published[name] for name in EFFECTS if name in published},
         summary=_summary(profile, frame),
         answer=_note(profile, ANSWER),
         runs=[_run(row) for row in frame.to_dict("records")],
@@ -222,15 +223,15 @@ def conclude(profile: Profile, steps: list[Step], seconds: float) -> None:
     print(f"\nAll {len(steps)} steps are done ({duration(seconds)}): {shown(paths.results)}")
     for folder, ending in ((paths.figures, VECTOR), (paths.tables, ".csv"), (paths.notebooks, ".ipynb")):
         print(f"  {folder.name}: {sum(1 for _ in folder.glob(f'*{ending}'))}")
-    claims = paths.tables / "05_results-claims.csv"
-    if claims.is_file():
-        print(f"\nVerdicts{f' ({profile.note})' if profile.note else ''}:")
+    effects = paths.tables / f"{EFFECTS[0].removeprefix('table-')}.csv"
+    if effects.is_file():
+        print(f"\nPURSUhInT's layers against others{f' ({profile.note})' if profile.note else ''}:")
         try:
-            for row in pd.read_csv(claims)[["verdict", "claim", "mean", "low", "high", "n"]].itertuples():
-                interval = f"{row.mean:+.2f} pp [{row.low:+.2f}, {row.high:+.2f}]"
-                print(f"  {row.verdict:15s} {row.claim}: {interval}, {row.n} seeds")
+            for row in pd.read_csv(effects)[[*COLUMNS]].itertuples():
+                interval = f": {row.mean:+.2f} pp [{row.low:+.2f}, {row.high:+.2f}]" * (row.mean == row.mean)
+                print(f"  {row.pair}, {row.method}, minus {row.minus}{interval}: {row.word}")
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
-                f"{shown(claims)} cannot be read ({error}); delete it, and the same command draws it again"
+                f"{shown(effects)} cannot be read ({error}); delete it, and the same command draws it again"
             ) from None
     print(f"\nReport, one page with all of it: {shown(write_report(profile, steps))}")
