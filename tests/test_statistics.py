@@ -57,7 +57,7 @@ def test_verdict_weighs_direction_chance_and_margin(mean, p_adjusted, p_equivale
 
 def test_family_is_a_prefix_or_one_name_in_order_of_appearance():
     names = ("none", "random-2", "pursuhint-r2", "random-1", "nonesuch")
-    frame = make_frame(dict.fromkeys(names, [1]))
+    frame = make_frame({name: [1] for name in names})
     families = {
         "random-": ["random-2", "random-1"],
         "random-1": ["random-1"],
