@@ -312,21 +312,6 @@ def test_rounding_errors_in_a_similarity_matrix_are_accepted():
     assert choose_hint_points(matrix, 2).indices == choose_hint_points(BLOCKS, 2).indices
 
 
-@pytest.mark.parametrize(
-    ("layers", "k", "expected"),
-    [
-        (27, 3, (4, 13, 22)),
-        (9, 3, (1, 4, 7)),
-        (9, 1, (4,)),
-        (15, 5, (1, 4, 7, 10, 13)),
-        (4, 4, (0, 1, 2, 3)),
-        (1, 1, (0,)),
-    ],
-)
-def test_segment_middles_of_odd_segments(layers, k, expected):
-    assert segment_middles(layers, k) == expected
-
-
 def test_segment_middles_are_within_half_a_sub_block_of_the_true_middles():
     for layers in range(1, 60):
         for k in range(1, layers + 1):

@@ -13,10 +13,10 @@ from pursuhint_lib.quality import layer_quality
 def by_loops(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The module's formula, one pair of images after the other."""
     n, classes = len(x), [int(c) for c in np.unique(labels)]
-    cosine = lambda i, j: abs(x[i] @ x[j]) / (np.linalg.norm(x[i]) * np.linalg.norm(x[j]))  # noqa: E731
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-    inside = {c: [cosine(i, j) for i, j in pairs if labels[i] == labels[j] == c] for c in classes}
-    between = [cosine(i, j) for i, j in pairs if labels[i] != labels[j]]
+    cosine = {(i, j): abs(x[i] @ x[j]) / math.sqrt((x[i] @ x[i]) * (x[j] @ x[j])) for i, j in pairs}
+    inside = {c: [cosine[i, j] for i, j in pairs if labels[i] == labels[j] == c] for c in classes}
+    between = [cosine[i, j] for i, j in pairs if labels[i] != labels[j]]
     entropies = []
     for c in classes:
         variances = np.sort(np.linalg.eigvalsh(np.cov(x[labels == c].T)))[::-1].clip(0)
@@ -79,16 +79,22 @@ def test_of_too_many_images_evenly_spaced_ones_are_compared(layer, monkeypatch):
     assert layer_quality(x, labels) == layer_quality(x[rows], labels[rows])
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(6), torch.arange(6), torch.tensor([0, 0, 0, 1, 2, 3])])
-def test_labels_without_two_classes_of_two_images_are_refused(labels):
-    with pytest.raises(ValueError, match="two classes with at least two images each"):
-        layer_quality(torch.rand(6, 3), labels)
+@pytest.mark.parametrize(
+    ("features", "labels", "words"),
+    [
+        (torch.rand(6, 3), torch.zeros(6), "two classes with at least two images each"),
+        (torch.rand(6, 3), torch.arange(6), "two classes with at least two images each"),
+        (torch.rand(6, 3), torch.tensor([0, 0, 0, 1, 2, 3]), "two classes with at least two images each"),
+        (torch.zeros(6, 3), torch.arange(6) % 2, "not all zero"),
+    ],
+    ids=["one class", "one image each", "one class of two", "silent layer"],
+)
+def test_what_has_no_class_geometry_is_refused(features, labels, words):
+    with pytest.raises(ValueError, match=words):
+        layer_quality(features, labels)
 
 
-def test_silent_images_are_allowed_but_not_a_silent_layer():
+def test_silent_images_are_allowed():
     x = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8) % 2
     x[3] = 0
-    assert math.isfinite(layer_quality(x, labels).score)
-    with pytest.raises(ValueError, match="not all zero"):
-        layer_quality(torch.zeros(8, 3), labels)
+    assert math.isfinite(layer_quality(x, torch.arange(8) % 2).score)

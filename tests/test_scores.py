@@ -83,13 +83,9 @@ def test_a_score_that_predicts_is_found_and_one_that_does_not_has_p_values_witho
 
 
 def test_pairs_of_one_teacher_are_no_more_proof_than_one():
-    frame, scores = measured(4, 3.0, arms=5)
-    one, its = frame[frame["pair"] == "p"], scores[scores["pair"] == "p"]
-    copies = [(one.assign(pair=str(number)), its.assign(pair=str(number))) for number in range(6)]
-    alone = score_correlations(one, its, draws=2999)["p"].item()
-    six = score_correlations(
-        pd.concat([a for a, _ in copies]), pd.concat([b for _, b in copies]), draws=2999
-    )["p"].item()
+    tables = [table[table["pair"] == "p"] for table in measured(4, 3.0, arms=5)]
+    copies = [pd.concat([table.assign(pair=str(n)) for n in range(6)]) for table in tables]
+    alone, six = (score_correlations(*both, draws=2999)["p"].item() for both in (tables, copies))
     assert six == pytest.approx(alone, abs=0.02)
 
 

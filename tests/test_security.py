@@ -43,81 +43,40 @@ def sources() -> dict[str, str]:
 SOURCES = sources()
 
 
+# Why a call is wrong → how it begins, function and arguments as Python writes them back.
+WRONG_CALLS = {
+    "runs code": r"(eval|exec|compile|__import__|os\.(system|popen|exec\w*|spawn\w*))\(",
+    "torch.load without weights_only=True": r"torch\.load\((?!.*\bweights_only=True)",
+    "allow_pickle": r"(np|numpy)\.load\(.*\ballow_pickle=(?!False)",
+    # But for the one of settings.yaml_file, a subclass that makes no more than yaml.SafeLoader does.
+    "yaml, but not safe_load": r"yaml\.(load(?!\(.*\bLoader=_SafeLoader)|full_load|unsafe_load)\w*\(",
+    "unpacks by the archive's own names": r"[^(]*\b(extractall|extract|unpack_archive)\(",
+    "shell": r"[^(]*\(.*\bshell=(?!False)",
+    "unsafe": r"[^(]*\b(mktemp|urlretrieve)\(",
+}
+LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+
+
 def wrong_in(source: str) -> list[str]:
     """What a source may not say, with its line."""
-    tree = ast.parse(source)
-    return [
-        f"line {node.lineno}: {ast.unparse(node)[:80]} ({reason})"
-        for node in ast.walk(tree)
-        if (reason := _reason(node))
-    ]
+    nodes = ((node, _reason(node)) for node in ast.walk(ast.parse(source)))
+    return [f"line {node.lineno}: {ast.unparse(node)[:80]} ({reason})" for node, reason in nodes if reason]
 
 
 def _reason(node: ast.AST) -> str | None:
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        names = (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        )
-        # The error that torch raises where it refuses pickled code lives there.
-        allowed = isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == [
-            "UnpicklingError"
-        ]
-        if not allowed and {name.partition(".")[0] for name in names} & {
-            "pickle",
-            "cPickle",
-            "dill",
-            "cloudpickle",
-            "shelve",
-            "marshal",
-            "joblib",
-        }:
-            return "loads code"
-    if (
-        isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.match(r"(http|ftp)://", node.value)
-    ):
+    text = ast.unparse(node) if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call)) else ""
+    # The error that torch raises where it refuses pickled code lives there.
+    if isinstance(node, (ast.Import, ast.ImportFrom)) and text != "from pickle import UnpicklingError":
+        names = [getattr(node, "module", None) or ""] + [alias.name for alias in node.names]
+        return "loads code" if LOADS_CODE & {name.partition(".")[0] for name in names} else None
+    if isinstance(node, ast.Constant) and re.match(r"(http|ftp)://", str(node.value)):
         return "an address that is not https"
-    return _wrong_call(node) if isinstance(node, ast.Call) else None
-
-
-def _wrong_call(node: ast.Call) -> str | None:
-    name, given = (
-        ast.unparse(node.func),
-        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
-    )
-    last = name.rpartition(".")[2]
-    if name in ("eval", "exec", "compile", "__import__") or name.startswith(
-        ("os.system", "os.popen", "os.exec", "os.spawn")
-    ):
-        return "runs code"
-    if name == "torch.load" and given.get("weights_only") != "True":
-        return "torch.load without weights_only=True"
-    if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
-        return "allow_pickle"
-    # The one of ``settings.yaml_file``, a subclass that makes no more than yaml.SafeLoader does.
-    if name == "yaml.load" and given.get("Loader") == "_SafeLoader":
-        return None
-    if name.startswith("yaml.") and last in (
-        "load",
-        "load_all",
-        "full_load",
-        "unsafe_load",
-        "unsafe_load_all",
-    ):
-        return "yaml, but not safe_load"
-    if last in ("extractall", "extract", "unpack_archive"):
-        return "unpacks by the archive's own names"
-    if "shell" in given and given["shell"] != "False":
-        return "shell"
-    if (
-        name.startswith("subprocess.")
-        and node.args
-        and isinstance(node.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp))
-    ):
-        return "a command that is no list"
-    if last in ("mktemp", "urlretrieve"):
-        return "unsafe"
+    if isinstance(node, ast.Call):
+        if text.startswith("subprocess.") and isinstance(
+            next(iter(node.args), None), (ast.Constant, ast.JoinedStr, ast.BinOp)
+        ):
+            return "a command that is no list"
+        return next((why for why, begins in WRONG_CALLS.items() if re.match(begins, text, re.S)), None)
     return None
 
 
@@ -218,34 +177,11 @@ HOSTILE = {
 
 def printed_command(plan: Path, folder: Path) -> str:
     """The command of the plan's step as snakemake would give it to the shell."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(SNAKEFILE),
-        "--directory",
-        str(folder),
-        "--config",
-        f"plan={plan}",
-    ]
-    done = subprocess.run(
-        [*command, "--nolock", "--cores", "1", "-n", "-p"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    options = ["--snakefile", str(SNAKEFILE), "--directory", str(folder), "--config", f"plan={plan}"]
+    command = [sys.executable, "-m", "snakemake", *options, "--nolock", "--cores", "1", "-n", "-p"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     return done.stdout + done.stderr
-
-
-@pytest.fixture
-def smoke_step(tmp_path):
-    """The file of a plan with one step, and that step."""
-    profile = load_profile("smoke")
-    step = make_plan(profile, "smoke")[0]
-    return profile, step, tmp_path
 
 
 def words_of(command: str, folder: Path) -> list[list[str]]:
@@ -265,8 +201,9 @@ def words_of(command: str, folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(smoke_step):
-    profile, step, tmp_path = smoke_step
+def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(tmp_path):
+    profile = load_profile("smoke")
+    step = make_plan(profile, "smoke")[0]
     odd = tmp_path / "a b $(touch pwned) 'q'"
     odd.mkdir()
     steps = [

@@ -1,11 +1,13 @@
 """Reasons, ablation and stability of the hint points: what the second notebook shows."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from grid_runs import runs_of
+from matrices import random_similarity
 
 from pursuhint_lib import records
 from pursuhint_lib.clustering import ALGORITHMS, HintPoints, choose_hint_points, segment_middles
@@ -42,49 +44,40 @@ def test_a_reason_is_what_its_matrix_says():
     assert second.nearest == 1
     assert (third.sub_block, third.members, third.inside, third.margin) == (6, (6,), None, None)
     assert third.outside == pytest.approx(0.2)
-    assert (
-        first.sentence("r2")
-        == "Sub-block 1 stands for 1–3: mean r2 inside 0.90, to the nearest other cluster (of 4) 0.50, "
-        "margin 0.40."
-    )
-    assert (
-        third.sentence("r2")
-        == "Sub-block 6 stands for itself alone, to the nearest other cluster (of 1) 0.20."
-    )
-
-
-def test_a_single_cluster_has_no_neighbour():
-    (reason,) = explain(choose_hint_points(blocks(4), 1, "kmedoids"), blocks(4))
-    assert (reason.nearest, reason.outside, reason.margin) == (None, None, None)
-    assert reason.sentence("r2") == "Sub-block 1 stands for 1–4: mean r2 inside 0.90."
+    words = ("1 stands for 1–3", "r2 inside 0.90", "nearest other cluster (of 4) 0.50", "margin 0.40")
+    assert all(word in first.sentence("r2") for word in words)
+    alone = third.sentence("r2")
+    assert "6 stands for itself alone, " in alone
+    assert "(of 1) 0.20" in alone
+    (only,) = explain(choose_hint_points(blocks(4), 1, "kmedoids"), blocks(4))
+    assert (only.nearest, only.outside, only.margin) == (None, None, None)
+    assert only.sentence("r2").endswith("1 stands for 1–4: mean r2 inside 0.90.")
 
 
 def test_inside_and_outside_equal_loops_over_pairs():
-    rng = np.random.default_rng(3)
-    half = rng.random((11, 11))
-    matrix = (half + half.T) / 2
-    np.fill_diagonal(matrix, 1)
+    matrix = random_similarity(np.random.default_rng(3), 11)
     points = choose_hint_points(matrix, 4, "kmedoids")
-    for label, reason in enumerate(explain(points, matrix)):
-        mine = [i for i in range(11) if points.labels[i] == label]
+    clusters = [[i for i in range(11) if points.labels[i] == label] for label in range(4)]
+    for mine, reason in zip(clusters, explain(points, matrix), strict=True):
         pairs = [matrix[i, j] for i in mine for j in mine if i != j]
         assert reason.inside == (pytest.approx(np.mean(pairs)) if pairs else None)
-        means = {
-            o: np.mean([matrix[i, j] for i in mine for j in range(11) if points.labels[j] == o])
-            for o in range(4)
-            if o != label
-        }
-        assert reason.outside == pytest.approx(max(means.values()))
-        assert reason.nearest == points.indices[max(means, key=means.get)] + 1
+        means = [matrix[np.ix_(mine, its)].mean() if its != mine else -1 for its in clusters]
+        assert reason.outside == pytest.approx(max(means))
+        assert reason.nearest == points.indices[np.argmax(means)] + 1
 
 
-def test_centres_that_never_settle_are_described():
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "never settle.* 2 sets .1, 5; 2, 5.; taken is the one after 80 rounds"),
+        ({"algorithm": "kmeans-settled"}, "never settle.* 2 sets .1, 5; 2, 5.; taken is the tightest"),
+        ({"cycle": ()}, "still moved after 80 rounds"),
+        ({"converged": True}, "^$"),
+    ],
+)
+def test_centres_that_never_settle_are_described(changes, words):
     points = HintPoints((0, 4), (0, 0, 0, 1, 1), "kmeans-index", 1.0, False, 80, ((0, 4), (1, 4)))
-    text = " The centres never settle: they go round in a cycle of 2 sets (1, 5; 2, 5); taken is "
-    assert describe_walk(points) == text + "the one after 80 rounds."
-    assert describe_walk(replace(points, algorithm="kmeans-settled")) == text + "the tightest of them."
-    assert describe_walk(replace(points, cycle=())) == " The centres still moved after 80 rounds."
-    assert describe_walk(replace(points, converged=True)) == ""
+    assert re.search(words, describe_walk(replace(points, **changes)))
 
 
 def test_runs_of_numbers_are_written_short():
@@ -107,23 +100,12 @@ def test_every_clustering_arm_uses_its_algorithm_and_the_others_their_rule():
         assert choice.clusters.algorithm == algorithm
         assert choice.indices == choose_hint_points(matrix, 3, algorithm).indices
         assert len(choice.reasons) == 3
-    assert choose_points("quality", layer_map, 3).indices == (1, 3, 5)
-    assert (
-        choose_points("quality", layer_map, 3).reason
-        == "The 3 sub-blocks of the best class geometry: 2 (0.90), 6 (0.90), 4 (0.80)."
-    )
+    quality = choose_points("quality", layer_map, 3)
+    assert quality.indices == (1, 3, 5)
+    assert quality.reason.endswith(": 2 (0.90), 6 (0.90), 4 (0.80).")
     assert choose_points("reversed", layer_map, 3).indices == (8, 5, 1)
-    assert choose_points("all", layer_map, 3).matched == (
-        (0, 0),
-        (1, 0),
-        (2, 0),
-        (3, 1),
-        (4, 1),
-        (5, 1),
-        (6, 2),
-        (7, 2),
-        (8, 2),
-    )
+    thirds = tuple((layer, layer // 3) for layer in range(9))
+    assert choose_points("all", layer_map, 3).matched == thirds
     assert choose_points("all", LayerMap(4, (3,), {}), 3).matched == ((0, 0), (1, 0), (2, 1), (3, 2))
     assert choose_points("stage-ends", layer_map, 3).matched == ((1, 0), (5, 1), (8, 2))
 
@@ -132,19 +114,10 @@ def test_the_mixed_arms_are_the_papers_points_and_the_stage_ends_with_their_deep
     layer_map = LayerMap(9, (1, 5, 8), {"r2": blocks(3, 3, 3)})
     check_arm("deepened-r2", ["r2"])
     assert choose_points("pursuhint-r2", layer_map, 3).indices == (1, 4, 7)
-    deepened, shallowed = (
-        choose_points("deepened-r2", layer_map, 3),
-        choose_points("shallowed-r2", layer_map, 3),
-    )
+    deepened, shallowed = (choose_points(f"{arm}-r2", layer_map, 3) for arm in ("deepened", "shallowed"))
     assert (deepened.indices, shallowed.indices) == ((1, 4, 8), (1, 5, 7))
-    assert (
-        deepened.reason
-        == "The paper's points under r2, with the deepest of them, 8, moved to the last stage end, 9."
-    )
-    assert (
-        shallowed.reason
-        == "The stage ends, with the deepest of them, 9, moved to the paper's deepest point under r2, 8."
-    )
+    assert re.search("under r2, .* 8, .* last stage end, 9", deepened.reason)
+    assert re.search("stage ends, .* 9, .* under r2, 8", shallowed.reason)
     with pytest.raises(SettingsError, match="arm deepened-cka-rbf: metric 'cka-rbf' is not computed"):
         check_arm("deepened-cka-rbf", ["r2"])
 
@@ -249,25 +222,18 @@ def test_a_change_gives_what_the_plain_functions_give(studied):
     profile, frame = studied
     splits = load_splits(profile.data, "cpu")
     names = network_points("resnet14", profile.data).candidates
-    reference = choose_hint_points(
-        layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"], 3
-    )
-    cases = {
-        ("test images", 100): profile_layers(
-            load_teacher(profile.teacher_settings("resnet14")), splits.test.spread(100), names
-        ),
-        ("teacher seed", 1): profile_layers(
-            load_teacher(profile.teacher_settings("resnet14", 1)), splits.train.spread(100), names
-        ),
-        ("images", 80): profile_layers(
-            load_teacher(profile.teacher_settings("resnet14")), splits.train.spread(80), names
-        ),
-    }
-    for (kind, value), features in cases.items():
-        row = frame[
-            (frame["kind"] == kind) & (frame["value"] == value) & (frame["metric"] == "cka-linear")
-        ].iloc[0]
+    matrix = layer_similarity(profile, "resnet14").layer_map.similarity["cka-linear"]
+    reference = choose_hint_points(matrix, 3)
+    for kind, value, images, seed in (
+        ("test images", 100, splits.test.spread(100), ()),
+        ("teacher seed", 1, splits.train.spread(100), (1,)),
+        ("images", 80, splits.train.spread(80), ()),
+    ):
+        teacher = load_teacher(profile.teacher_settings("resnet14", *seed))
+        features = profile_layers(teacher, images, names)
         points = choose_hint_points(similarity_matrices(features, ["cka-linear"])["cka-linear"], 3)
+        chosen = frame["kind"].eq(kind) & frame["value"].eq(value) & frame["metric"].eq("cka-linear")
+        row = frame[chosen].iloc[0]
         assert row["points"] == points.indices
         assert row["shift"] == np.mean(np.abs(np.array(points.indices) - reference.indices))
         assert row["same"] == (points.indices == reference.indices)

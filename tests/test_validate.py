@@ -31,10 +31,6 @@ def with_method(monkeypatch, loss):
     )
 
 
-def states(findings):
-    return [(finding.what, finding.state) for finding in findings]
-
-
 def test_every_method_of_the_registry_works_with_the_smoke_pair():
     (finding,) = validate(profile(*DISTILLERS))
     assert (finding.what, finding.state) == ("pair resnet14 → resnet8x0.25", OK)
@@ -133,13 +129,8 @@ def test_too_few_hint_points_for_a_method_are_refused():
 def test_the_table_of_points_has_every_sub_block_with_shape_and_parameters(network):
     data = Data("cifar100")
     table = points_table(network, data)
-    counts = [
-        1 + int(last) - int(first)
-        for first, _, last in (
-            numbers.partition("–")
-            for numbers in table["sub-blocks"].str.replace(r"^(\d+)$", r"\1–\1", regex=True)
-        )
-    ]
+    ends = [[int(number) for number in numbers.split("–")] for numbers in table["sub-blocks"]]
+    counts = [1 + numbers[-1] - numbers[0] for numbers in ends]
     model = build_model(network, 100)
     classifier = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
     inside = sum(count * size for count, size in zip(counts, table["parameters"], strict=True))
