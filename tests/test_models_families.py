@@ -219,8 +219,8 @@ def test_a_network_computes_what_its_weights_say(name, by_hand):
         (lambda: PreactBlock(6, 6, 1), 6, preact_block, 1),
         (lambda: PreactBlock(6, 6, 2), 6, preact_block, 2),
         (lambda: PreactBlock(6, 8, 2), 6, preact_block, 2),
-        (lambda: Bottleneck(8, 2, 1), 8, bottleneck, 1),
-        (lambda: Bottleneck(8, 3, 2), 8, bottleneck, 2),
+        (lambda: Bottleneck(8, 8, 1), 8, bottleneck, 1),
+        (lambda: Bottleneck(8, 12, 2), 8, bottleneck, 2),
         (lambda: InvertedResidual(6, 6, 1, 3), 6, inverted_residual, 1),
         (lambda: InvertedResidual(6, 8, 2, 6), 6, inverted_residual, 2),
         (lambda: ShuffleBottleneck(60, 60, 1, 3), 60, shuffle_bottleneck, 1),
@@ -250,8 +250,8 @@ def torchvision_bottleneck(in_channels: int, channels: int, stride: int) -> nn.M
 @pytest.mark.parametrize(
     ("ours", "theirs", "channels"),
     [
-        (lambda: Bottleneck(8, 2, 1), lambda: torchvision_bottleneck(8, 2, 1), 8),
-        (lambda: Bottleneck(8, 3, 2), lambda: torchvision_bottleneck(8, 3, 2), 8),
+        (lambda: Bottleneck(8, 8, 1), lambda: torchvision_bottleneck(8, 2, 1), 8),
+        (lambda: Bottleneck(8, 12, 2), lambda: torchvision_bottleneck(8, 3, 2), 8),
         (lambda: InvertedResidual(6, 6, 1, 6), lambda: mobilenetv2.InvertedResidual(6, 6, 1, 6), 6),
         (lambda: InvertedResidual(6, 8, 2, 6), lambda: mobilenetv2.InvertedResidual(6, 8, 2, 6), 6),
         (lambda: SplitBlock(8), lambda: shufflenetv2.InvertedResidual(8, 8, 1), 8),

@@ -36,7 +36,7 @@ class InvertedResidual(nn.Module):
     stays.
     """
 
-    def __init__(self, expansion: int, in_channels: int, channels: int, stride: int):
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int):
         super().__init__()
         hidden = in_channels * expansion
         widen, filter_ = _unit(in_channels, hidden, 1), _unit(hidden, hidden, 3, stride, groups=hidden)
@@ -57,7 +57,7 @@ class CifarMobileNetV2(nn.Module):
         self.conv1 = nn.Sequential(*_unit(in_channels, before, 3, stride=2))
         self.blocks = nn.Sequential()
         for expansion, full, count, stride in _STAGES:
-            block, channels = partial(InvertedResidual, expansion), int(full * width)
+            block, channels = partial(InvertedResidual, expansion=expansion), int(full * width)
             self.blocks.append(stage(block, before, channels, count, stride))
             before = channels
         self.conv2 = nn.Sequential(*_unit(before, _LAST, 1))

@@ -25,7 +25,7 @@ class ShuffleBottleneck(nn.Module):
     ``channels`` counts both parts.
     """
 
-    def __init__(self, groups: int, in_channels: int, channels: int, stride: int):
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int):
         super().__init__()
         self.downsample = stride == 2
         grown = channels - in_channels if self.downsample else channels
@@ -60,7 +60,7 @@ class CifarShuffleNetV1(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, _STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_STEM)
-        block = partial(ShuffleBottleneck, groups)
+        block = partial(ShuffleBottleneck, groups=groups)
         for number, ((before, channels), count) in enumerate(
             zip(pairwise((_STEM, *widths)), blocks, strict=True), start=1
         ):
