@@ -128,10 +128,14 @@ def test_stamping_changes_the_heads_that_are_named_and_nothing_else(written):
 def test_without_a_note_the_numbers_are_listed_and_where_a_note_would_stand(written):
     written.unlink()
     shown = notes.shown_note("smoke", "05_results").splitlines()
-    assert shown[:2] == ["- `{at}`: +1.97 pp [1.06, 2.88]", "- `{seeds}`: 5"]
-    assert shown[-1] == (
+    assert shown[0] == (
         "*Nobody has written about these results yet. `notes/smoke.md` takes it, under `## 05_results`.*"
     )
+    assert [line for line in shown if line.startswith("- ")] == [
+        "- `{at}`: +1.97 pp [1.06, 2.88]",
+        "- `{seeds}`: 5",
+    ]
+    assert notes.shown_note("smoke", "08_export").startswith("*Nobody has written")
 
 
 COMMITTED = [

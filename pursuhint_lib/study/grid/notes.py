@@ -111,9 +111,10 @@ def shown_note(profile: str, section: str) -> str:
     if section not in notes:
         numbers = [item for item in numbers_of(profile, section).items() if " " not in item[0]]
         lines = [f"- `{{{name}}}`: {entry['text']}" for name, entry in numbers]
+        summary = f"<details><summary>The {len(numbers)} numbers that a note can name</summary>"
         place = shown(notes_file(profile))
         empty = f"*Nobody has written about these results yet. `{place}` takes it, under `## {section}`.*"
-        return "\n".join([*lines, "", empty])
+        return "\n".join([empty, "", summary, "", *lines, "", "</details>"]) if lines else empty
     try:
         return current(profile, section)
     except SettingsError as error:

@@ -10,12 +10,13 @@ import base64
 import contextlib
 import io
 import json
+import operator
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
@@ -55,12 +56,15 @@ def changed_files(folder: Path) -> list[str]:
         if parts is None:
             return [f"{sums_file(folder).name}: line {number} is no checksum"]
         listed[parts[2]] = parts[1]
-    found = _files(folder)
-    wrong = dict.fromkeys(listed.keys() - found.keys(), "is missing")
-    wrong |= dict.fromkeys(found.keys() - listed.keys(), "is not listed")
-    wrong |= {
-        name: "has changed" for name in listed.keys() & found.keys() if sha256(found[name]) != listed[name]
-    }
+    found = {name: sha256(path) for name, path in _files(folder).items()}
+    return _unlike(listed, found, operator.eq, ("is missing", "is not listed", "has changed"))
+
+
+def _unlike(ours: Mapping, theirs: Mapping, same: Callable, words: tuple[str, str, str]) -> list[str]:
+    """A line for each name that only ours has, that only theirs has, or that means something else there."""
+    wrong = dict.fromkeys(ours.keys() - theirs.keys(), words[0])
+    wrong |= dict.fromkeys(theirs.keys() - ours.keys(), words[1])
+    wrong |= {name: words[2] for name in ours.keys() & theirs.keys() if not same(ours[name], theirs[name])}
     return [f"{name} {what}" for name, what in sorted(wrong.items())]
 
 
@@ -91,14 +95,8 @@ def differing_files(folder: Path, again: Path) -> list[str]:
     ours, theirs = (
         {name: path for name, path in _files(root).items() if _is_drawn(name)} for root in (folder, again)
     )
-    wrong = dict.fromkeys(ours.keys() - theirs.keys(), "is drawn by no notebook")
-    wrong |= dict.fromkeys(theirs.keys() - ours.keys(), "is missing")
-    wrong |= {
-        name: "is not what the records give"
-        for name in ours.keys() & theirs.keys()
-        if not _same(ours[name], theirs[name])
-    }
-    return [f"{name} {what}" for name, what in sorted(wrong.items())]
+    words = ("is drawn by no notebook", "is missing", "is not what the records give")
+    return _unlike(ours, theirs, _same, words)
 
 
 def _is_drawn(name: str) -> bool:
