@@ -118,22 +118,16 @@ def load_splits(settings: Data, device: torch.device) -> Splits:
     """
     entry = describe(settings)
     if entry.streamed:
-        return _streamed_splits(settings, entry, device)
+        # The pixels are never read at once, so the checksum is of names and sizes.
+        listings = _subsets(settings, entry.load(settings))
+        return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
     arrays = entry.load(settings)
-    parts, digest = [], hashlib.sha256()
+    parts, content = [], hashlib.sha256()
     for split, keep in _chosen(settings, lambda split: arrays[f"{split}_labels"]):
         parts.append((arrays[f"{split}_images"][keep], arrays[f"{split}_labels"][keep]))
         for tensor in parts[-1]:
-            digest.update(tensor.numpy().tobytes())
-    return Splits(*(Images(*part, entry, device) for part in parts), digest.hexdigest()[:16])
-
-
-def _streamed_splits(settings: Data, entry: Dataset, device: torch.device) -> Splits:
-    """Listings of the classes and subsets that the settings ask for; the checksum is of names and sizes, for
-    the pixels are never read at once.
-    """
-    listings = _subsets(settings, entry.load(settings))
-    return Splits(*(StreamedImages(listing, entry, device) for listing in listings), digest(*listings))
+            content.update(tensor.numpy().tobytes())
+    return Splits(*(Images(*part, entry, device) for part in parts), content.hexdigest()[:16])
 
 
 def _subsets(settings: Data, tree: tuple[Listing, Listing]) -> list[Listing]:

@@ -41,14 +41,15 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
     figure, axis = new_figure(3.2)
     for arm, runs in histories.items():
         colour, muted = arm_colour(arm), arm.startswith("random-")
-        curves = [_measured(run) for run in runs]
-        for epochs, accuracies in curves if len(curves) > 1 and len(histories) <= FEW_ARMS else []:
-            axis.plot(epochs, accuracies, color=colour, lw=0.4, alpha=0.25)
+        # Where the accuracy was measured.
+        curves = [pd.DataFrame(run, columns=["epoch", "accuracy"]).dropna() for run in runs]
+        for curve in curves if len(curves) > 1 and len(histories) <= FEW_ARMS else []:
+            axis.plot(curve["epoch"], curve["accuracy"], color=colour, lw=0.4, alpha=0.25)
         if not curves:
             # All runs of the arm have failed.
             continue
-        epochs = curves[0][0]
-        mean = np.mean([accuracies for _, accuracies in curves], axis=0)
+        epochs = curves[0]["epoch"]
+        mean = np.mean([curve["accuracy"] for curve in curves], axis=0)
         axis.plot(
             epochs,
             mean,
@@ -63,12 +64,6 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
     if len(histories) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
-
-
-def _measured(history: Mapping) -> tuple[list[int], list[float]]:
-    """Epochs with a measured accuracy, and the accuracies."""
-    rows = [(e, a) for e, a in zip(history["epoch"], history["accuracy"], strict=True) if a is not None]
-    return [e for e, _ in rows], [a for _, a in rows]
 
 
 @styled
@@ -147,21 +142,14 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a
     number is printed bold in a frame.
     """
-    frames = {
-        title: panel.pivot(index="label", columns="arm", values=["mean", "p_holm"])
-        for title, panel in panels.items()
-    }
-    orders = {
-        title: (list(dict.fromkeys(panel["label"])), list(dict.fromkeys(panel["arm"])))
-        for title, panel in panels.items()
-    }
     means = np.abs(np.concatenate([panel["mean"].dropna() for panel in panels.values()]))
     # So that one arm that fails does not bleach all others.
     limit = max(float(np.quantile(means, 0.9)), 1e-9) if len(means) else 1.0
-    rows = max(len(labels) for labels, _ in orders.values())
+    rows = max(panel["label"].nunique() for panel in panels.values())
     figure, axes = new_figure(1.6 + 0.25 * rows, WIDTH + 1.5, ncols=len(panels), sharey=True, squeeze=False)
-    for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
-        labels, arms = orders[title]
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        frame = panel.pivot(index="label", columns="arm", values=["mean", "p_holm"])
+        labels, arms = panel["label"].unique(), panel["arm"].unique()
         values, chances = (frame[name].loc[labels, arms].to_numpy(dtype=float) for name in ("mean", "p_holm"))
         numbers = np.vectorize(_signed, otypes="U")(values)
         colours = {"cmap": "RdBu", "vmin": -DEEPEST * limit, "vmax": DEEPEST * limit, "aspect": "auto"}

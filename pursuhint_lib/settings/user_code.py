@@ -55,9 +55,7 @@ def look_in(folder: Path, names: Iterable[str]) -> None:
     **Raises:** ``SettingsError`` where one of their modules is not there, or is not what this process has
     loaded before: what runs would not be what the settings say.
     """
-    if folder in _folders:
-        _folders.remove(folder)
-    _folders.insert(0, folder)
+    _folders[:] = [folder, *(other for other in _folders if other != folder)]
     for name in _modules(names):
         before = _known.pop(name, None)
         if before not in (None, _source(name)) and name in sys.modules:

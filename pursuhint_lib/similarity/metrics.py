@@ -84,10 +84,6 @@ def _symmetric(matrix: Tensor) -> Tensor:
     return ((matrix + matrix.T) / 2).fill_diagonal_(1.0)
 
 
-def _pair(metric: str, x: Tensor, y: Tensor) -> Tensor:
-    return similarity_matrix([x, y], metric)[0, 1]
-
-
 def r2_cca(x: Tensor, y: Tensor, *, center: bool = True) -> Tensor:
     """Mean squared canonical correlation, ‖Qxᵀ Qy‖²_F / min(rank x, rank y).
 
@@ -99,7 +95,7 @@ def r2_cca(x: Tensor, y: Tensor, *, center: bool = True) -> Tensor:
 
     **Returns:** scalar in [0, 1].
     """
-    return _pair("r2" if center else "r2-raw", x, y)
+    return similarity_matrix([x, y], "r2" if center else "r2-raw")[0, 1]
 
 
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
@@ -112,7 +108,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
 
     **Returns:** scalar.
     """
-    return _pair("cka-linear-debiased" if debiased else "cka-linear", x, y)
+    return similarity_matrix([x, y], "cka-linear-debiased" if debiased else "cka-linear")[0, 1]
 
 
 def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0) -> Tensor:

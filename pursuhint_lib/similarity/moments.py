@@ -42,16 +42,9 @@ class Moments:
         return self.scatter + self.images * torch.outer(self.mean, self.mean)
 
 
-@dataclass(frozen=True)
-class MomentMetric:
-    """A metric that is a function of second moments.
-
-    **Arguments:** ``prepare`` maps a layer's ``Moments`` to whatever it compares; ``compare`` maps two of
-    these and the cross product X̃ᵀỸ [Cx, Cy] to a scalar.
-    """
-
-    prepare: Callable[[Moments], object]
-    compare: Callable[[object, object, Tensor], Tensor]
+# A metric that is a function of second moments: what a layer's ``Moments`` become for it, and a function of
+# two of these and the cross product X̃ᵀỸ [Cx, Cy] to a scalar.
+MomentMetric = tuple[Callable[[Moments], object], Callable[[object, object, Tensor], Tensor]]
 
 
 class Layers:
@@ -164,11 +157,11 @@ def moment_matrices(layers: Layers, metrics: Mapping[str, MomentMetric]) -> dict
             products = layers.products(left, right)
             for i in right if left is right else ():
                 own = layers.moments(i, products[i, i])
-                for name, metric in metrics.items():
-                    states[name][i] = metric.prepare(own)
+                for name, (prepare, _) in metrics.items():
+                    states[name][i] = prepare(own)
             for (i, j), cross in products.items():
-                for name, metric in metrics.items() if i < j else ():
-                    value = float(metric.compare(states[name][i], states[name][j], cross))
+                for name, (_, compare) in metrics.items() if i < j else ():
+                    value = float(compare(states[name][i], states[name][j], cross))
                     found[name][i, j] = found[name][j, i] = value
     return found
 
@@ -328,11 +321,11 @@ def _linear_cka_debiased(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], cro
 
 
 MOMENT_METRICS = {
-    "r2": MomentMetric(_centred_basis, _r2),
-    "r2-raw": MomentMetric(_raw_basis, _r2_raw),
-    "svcca": MomentMetric(_principal_basis, _svcca),
-    "pwcca": MomentMetric(_projections, _pwcca),
-    "procrustes": MomentMetric(_unit, _procrustes),
-    "cka-linear": MomentMetric(_self_product, _linear_cka),
-    "cka-linear-debiased": MomentMetric(_debiased_parts, _linear_cka_debiased),
+    "r2": (_centred_basis, _r2),
+    "r2-raw": (_raw_basis, _r2_raw),
+    "svcca": (_principal_basis, _svcca),
+    "pwcca": (_projections, _pwcca),
+    "procrustes": (_unit, _procrustes),
+    "cka-linear": (_self_product, _linear_cka),
+    "cka-linear-debiased": (_debiased_parts, _linear_cka_debiased),
 }
