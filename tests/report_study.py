@@ -3,7 +3,6 @@ and test_report_browser.py use it.
 """
 
 from dataclasses import replace
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +24,6 @@ PATHS = StudyPaths("smoke")
 PAIR = "resnet14-resnet8x0.25"
 # What a caption may hold that means something in a page, in an attribute or in an address.
 NASTY = "</script><script>alert(1)</script> \"double\" 'single' 100 % #1 & `code` {{ 7 * 7 }}"
-# Names of the numbers that are published, one for each claim.
-NAMES = ("alone", "none", "stage-ends", "random", "middles")
 ARMS = ("none", "stage-ends", "pursuhint-cka-linear", "segment-middles", "random-1", "random-2")
 
 
@@ -66,22 +63,22 @@ def publish(profile) -> None:
     """Tables and figures as the notebooks publish them, and one figure whose words and caption mean harm."""
     frame = results_frame(profile)
     means = statistics.mean_with_interval(frame[frame["method"] == "at"], ["pair", "method", "arm"])
-    claims = statistics.judge_claims(frame[frame["method"] == "at"], profile.margin)
-    effects = statistics.effects(
-        statistics.differences(frame[frame["method"] == "at"], "random-"), ["method", "arm"]
-    )
     rows = frame[frame["method"] == "at"]
+    effects, every = statistics.compared(rows), statistics.against(rows, "stage-ends")
     page = Page(profile, "05_results")
     accuracies = statistics.text_table(means.assign(method="AT"), "arm", "method")
     page.table(accuracies, f"accuracy-{PAIR}", "Accuracies.", runs=runs_behind(rows, accuracies, ["arm"]))
-    behind = runs_behind(rows, effects, ["method", "arm"], "random-")
-    page.table(effects, "differences-random", "Differences.", runs=behind)
-    sides = [[*map(partial(statistics.arms_of, rows), (c.arms, c.reference))] for c in statistics.CLAIMS]
-    behind = [rows.loc[rows["arm"].isin([*ours, *theirs]), "record"] for ours, theirs in sides]
-    page.table(claims.drop(columns="p"), "claims", f"The claims. {NASTY}", runs=behind)
-    page.figure(plots.claim_effects(claims, profile.margin), "claims", "The claims.", f"alt: {NASTY}")
-    for row in claims.itertuples():
-        page.number(NAMES[row.Index], "{:+.2f} pp [{:.2f}, {:.2f}]", row.mean, row.low, row.high)
+    behind = runs_behind(rows, every, ["method", "arm"], "stage-ends")
+    page.table(every[["arm", "mean", "low", "high", "word"]], "stage-ends", "Differences.", runs=behind)
+    sides = [(statistics.PURSUHINT, statistics.REFERENCES[minus]) for minus in effects["minus"]]
+    behind = [rows.loc[rows["arm"].str.startswith(both), "record"] for both in sides]
+    shown = effects[["minus", "mean", "low", "high", "n", "word"]]
+    page.table(shown, "effects", f"The effects. {NASTY}", runs=behind)
+    drawn = effects.dropna(subset="mean").assign(label=lambda table: table["minus"], arm="pursuhint-r2")
+    page.figure(plots.forest({"PURSUhInT": drawn}), "effects", "The effects.", f"alt: {NASTY}")
+    for row in effects.itertuples():
+        name = statistics.REFERENCES[row.minus].strip("-")
+        page.number(name, "{:+.2f} pp [{:.2f}, {:.2f}]", row.mean, row.low, row.high)
     page = Page(profile, "03_distillation", PAIR, "at")
     page.table(
         means.assign(tiny=1e-5, missing=["–", *means["arm"][1:]])[

@@ -218,11 +218,11 @@ def test_a_step_that_ran_out_of_memory_says_so_and_what_to_do(said):
 
 def test_a_damaged_table_is_no_traceback():
     profile = load_profile("smoke")
-    steps, claims = make_plan(profile, "smoke"), StudyPaths("smoke").tables / "05_results-claims.csv"
-    claims.parent.mkdir(parents=True)
+    steps, effects = make_plan(profile, "smoke"), StudyPaths("smoke").tables / "05_results-effects.csv"
+    effects.parent.mkdir(parents=True)
     for content in (b"", b"\0" * 100, b"what,was\nonce,here\n"):
-        claims.write_bytes(content)
-        with pytest.raises(SettingsError, match=r"claims.csv cannot be read .*delete it"):
+        effects.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"effects.csv cannot be read .*delete it"):
             conclude(profile, steps, 1.0)
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from pursuhint_lib import statistics
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Exchange, Pair, SettingsError
 from pursuhint_lib.study.engine import estimate
@@ -24,6 +23,7 @@ from pursuhint_lib.study.experiments.deepest_layer import (
     exchange_frame,
     exchanges,
 )
+from pursuhint_lib.study.grid.arms import exchange_arms
 from pursuhint_lib.study.grid.cells import run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
@@ -56,38 +56,29 @@ def planned(profile):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_shares_and_interaction_are_the_effects_of_a_factorial_design(weighted):
-    generator = np.random.default_rng(0)
-    rows, truth = [], {}
+    generator, rows, truth = np.random.default_rng(0), [], []
+    by = ["pair", "method", *(["weight"] if weighted else [])]
     for seed, (deep, others, both) in enumerate(generator.normal(size=(3, 3))):
-        truth[seed] = {SHARES[0]: 2 * deep, SHARES[1]: 2 * others, INTERACTION: 4 * both}
-        for arm, x, y in (
-            ("stage-ends", 1, 1),
-            ("deepened-r2", 1, -1),
-            ("shallowed-r2", -1, 1),
-            ("pursuhint-r2", -1, -1),
-        ):
-            found = {"pair": "p", "method": "at", "seed": seed, "arm": arm} | (
-                {"weight": 10.0} if weighted else {}
-            )
+        truth.append((2 * deep, 2 * others, 4 * both))
+        signs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+        for arm, (x, y) in zip(exchange_arms("r2"), signs, strict=True):
+            found = {"pair": "p", "method": "at", "weight": 10.0, "seed": seed, "arm": arm, "points": arm}
             rows.append(found | {"accuracy": 40 + deep * x + others * y + both * x * y})
     frame = pd.DataFrame(rows)
-    found = exchanges(frame)
-    assert ("weight" in found) == weighted
-    assert set(found["metric"]) == {"r2"}
-    for seed, effects in truth.items():
-        mine = found[found["seed"] == seed].set_index("points")["difference"]
-        assert mine.to_dict() == pytest.approx(effects)
-        accuracy = frame[frame["seed"] == seed].set_index("arm")["accuracy"]
-        assert mine[list(SHARES)].sum() == pytest.approx(accuracy["stage-ends"] - accuracy["pursuhint-r2"])
+    found = exchanges(frame, by).set_index("points")["mean"]
+    expected = dict(zip((*SHARES, INTERACTION), np.mean(truth, axis=0), strict=True))
+    assert found.to_dict() == pytest.approx(expected)
+    means = frame.groupby("arm")["accuracy"].mean()
+    assert found[list(SHARES)].sum() == pytest.approx(means["stage-ends"] - means["pursuhint-r2"])
 
 
 def test_without_all_four_sets_there_are_no_shares():
     rows = [
-        {"pair": "p", "method": "at", "seed": 0, "arm": arm, "accuracy": 40.0}
+        {"pair": "p", "method": "at", "seed": 0, "arm": arm, "points": arm, "accuracy": 40.0}
         for arm in ("stage-ends", "deepened-r2", "pursuhint-r2")
     ]
     assert exchanges(pd.DataFrame(rows)).empty
-    assert statistics.effects(exchanges(pd.DataFrame(rows[:1])), ["metric", "points"]).empty
+    assert exchanges(pd.DataFrame(rows[:1])).empty
 
 
 def test_only_the_mixed_sets_are_trained_beyond_the_grid_and_its_files_stay(trained):
@@ -209,13 +200,8 @@ def test_notebook_10_trains_the_mixed_sets_and_answers(trained, tmp_path):
     mixed = shares["points"] == INTERACTION
     tabled = {"shares": shares[~mixed], "interaction": shares[mixed]}
     for name, rows in tabled.items():
-        effects = statistics.effects(rows, ["method", "points"])
-        np.testing.assert_allclose(
-            pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"],
-            effects["mean"],
-            rtol=1e-5,
-            atol=1e-9,
-        )
+        drawn_means = pd.read_csv(tables / f"10_deepest_point-{name}.csv")["mean"]
+        np.testing.assert_allclose(drawn_means, rows["mean"], rtol=1e-5, atol=1e-9)
     assert set(pd.read_csv(tables / "10_deepest_point-layers.csv")["arm"]) == {
         "stage-ends",
         "deepened-r2",

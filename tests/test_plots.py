@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pursuhint_lib import plots
 from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
 from pursuhint_lib.similarity import METRICS
-from pursuhint_lib.statistics import judge_claims, paired_effect
+from pursuhint_lib.statistics import paired_effect
 
 LAYERS = 9
 MATRIX = np.exp(-np.abs(np.subtract.outer(np.arange(LAYERS), np.arange(LAYERS))) / 4)
@@ -77,17 +77,6 @@ def channels() -> pd.DataFrame:
     return pd.DataFrame({"sub-block": [1, 2, 3], "channels": [16, 32, 64], "dead": [0, 3, 5]})
 
 
-def claims(seeds: int = 3) -> pd.DataFrame:
-    generator = np.random.default_rng(0)
-    arms = ("alone", "none", "stage-ends", "segment-middles", "random-1", "pursuhint-r2")
-    rows = [
-        ("p", "at", arm, seed, 50 + 5 * number + generator.normal())
-        for seed in range(seeds)
-        for number, arm in enumerate(arms)
-    ]
-    return judge_claims(pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "accuracy"]), margin=0.5)
-
-
 BY_K = {k: choose_hint_points(MATRIX, k, "kmedoids") for k in (2, 3, 4)}
 CURVE = KCurve("silhouette", "kmedoids", (2, 3, 4), (0.1, 0.4, 0.2), (0.0, 0.05, 0.1), 3)
 AGREEMENT = pd.DataFrame([[0.0, 1.25], [1.25, 0.0]], index=["first", "second"], columns=["first", "second"])
@@ -136,12 +125,11 @@ FIGURES = {
     "training_curves": lambda: plots.training_curves(histories()),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
     "forest": lambda: plots.forest(
-        {"against the stage ends": panel(), "against random points": panel()}, margin=0.2
+        {"minus the stage ends": panel(), "minus random sets": panel()}, ("worse", "better")
     ),
     "effect_grid": lambda: plots.effect_grid({"against the stage ends": panel().assign(p_holm=0.01)}, 0.05),
     "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
-    "claim_effects": lambda: plots.claim_effects(claims(), margin=0.5),
     "kmeans_rounds": lambda: plots.kmeans_rounds(
         {"r2": kmeans_rounds(MATRIX, 3), "cka": [(POINTS.indices, POINTS.labels)] * 9}
     ),
@@ -163,7 +151,7 @@ FIGURES = {
     "compression_costs": lambda: plots.compression_costs(
         networks().assign(pair="p", teacher="resnet56", method="at", arm="last"), {"parameters": "parameters"}
     ),
-    "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10, margin=0.2),
+    "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10),
     "tuning_curve": lambda: plots.tuning_curve(searched(), 10, 1000),
 }
 
@@ -175,9 +163,8 @@ SINGLE = {
     "depth_strip": lambda: plots.depth_strip({"last": ((0, 0),)}, 1, (0,)),
     "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
-    "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}, margin=0.2),
-    "claim_effects": lambda: plots.claim_effects(claims(seeds=1), margin=0.5),
-    "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10, margin=0.2),
+    "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}),
+    "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10),
 }
 
 
@@ -310,7 +297,11 @@ def test_the_depth_strip_has_a_row_per_arm_with_dots_at_their_numbers():
 
 def test_the_forest_shows_means_and_intervals_at_their_places():
     figure = plots.forest(
-        {"first": panel(), "second": panel(means=(1.0, 2.0, 3.0), low=0.75, high=4.0)}, margin=0.2
+        {
+            "first": panel().assign(margin=[0.2, float("nan"), 0.2]),
+            "second": panel(means=(1.0, 2.0, 3.0), low=0.75, high=4.0),
+        },
+        ("left", "right"),
     )
     for axis, title, means, interval in zip(
         figure.axes,
@@ -325,13 +316,16 @@ def test_the_forest_shows_means_and_intervals_at_their_places():
             for row, (mean, arm) in enumerate(zip(means, ARMS[1:], strict=True))
         ]
         assert spans(axis) == [(*interval, row) for row in range(3)]
-        assert [label.get_text() for label in axis.get_yticklabels()] == [f"row {arm}" for arm in ARMS[1:]]
-        shaded = axis.patches[0].get_extents().transformed(axis.transData.inverted())
-        assert (shaded.x0, shaded.x1) == pytest.approx((-0.2, 0.2))
         assert axis.get_ylim()[0] > axis.get_ylim()[1]
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == [f"row {arm}" for arm in ARMS[1:]]
+    shaded = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in first.patches]
+    assert shaded == [pytest.approx((-0.2, 0.2))] * 2
+    assert not second.patches
+    assert figure.get_supxlabel().startswith("← left      right →")
 
 
-@pytest.mark.parametrize("name", ["forest", "accuracy_by_arm", "claim_effects"])
+@pytest.mark.parametrize("name", ["forest", "accuracy_by_arm"])
 def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
     for axis in SINGLE[name]().axes:
         assert spans(axis) == []
@@ -398,16 +392,6 @@ def test_bars_are_as_high_as_the_channels():
     axis = FIGURES["channel_statistics"]().axes[0]
     assert [bar.get_height() for bar in axis.containers[0]] == [16, 32, 64]
     assert [bar.get_height() for bar in axis.containers[1]] == [0, 3, 5]
-
-
-def test_claims_are_shown_with_their_verdicts():
-    table = claims()
-    axis = plots.claim_effects(table, margin=0.5).axes[0]
-    assert [(x, y) for x, y, _ in dots(axis)] == [
-        (pytest.approx(mean), row) for row, mean in enumerate(table["mean"])
-    ]
-    assert [text.get_text() for text in axis.texts] == list(table["verdict"])
-    assert [label.get_text().replace("\n", " ") for label in axis.get_yticklabels()] == list(table["claim"])
 
 
 # ---- colours

@@ -14,7 +14,6 @@ from operator import getitem
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -36,7 +35,7 @@ from pursuhint_lib.settings import (
     resolved,
     settings_hash,
 )
-from pursuhint_lib.statistics import bootstrap_interval, equivalence_p, holm, paired_effect
+from pursuhint_lib.statistics import equivalence_p, holm, paired_effect
 
 # The same examples every time; the folder of a test is used by all of them.
 few = settings(
@@ -257,17 +256,6 @@ def test_an_interval_holds_the_mean_and_turns_with_the_sign(values):
         statistics.LEVEL
     )
     assert paired_effect([*values, math.nan]) == effect
-
-
-@few
-@given(DIFFERENCES)
-def test_a_bootstrap_interval_turns_with_the_sign(values):
-    found = pd.DataFrame({"pair": "p", "seed": range(len(values)), "difference": values})
-    low, high = bootstrap_interval(found, resamples=99)
-    assert low <= high
-    assert bootstrap_interval(found.assign(difference=-found["difference"]), resamples=99) == pytest.approx(
-        (-high, -low), abs=1e-9
-    )
 
 
 @few

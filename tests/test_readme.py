@@ -170,11 +170,12 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path, monkeypatch):
     assert lines[0].startswith("**Handwritten digits")
     assert lines[1:] == [
         "It is +0.50 pp.",
-        "![The claims and their verdicts](results/quick/figures/05_results-claims.png)",
+        "![PURSUhInT's layers against others, by pair and method]"
+        "(results/quick/figures/05_results-effects.png)",
     ]
     results_of(tmp_path, "cifar100-lite", 2.0)
     lines = readme.answer().split("\n\n")
-    assert "([`cifar100-lite`](config/cifar100-lite.yaml), [every claim](results/cifar100-lite/" in lines[0]
+    assert "([`cifar100-lite`](config/cifar100-lite.yaml), [every difference](results/cifar" in lines[0]
     assert lines[1] == "It is +2.00 pp."
     assert "results/cifar100-lite/figures/" in lines[2]
     assert lines[-1] == "It is +0.50 pp."

@@ -13,7 +13,7 @@ from report_study import ARMS, NASTY, PAIR, PATHS, Element, make_study, page, ro
 
 from pursuhint_lib.files import sealed, unsealed
 from pursuhint_lib.settings import SettingsError
-from pursuhint_lib.statistics import CLAIMS
+from pursuhint_lib.statistics import PURSUHINT, REFERENCES
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.grid.cells import results_frame
 from pursuhint_lib.study.publish import page as page_module
@@ -90,7 +90,7 @@ def test_figures_are_the_published_vectors_with_their_captions():
         kind, _, body = image.attrs["src"].partition(",")
         assert kind == "data:image/svg+xml;charset=utf-8"
         caption = file.with_name(f"{name}.md").read_text().strip()
-        assert image.attrs["alt"] == (f"alt: {NASTY}" if name == "05_results-claims" else caption)
+        assert image.attrs["alt"] == (f"alt: {NASTY}" if name == "05_results-effects" else caption)
         shown, published = (ElementTree.fromstring(text) for text in (unquote(body), file.read_text()))
         for one, other in zip(shown.iter(), published.iter(), strict=True):
             assert one.tag == other.tag
@@ -138,12 +138,12 @@ def test_numbers_are_rounded_and_nothing_else(value, shown, full):
 
 
 def test_parts_of_a_step_stand_in_the_order_of_their_publication():
-    wanted = [f"table-05_results-{name}" for name in (f"accuracy-{PAIR}", "differences-random", "claims")]
+    wanted = [f"table-05_results-{name}" for name in (f"accuracy-{PAIR}", "stage-ends", "effects")]
     content = unsealed(json.loads(PATHS.fragments("05_results").read_text()))
-    assert [*content] == [*wanted, "picture-05_results-claims"]
+    assert [*content] == [*wanted, "picture-05_results-effects"]
     ids = [element.attrs.get("id") for element in all_elements(page())]
     assert ids.index(wanted[0]) < ids.index(wanted[1])
-    assert ids.index("table-05_results-claims") < ids.index("layer-map") < ids.index(wanted[0])
+    assert ids.index("table-05_results-effects") < ids.index("layer-map") < ids.index(wanted[0])
     pictures = [name for name in ids if name and name.startswith("figure-02")]
     assert pictures == [f"figure-02_hint_points-resnet14-3-{name}" for name in ("one", "two")]
 
@@ -161,9 +161,9 @@ def test_a_mean_is_that_of_the_records_which_its_row_links():
         assert f"{plain.mean(accuracies(runs).values()):.2f}" == at.text.split(" ± ")[0]
 
 
-def test_the_runs_of_a_claim_give_its_number():
+def test_the_runs_of_an_effect_give_its_number():
     root = page()
-    (table,), (runs,) = root.find("figure", id="table-05_results-claims"), root.find("table", id="runs")
+    (table,), (runs,) = root.find("figure", id="table-05_results-effects"), root.find("table", id="runs")
     frame = results_frame(small_profile())
     everything = rows_of(runs)
     assert len(everything) == len(frame)
@@ -174,19 +174,17 @@ def test_the_runs_of_a_claim_give_its_number():
         assert stored["metrics"]["accuracy"] == float(accuracy.attrs["title"])
         listed.setdefault(link.text, []).append((arm.text, int(seed.text)))
     judged = rows_of(table)
-    assert len(judged) == 5
-    for claim, row in zip(CLAIMS, judged, strict=True):
-        sides = {True: [], False: []}
+    assert len(judged) == 4
+    for row in judged:
+        sides = {PURSUHINT: [], REFERENCES[row[0].text]: []}
         for name, accuracy in accuracies(row[1]).items():
-            arms = {arm for arm, _ in listed[name]}
-            # Two arms that take the same layers are one run, which stands on both sides.
-            for paper, family in ((True, claim.arms), (False, claim.reference)):
-                if any(arm.startswith(family) for arm in arms):
-                    sides[paper].append(accuracy)
+            for family, found in sides.items():
+                # Two arms that take the same layers are one run, which stands on both sides.
+                if any(arm.startswith(family) for arm, _ in listed[name]):
+                    found.append(accuracy)
         # Each side has as many runs of either seed.
-        assert plain.mean(sides[True]) - plain.mean(sides[False]) == pytest.approx(
-            float(row[2].attrs.get("title") or row[2].text), abs=1e-4
-        ), claim.text
+        ours, theirs = map(plain.mean, sides.values())
+        assert ours - theirs == pytest.approx(float(row[2].attrs.get("title") or row[2].text or 0), abs=1e-4)
 
 
 def test_records_are_known_by_their_hashes():
@@ -233,7 +231,7 @@ def test_the_same_files_give_the_same_bytes_and_others_another_page():
     before = path.read_bytes()
     assert write_report(profile, steps).read_bytes() == content
     parts = {
-        key: html.replace("The claims.", "No others.") for key, html in unsealed(json.loads(before)).items()
+        key: html.replace("The effects.", "No others.") for key, html in unsealed(json.loads(before)).items()
     }
     try:
         path.write_text(json.dumps(sealed(parts)))
@@ -246,11 +244,11 @@ def test_the_same_files_give_the_same_bytes_and_others_another_page():
 DAMAGES = {
     "fragments cut": ("fragments/05_results.json", lambda text: text[:-30]),
     "zeros": ("fragments/05_results.json", lambda text: "\0" * 99),
-    "fragments edited": ("fragments/05_results.json", lambda text: text.replace("The claims", "No claims")),
+    "fragments edited": ("fragments/05_results.json", lambda text: text.replace("The effects", "No effects")),
     "figure gone": ("figures/02_hint_points-resnet14-3-one.svg", None),
-    "figure cut": ("figures/05_results-claims.svg", lambda text: text[:-9]),
-    "no figure": ("figures/05_results-claims.svg", lambda _: "<svg/>"),
-    "no text": ("figures/05_results-claims.svg", lambda _: b"\xff\xfe"),
+    "figure cut": ("figures/05_results-effects.svg", lambda text: text[:-9]),
+    "no figure": ("figures/05_results-effects.svg", lambda _: "<svg/>"),
+    "no text": ("figures/05_results-effects.svg", lambda _: b"\xff\xfe"),
     "hints": ("hints/resnet14-similarity.json", lambda text: text.replace("0.", "1.", 1)),
     "record": ("records/*_at_*.json", lambda text: text[:-9]),
 }
@@ -295,7 +293,7 @@ def test_checksums_leave_the_report_out():
     write_sums(PATHS.results)
     sums = PATHS.results / "SHA256SUMS"
     try:
-        assert "tables/05_results-claims.csv" in sums.read_text()
+        assert "tables/05_results-effects.csv" in sums.read_text()
         assert "report" not in sums.read_text()
     finally:
         sums.unlink()

@@ -33,9 +33,9 @@ FIGURES = (
     "03_distillation-resnet14-resnet8x0.25-at-curves",
     "03_distillation-resnet14-resnet8x0.25-at-differences",
     "05_results-accuracy-resnet14-resnet8x0.25",
-    "05_results-differences",
+    "05_results-stage-ends-resnet14-resnet8x0.25",
     "05_results-compression",
-    "05_results-claims",
+    "05_results-effects",
     "08_export-costs-resnet14",
     "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
 )
@@ -44,7 +44,7 @@ TABLES = (
     "02_hint_points-resnet14-3-points",
     "02_hint_points-resnet14-3-stability",
     "05_results-networks",
-    "05_results-claims",
+    "05_results-effects",
     "08_export-costs",
     "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
 )
@@ -137,9 +137,10 @@ def test_figures_and_tables_are_there_in_every_form(finished):
     for name in TABLES:
         for ending in (".csv", ".md", ".tex"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 40, name
-    claims = pd.read_csv(results / "tables" / "05_results-claims.csv")
-    assert len(claims) == 5
-    assert set(claims["verdict"]) <= {"reproduced", "not reproduced", "undecided"}
+    effects = pd.read_csv(results / "tables" / "05_results-effects.csv")
+    assert effects.groupby("minus").size().eq(2).all()
+    words = effects["word"].str.replace(r" within.*", "", regex=True)
+    assert set(words) <= {"better", "worse", "the same", "not known", "not tested: the same layers"}
 
 
 def test_the_grid_takes_the_weight_that_was_tuned_on_other_images_and_seeds(finished):
@@ -161,12 +162,13 @@ def test_the_grid_takes_the_weight_that_was_tuned_on_other_images_and_seeds(fini
     assert len(three) > 4
 
 
-def test_the_end_lists_figures_tables_and_verdicts(finished):
-    _, _, second, _ = finished
-    for name in FIGURES:
-        assert f"{name}.svg" in second.stdout
-    assert "Verdicts" in second.stdout
-    assert second.stdout.count(" seeds\n") == 5
+def test_the_end_counts_what_is_drawn_and_tells_the_effects(finished):
+    folder, _, second, _ = finished
+    results = folder / "results" / "smoke"
+    assert f"figures: {len([*results.glob('figures/*.svg')])}" in second.stdout
+    effects = pd.read_csv(results / "tables" / "05_results-effects.csv")
+    assert "PURSUhInT's layers against others" in second.stdout
+    assert second.stdout.count(", minus ") == len(effects)
 
 
 def test_a_second_run_trains_nothing_and_says_so(finished):
@@ -183,7 +185,7 @@ def test_a_second_run_trains_nothing_and_says_so(finished):
 
 def test_a_deleted_figure_is_made_again_without_training(finished):
     folder, *_ = finished
-    figure = folder / "results" / "smoke" / "figures" / "05_results-claims.svg"
+    figure = folder / "results" / "smoke" / "figures" / "05_results-effects.svg"
     content, before = figure.read_bytes(), records(folder)
     figure.unlink()
     again = run(folder)
@@ -234,8 +236,8 @@ def digit_changed(file: Path, pattern: str) -> str:
 
 EDITS = {
     "records": ("*_at_*.json", '"accuracy": '),
-    "tables": ("05*-claims.csv", "alone,"),
-    "figures": ("05*-claims.svg", 'd="M '),
+    "tables": ("05*-effects.csv", "known"),
+    "figures": ("05*-effects.svg", 'd="M '),
     "hints": ("*-similarity.json", '"r2": \\[\\[1.0, '),
 }
 
@@ -295,7 +297,7 @@ def test_results_are_what_their_records_give_bit_for_bit(finished, copied):
     edited = command()
     assert edited.returncode == 1
     assert f"note: {copied} has no SHA256SUMS" in edited.stderr
-    assert "error: tables/05_results-claims.csv is not what the records give" in edited.stderr
+    assert "error: tables/05_results-effects.csv is not what the records give" in edited.stderr
     assert not re.search("error: .*-at-", edited.stderr), "what does not depend on it is as it was"
     # Nothing takes the place of a record that is gone.
     record.unlink()

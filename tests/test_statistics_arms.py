@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pursuhint_lib.statistics import deviations, effects, spread_of_arms
+from pursuhint_lib.statistics import spread_of_arms
 
 NAN = float("nan")
 
@@ -110,12 +110,3 @@ def test_every_method_counts_the_same_whatever_its_number_of_seeds():
     assert found["n"] == 5
 
 
-def test_deviations_are_from_the_mean_of_different_points():
-    frame = study(
-        {("p", "at"): np.array([[70.0, 71, 75, 71], [60, 61, 62, 61]])}, list("abcd"), ["1", "2", "3", "2"]
-    )
-    found = deviations(frame).pivot(index="seed", columns="arm", values="difference")
-    assert found.to_numpy().tolist() == [[-2, -1, 3, -1], [-1, 0, 1, 0]]
-    table = effects(deviations(frame), ["arm"]).set_index("arm")
-    assert table.loc["c", "mean"] == 2
-    assert table.loc["b", "mean"] == table.loc["d", "mean"] == -0.5

@@ -21,12 +21,13 @@ from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.experiments.deepest_layer import INTERACTION, exchanges
-from pursuhint_lib.study.experiments.hint_weight import gains, sweep_cells, sweep_frame
+from pursuhint_lib.study.experiments.hint_weight import by_weight, sweep_cells, sweep_frame
 from pursuhint_lib.study.grid.cells import cell_settings, methods_of, results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points
 from pursuhint_lib.training import train_teacher
 
+CELL = ["pair", "method", "weight"]
 SWEEP = Sweep("at", (10.0, 100_000.0), ("stage-ends", "last"), 2)
 
 
@@ -89,11 +90,12 @@ def test_a_sweep_trains_what_is_missing_and_its_gains_are_paired(trained):
     assert set(frame["weight"]) == {0.0, 10.0, 1000.0, 100_000.0}
     # Weight 0 is the same run for both arms.
     assert frame[frame["weight"] == 0].groupby("seed")["record"].nunique().eq(1).all()
-    gained = gains(frame)
+    gained = statistics.against(by_weight(frame), "none", CELL)
     assert set(gained["weight"]) == {10.0, 1000.0, 100_000.0}
+    plain = frame[frame["weight"] == 0].drop_duplicates("seed")["accuracy"].mean()
     for row in gained.itertuples():
-        plain = frame[(frame["weight"] == 0) & (frame["seed"] == row.seed)]["accuracy"].iloc[0]
-        assert row.difference == pytest.approx(row.accuracy - plain)
+        mine = frame[(frame["weight"] == row.weight) & (frame["arm"] == row.arm)]["accuracy"].mean()
+        assert row.mean == pytest.approx(mine - plain)
     grid = results_frame(trained).query("method == 'at'").set_index(["arm", "seed"])["accuracy"]
     for row in frame[frame["weight"] == 1000.0].itertuples():
         assert row.accuracy == grid[row.arm, row.seed]
@@ -154,11 +156,10 @@ def test_notebook_09_draws_a_sweep_and_answers(trained, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     tables = StudyPaths("smoke").tables
     frame = sweep_frame(checked(replace(trained, sweeps=(sweep,))), "at")
-    shares = exchanges(gains(frame))
-    shares = shares[shares["points"] != INTERACTION]
+    shares = exchanges(by_weight(frame), CELL)
     tabled = {
-        "gains": statistics.effects(gains(frame), ["weight", "arm"]),
-        "exchanged": statistics.effects(shares, ["weight", "points"]),
+        "gains": statistics.against(by_weight(frame), "none", CELL),
+        "exchanged": shares[shares["points"] != INTERACTION],
     }
     for name, effects in tabled.items():
         np.testing.assert_allclose(
@@ -201,9 +202,9 @@ def test_a_sweep_takes_arms_that_the_grid_does_not_have(trained):
     assert set(deepened["points"]) == {" ".join([*paper_names[:-1], names.ends[-1]])}
     assert set(shallowed["points"]) == {" ".join([*names.ends[:-1], paper_names[-1]])}
     assert set(ends["points"]) == {" ".join(names.ends)}
-    told = exchanges(gains(frame))
+    told = exchanges(by_weight(frame), CELL)
     assert set(told["weight"]) == {10.0, 1000.0}
-    assert told.groupby(["weight", "points"])["seed"].nunique().eq(2).all()
+    assert told["n"].eq(2).all()
 
 
 def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual_weight():
@@ -215,7 +216,7 @@ def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual
     swept = pd.DataFrame(rows, columns=["weight", "arm", "mean"]).assign(
         low=lambda t: t["mean"] - 1, high=lambda t: t["mean"] + 1
     )
-    axis = plots.weight_sweep(swept, 10, margin=0.2).axes[0]
+    axis = plots.weight_sweep(swept, 10).axes[0]
     lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
     assert set(lines) == {"stage-ends", "random-1"}
     assert lines["stage-ends"].get_ydata().tolist() == [0.0, 0.5, -0.5]
@@ -223,7 +224,7 @@ def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual
     assert any(set(line.get_xdata()) == {10} for line in axis.lines)
     assert axis.get_xscale() == "log"
     assert axis.get_yticks().tolist() == [-1, 0, 1]
-    wide = plots.weight_sweep(swept.assign(low=lambda t: t["mean"] - 25), 10, margin=0.2).axes[0]
+    wide = plots.weight_sweep(swept.assign(low=lambda t: t["mean"] - 25), 10).axes[0]
     assert wide.get_yticks().tolist()[:5] == [-20, -10, -5, -4, -3]
 
 
