@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import fields, is_dataclass, replace
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
