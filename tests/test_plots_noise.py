@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import fields, is_dataclass, replace
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -78,19 +77,6 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / "work"))
     return Page(load_profile("smoke"), "05_results")
-
-
-def test_a_figure_takes_the_place_of_its_compressed_form(page):
-    folder = StudyPaths("smoke").figures
-    folder.mkdir(parents=True)
-    for name in ("05_results-forest.svgz", "05_results-forest-2.svgz"):
-        (folder / name).write_bytes(b"old")
-    page.figure(FIGURES["forest"](), "forest", "A forest.")
-    endings = ("-2.svgz", ".md", ".png", ".svg")
-    assert sorted(file.name for file in folder.iterdir()) == [
-        f"05_results-forest{ending}" for ending in endings
-    ]
-    assert ElementTree.parse(folder / "05_results-forest.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("size", SIZES)
