@@ -89,23 +89,17 @@ def test_pairs_of_one_teacher_are_no_more_proof_than_one():
     assert six == pytest.approx(alone, abs=0.02)
 
 
-def test_arms_that_took_the_same_points_count_once_and_too_few_give_nothing():
-    frame, scores = measured(2, 1.0, arms=3)
-    twin = pd.concat([frame, frame[frame["arm"] == "random-0"].assign(arm="last")])
-    both = pd.concat([scores, scores[scores["arm"] == "random-0"].assign(arm="last")])
-    assert score_correlations(twin, both, draws=9)["arms"].item() == 3
-    few = measured(3, 1.0, arms=2)
-    assert score_correlations(*few).empty
-
-
-def test_arms_of_the_same_accuracy_with_other_points_are_two():
+@pytest.mark.parametrize(("more", "arms"), [(0, 4), (1, 5)], ids=["the same points", "other points"])
+def test_arms_of_the_same_accuracy_count_once_if_they_took_the_same_points(more, arms):
     frame, scores = measured(2, 1.0, arms=4)
-    frame = frame[frame["method"] == "at"]
-    equal = frame[frame["arm"] == "random-0"].assign(arm="last")
-    other = scores[scores["arm"] == "random-0"].assign(arm="last", value=lambda t: t["value"] + 1)
-    assert (
-        score_correlations(pd.concat([frame, equal]), pd.concat([scores, other]), draws=9)["arms"].item() == 5
-    )
+    twin = frame[frame["arm"] == "random-0"].assign(arm="last")
+    its = scores[scores["arm"] == "random-0"].assign(arm="last", value=lambda table: table["value"] + more)
+    found = score_correlations(pd.concat([frame, twin]), pd.concat([scores, its]), draws=9)
+    assert found["arms"].item() == arms
+
+
+def test_too_few_arms_give_nothing():
+    assert score_correlations(*measured(3, 1.0, arms=2)).empty
 
 
 def test_scores_of_a_pair_without_these_methods_change_nothing():
