@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "Draw a results folder again from its records and compare.")
     verify.add_argument("folder", type=Path, help="results/<profile>")
     verify.add_argument("profile", nargs="?", help=f"its profile: {PROFILE} (default: the folder's name)")
+    stamp = add("stamp", _stamp, "Say that notes on results have been read beside the present numbers.")
+    stamp.add_argument("profile", help="a name in config/")
+    stamp.add_argument("section", nargs="+", help="a step, or answer")
     add("docs", _docs, "Write the parts of README.md and docs/ that follow from code and results.")
     add("slot", _slot, "Run the command that follows -- with a GPU for itself.")
     train = add("train", _train, "One of the processes that train a pair and method together.")
@@ -153,6 +156,12 @@ def _verify(options: argparse.Namespace) -> int:
     from .study.publish.verify import verify_folder
 
     return verify_folder(options.folder, options.profile)
+
+
+def _stamp(options: argparse.Namespace) -> None:
+    from .study.grid.notes import stamp
+
+    stamp(options.profile, options.section)
 
 
 def _docs(options: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def publish(profile) -> None:
     page.table(every[["arm", "mean", "low", "high", "word"]], "stage-ends", "Differences.", runs=behind)
     sides = [(statistics.PURSUHINT, statistics.REFERENCES[minus]) for minus in effects["minus"]]
     behind = [rows.loc[rows["arm"].str.startswith(both), "record"] for both in sides]
-    shown = effects[["minus", "mean", "low", "high", "n", "word"]]
+    shown = effects[["minus", "pair", "method", "mean", "low", "high", "n", "word"]]
     page.table(shown, "effects", f"The effects. {NASTY}", runs=behind)
     drawn = effects.dropna(subset="mean").assign(label=lambda table: table["minus"], arm="pursuhint-r2")
     page.figure(plots.forest({"PURSUhInT": drawn}), "effects", "The effects.", f"alt: {NASTY}")

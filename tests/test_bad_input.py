@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
@@ -278,12 +277,6 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     ),
     "infinite accuracy": (
         lambda: statistics.paired_effect([1.0, math.inf]),
-        ("infinity", "leave that run out"),
-    ),
-    "infinite accuracy among pooled ones": (
-        lambda: statistics.pooled_effect(
-            pd.DataFrame({"pair": "p", "seed": [0, 1], "difference": [1.0, math.inf]})
-        ),
         ("infinity", "leave that run out"),
     ),
     "no probability": (lambda: statistics.holm([0.5, 2.0]), ("[2.0]", "between 0 and 1")),

@@ -236,7 +236,7 @@ def test_a_figure_that_fails_leaves_no_global_state():
 def test_the_notebooks_own_style_does_not_show():
     with matplotlib.rc_context(NOTEBOOK_STYLE):
         figure = FIGURES["forest"]()
-    assert figure.axes[0].title.get_fontsize() == 10
+    assert figure.axes[0].title.get_fontsize() == 8.5
     assert not figure.axes[0].spines["top"].get_visible()
 
 

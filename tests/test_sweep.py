@@ -69,7 +69,7 @@ def test_a_sweep_differs_from_the_grid_in_the_weight_alone_and_shares_its_runs(t
         records.record_name(run)
         for cell in cells
         if cell.labels["weight"] in (0.0, 1000.0)
-        for run in cell.runs.values()
+        for _, run in cell.runs
     }
     assert shared == set(grid)
     [like] = [cell.settings for cell in cells if (cell.labels["weight"], cell.seed) == (1000.0, 1)]

@@ -18,6 +18,7 @@ from .. import experiments
 from ..experiments import Experiment
 from ..grid.cells import Cell, methods_of
 from ..grid.notebook import declared
+from ..grid.notes import read_notes
 from ..grid.weights import hint_weight
 
 # A new pair or method must not set off what is about another.
@@ -92,7 +93,9 @@ def _step(
         for step in before
         if step.notebook == notebook and wanted.items() <= step.parameters.items()
     ]
-    key = _key(profile, experiment, parameters, [item.about for item, _, _ in work])
+    # A note is shown by the notebook that it is about.
+    about = [*(item.about for item, _, _ in work), read_notes(profile.name).get(name)]
+    key = _key(profile, experiment, parameters, about)
     stamp, runs = StudyPaths(profile.name).stamp(name, key), _runs(work)
     done = _done(name, stamp, runs)
     return Step(name, experiment, given, key, str(stamp), tuple(needs), runs, done, tuple(work))

@@ -20,11 +20,10 @@ def sweep_cells(profile: Profile, method: str) -> Iterator[Cell]:
     for seed in profile.seeds[: sweep.seeds]:
         for arm in sweep.arms:
             yield Cell(profile, pair, method, seed, ("none",), labels={"weight": 0.0, "arm": arm})
-        yield Cell(profile, pair, method, seed, sweep.arms, labels={"weight": usual})
-        for weight in sweep.weights:
-            if weight != usual:
-                changes = {"hint_weight": weight}
-                yield Cell(profile, pair, method, seed, sweep.arms, changes, {"weight": weight})
+        # Before it is tuned, the grid's own weight is not known.
+        for weight in sorted({*sweep.weights, *([usual] if usual else [])}) + ([] if usual else [None]):
+            changes = {} if weight == usual else {"hint_weight": weight}
+            yield Cell(profile, pair, method, seed, sweep.arms, changes, {"weight": weight})
 
 
 def sweep_frame(profile: Profile, method: str) -> pd.DataFrame:

@@ -76,8 +76,9 @@ def current(profile: str, section: str) -> str:
     text = filled(profile, section)
     if read_notes(profile)[section][0] != checksum(profile, section):
         raise SettingsError(
-            f"section {section} of {shown(notes_file(profile))} was written for other numbers or "
-            "tables; read it again beside those that are there now, mend it, and stamp it"
+            f"section {section} of {shown(notes_file(profile))} was written for other numbers or tables; "
+            "read it again beside those that are there now, mend it, and then run "
+            f"python -m pursuhint_lib stamp {profile} {section}"
         )
     return text
 
