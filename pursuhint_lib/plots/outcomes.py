@@ -125,7 +125,7 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
             if margin > 0:
                 axis.barh(position, 2 * margin, left=-margin, height=0.9, color="#e8e8e8", zorder=0)
             mean_with_interval(axis, position, (row.mean, row.low, row.high), arm_colour(row.arm), 1.5, s=22)
-        axis.set_title(textwrap.fill(title, 22), fontsize=8.5)
+        axis.set_title(textwrap.fill(title, 16), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
     labelled_rows(axes[0, 0], labels)
     axes[0, 0].tick_params(axis="y", labelsize=7)
