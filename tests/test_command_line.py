@@ -157,16 +157,12 @@ def test_a_log_of_an_earlier_run_is_no_failure_of_this_one(monkeypatch):
         logs[3].write_text("ValueError: of today")
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
 
-    plan = write_plan(profile, steps, 1, 0)
+    write_plan(profile, steps, 1, 0)
     monkeypatch.setattr(
         engine, "subprocess", SimpleNamespace(Popen=ends_after_one_step, STDOUT=subprocess.STDOUT)
     )
-    assert (
-        engine.execute(
-            "smoke", "a-run", plan, steps, Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0), 1, 0, []
-        )
-        == 1
-    )
+    expected = Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0)
+    assert engine.execute("smoke", "a-run", steps, expected, []) == 1
     assert engine.failed_steps("smoke", steps) == [(steps[3].name, "ValueError: of today")]
 
 

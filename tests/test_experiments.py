@@ -7,7 +7,7 @@ from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.study import experiments
 from pursuhint_lib.study.engine import plan
 from pursuhint_lib.study.engine.estimate import NOTEBOOK_SECONDS, estimate
-from pursuhint_lib.study.engine.execution import execute, owned
+from pursuhint_lib.study.engine.execution import engine_command, execute, owned
 from pursuhint_lib.study.experiments import Experiment, after
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.study.publish import report
@@ -78,7 +78,7 @@ def test_a_new_question_is_planned_priced_executed_counted_and_reported(warmth):
     assert min(expected.steps.values()) > NOTEBOOK_SECONDS
     with owned("smoke") as run:
         file = plan.write_plan(warmth, added[:1], 1, 0)
-        assert execute("smoke", run, file, added[:1], expected, 1, 0, []) == 0
+        assert execute("smoke", run, added[:1], expected, engine_command(file, 1, 0, [])) == 0
     steps = plan.make_plan(warmth, "smoke")
     assert [(step.runs, step.done) for step in steps[-2:]] == [((2, 2), True), ((0, 2), False)]
     page = report.write_report(warmth, steps).read_text()

@@ -21,10 +21,10 @@ from pursuhint_lib.cli import main
 from pursuhint_lib.paths import NOTEBOOKS, ROOT, StudyPaths, sample_tree
 from pursuhint_lib.settings import Data, Launch, SettingsError
 from pursuhint_lib.study.engine import launch
-from pursuhint_lib.study.experiments.published import accuracy_table, published
 from pursuhint_lib.study.grid.cells import run_cell
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.study.publish.page import Page
+from pursuhint_lib.study.publish.published import accuracy_table, published
 
 PROFILE = """
 name: mini

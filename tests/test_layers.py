@@ -80,9 +80,9 @@ def test_files_and_functions_are_small_and_documented(file):
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            # What it does, without its signature and its docstring.
-            first = node.body[ast.get_docstring(node) is not None :][:1]
-            assert not first or node.end_lineno - first[0].lineno < 50, node.name
+            assert node.end_lineno - node.lineno < 50, node.name
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([argument for argument in given if argument.arg not in ("self", "cls")]) <= 7, node.name
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
@@ -95,6 +95,11 @@ def test_no_device_is_hard_wired_and_no_pickle_can_execute(file):
             assert node.attr != "cuda" or isinstance(node.value, ast.Name), "use .to(device)"
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert {k.arg: ast.unparse(k.value) for k in node.keywords}["weights_only"] == "True"
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "../training"])
+def test_a_room_has_ten_files_at_most(room):
+    assert len([*(LIBRARY / "study" / room).glob("*.py")]) <= 10
 
 
 def test_one_place_is_a_command():

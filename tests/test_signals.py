@@ -54,7 +54,8 @@ def stand_in(seconds: float, ran: Path) -> Callable[[], int]:
         engine.subprocess = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
         with engine.owned("smoke") as run:
             expected = Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0)
-            return engine.execute("smoke", run, write_plan(profile, steps, 1, 0), steps, expected, 1, 0, [])
+            command = engine.engine_command(write_plan(profile, steps, 1, 0), 1, 0, [])
+            return engine.execute("smoke", run, steps, expected, command)
 
     return run
 

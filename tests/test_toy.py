@@ -8,9 +8,9 @@ import torch
 
 from pursuhint_lib.distillers import distiller
 from pursuhint_lib.models import MODELS
-from pursuhint_lib.study.experiments.published import PUBLISHED, published, published_alone, published_table
 from pursuhint_lib.study.experiments.toy import toy_layers, toy_study
 from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish.published import PUBLISHED, published, published_alone, published_table
 
 
 def test_the_groups_that_are_made_are_found():

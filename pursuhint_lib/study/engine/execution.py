@@ -106,19 +106,11 @@ def end_orphans(run: str) -> None:
 
 
 def execute(
-    profile: str,
-    run: str,
-    plan: Path,
-    steps: Sequence[Step],
-    expected: Estimate,
-    cores: int,
-    gpus: int,
-    options: Sequence[str],
+    profile: str, run: str, steps: Sequence[Step], expected: Estimate, command: Sequence[str]
 ) -> int:
     """Run the open steps of a plan and tell how it goes. No process of the run is left when it returns.
 
-    **Arguments:** ``run`` the id that ``owned`` gave; ``options`` are passed to snakemake unchanged; with an
-    executor of their own they replace the local cores.
+    **Arguments:** ``run`` the id that ``owned`` gave; ``command`` as ``engine_command`` gives it.
 
     **Returns:** snakemake's exit status.
     """
@@ -127,39 +119,17 @@ def execute(
         if not step.done:
             # A log of an earlier run would make a step that never began look failed.
             paths.step_log(step.name).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(SNAKEFILE),
-        "--directory",
-        str(paths.work),
-        "--config",
-        f"plan={plan}",
-    ]
-    # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
-    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
-    # A kernel can lose the race for its ports when several start at once; a second try loads what the first
-    # has trained. The Snakefile does not say so, since every snakemake that a cluster's job starts would try
-    # twice again.
-    command += ["--retries", "1"]
-    if not elsewhere(options):
-        command += ["--cores", str(cores), "--resources", f"gpu={gpus}"]
+    environment = {**os.environ, MARK: run}
     with paths.engine_log.open("w") as log:
         engine = subprocess.Popen(
-            [*command, *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, MARK: run},
-            start_new_session=True,
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
             with _interruptible():
                 _follow(engine, paths, steps, expected)
         except KeyboardInterrupt:
             print("\nStopping; finished runs are kept, and the same command goes on from here.", flush=True)
-            if elsewhere(options):
+            if elsewhere(command):
                 # Interrupted, the engine cancels its jobs; ended, it would leave them with the cluster.
                 engine.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -168,6 +138,25 @@ def execute(
         finally:
             end_orphans(run)
     return engine.returncode
+
+
+def engine_command(plan: Path, cores: int, gpus: int, options: Sequence[str]) -> list[str]:
+    """Snakemake's command line for a plan.
+
+    **Arguments:** ``options`` are passed on unchanged; with an executor of their own they replace the local
+    cores.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--directory", str(plan.parent), "--config", f"plan={plan}"]
+    # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
+    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
+    # A kernel can lose the race for its ports when several start at once; a second try loads what the first
+    # has trained. The Snakefile does not say so, since every snakemake that a cluster's job starts would try
+    # twice again.
+    command += ["--retries", "1"]
+    if not elsewhere(options):
+        command += ["--cores", str(cores), "--resources", f"gpu={gpus}"]
+    return [*command, *options]
 
 
 def elsewhere(options: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from ...settings import Profile, SettingsError
 from ..grid.profiles import load_profile, whole_source
 from .check import NOTE, OK, WRONG, Finding, check
 from .estimate import Estimate, estimate, free_bytes
-from .execution import duration, elsewhere, execute, failed_steps, owned
+from .execution import duration, elsewhere, engine_command, execute, failed_steps, owned
 from .plan import Step, make_plan, write_plan
 from .validate import points_table, validate, weigh
 
@@ -92,7 +92,8 @@ def _study(
             # Decoded, or downloaded, once and before any job: a missing data set is found here.
             data.load_splits(profile.data, torch.device("cpu"))
         plan = write_plan(profile, steps, options.cores, gpus)
-        status = execute(profile.name, run, plan, steps, expected, options.cores, gpus, options.rest)
+        command = engine_command(plan, options.cores, gpus, options.rest)
+        status = execute(profile.name, run, steps, expected, command)
         if status:
             return _print_failure(profile.name, steps, status)
         steps = make_plan(profile, source)

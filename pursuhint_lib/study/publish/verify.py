@@ -26,7 +26,7 @@ from ...paths import StudyPaths
 from ...settings import Profile, SettingsError
 from ...training.runs import RECORDS_ONLY
 from ..engine.estimate import NOTEBOOK_SECONDS, Estimate
-from ..engine.execution import execute, failed_steps, owned
+from ..engine.execution import engine_command, execute, failed_steps, owned
 from ..engine.plan import Step, make_plan, write_plan
 from ..grid.profiles import load_profile, whole_source
 
@@ -177,9 +177,8 @@ def _execute(profile: Profile, steps: Sequence[Step]) -> list[str]:
     with owned(profile.name) as run, contextlib.redirect_stdout(sys.stderr):
         # What lacks a record would lack it in a second try, too.
         options = ("--retries", "0") if lacking else ()
-        status = execute(
-            profile.name, run, write_plan(profile, chosen, cores, 0), chosen, expected, cores, 0, options
-        )
+        command = engine_command(write_plan(profile, chosen, cores, 0), cores, 0, options)
+        status = execute(profile.name, run, chosen, expected, command)
     failed = [f"step {name} failed: {reason}" for name, reason in failed_steps(profile.name, chosen)]
     return failed or (
         [f"the notebooks could not be executed: the engine ended with status {status}"] if status else []
