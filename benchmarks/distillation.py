@@ -1,4 +1,4 @@
-"""How much faster is a sweep over hint points here than the usual way? Both in turns, in one process, on the
+"""How much faster is a sweep over hint layers here than the usual way? Both in turns, in one process, on the
 same machine.
 
     python benchmarks/distillation.py [--pair TEACHER,STUDENT] [--arms 8] [--method at] [--batch 64]
@@ -65,7 +65,7 @@ DATA = Data("cifar100")
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a pair, a method, ``arms`` sets of hint points, ``batch`` images a step, in
+    """What is measured: a pair, a method, ``arms`` sets of hint layers, ``batch`` images a step, in
     ``precision``.
     """
 
@@ -77,7 +77,7 @@ class Case:
     precision: str
 
     def runs(self) -> list[StudentSettings]:
-        """A run per arm, with random hint points, no two of them alike."""
+        """A run per arm, with random hint layers, no two of them alike."""
         entry = distiller(self.method)
         schedule = Schedule(epochs=1, batch_size=self.batch, learning_rate=1e-4)
         teacher, student = (network_points(name, DATA) for name in (self.teacher, self.student))
@@ -499,7 +499,7 @@ def main(arguments: Sequence[str]) -> int:
         help="teacher and student, with a comma between (default: %(default)s)",
     )
     parser.add_argument(
-        "--arms", type=int, default=8, help="sets of hint points trained side by side (default: %(default)s)"
+        "--arms", type=int, default=8, help="sets of hint layers trained side by side (default: %(default)s)"
     )
     parser.add_argument("--method", default="at", help="as in a profile (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images a step (default: %(default)s)")

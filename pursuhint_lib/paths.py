@@ -114,7 +114,7 @@ class StudyPaths:
 
     profile: str
 
-    # What is committed. Of a teacher: similarity matrices and sub-blocks; hint points of every arm for k of
+    # What is committed. Of a teacher: similarity matrices and sub-blocks; hint layers of every arm for k of
     # them, and these under changes that should not matter. Of a trained network: what was measured of its
     # export; a teacher's weights that are kept.
     results = _place(results_root, "")

@@ -22,7 +22,7 @@ from .files import sealed, unsealed, write_json
 from .paths import ROOT, StudyPaths
 from .settings import SettingsError, StudentSettings, TeacherSettings, resolved, settings_hash
 
-# Beyond so many characters the hint points are counted in a record's name, not listed: file names have a
+# Beyond so many characters the hint layers are counted in a record's name, not listed: file names have a
 # limit.
 MAX_POINTS_TEXT = 80
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "numpy")

@@ -1,4 +1,4 @@
-"""Candidate hint points of a network, and reading their features while it runs."""
+"""Candidate hint layers of a network, and reading their features while it runs."""
 
 import contextlib
 import math
@@ -24,7 +24,7 @@ _COLLECTIONS = (nn.ModuleList, nn.ModuleDict)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 _REMEDY = (
-    "choose another network, or state the names of its hint points in an attribute hint_points of its class"
+    "choose another network, or state the names of its hint layers in an attribute hint_points of its class"
 )
 
 
@@ -127,8 +127,8 @@ def candidate_points(model: nn.Module, example_input: Tensor) -> tuple[str, ...]
     the normalisation that follows it, up to and including the activation; one that sees its whole input at
     once is a fully connected layer, and none of them.
 
-    The hint point of a dense layer is that layer's own output, i.e. its new features (growth rate many
-    channels): what it joins them with are the outputs of the layers before it, which are hint points
+    The hint layer of a dense layer is that layer's own output, i.e. its new features (growth rate many
+    channels): what it joins them with are the outputs of the layers before it, which are hint layers
     themselves.
 
     **Arguments:** ``example_input`` [1, C, H, W], any values.
@@ -232,11 +232,11 @@ def _calls(
 
 
 def _stated(model: nn.Module, maps: dict[str, torch.Size]) -> list[tuple[str, torch.Size]]:
-    """The network's own hint points, put in forward order."""
+    """The network's own hint layers, put in forward order."""
     for name in model.hint_points:
         if name not in maps:
             raise SettingsError(
-                f"hint point {name!r} of {type(model).__name__} must be a module that is called once and "
+                f"hint layer {name!r} of {type(model).__name__} must be a module that is called once and "
                 "gives one map"
             )
     return [(name, shape) for name, shape in maps.items() if name in model.hint_points]

@@ -101,7 +101,7 @@ ALIKE = (Pair("resnet14", "resnet8"), Pair("resnet14", "resnet8x0.5"))
         ),
         (
             {"arms": ("final-end",), "methods": ("kd", "fsp"), "pairs": ALIKE},
-            "fsp needs 2 hint points .*final-end has 1",
+            "fsp needs 2 hint layers .*final-end has 1",
         ),
         ({"sweeps": (Sweep("at", (1.0,), ("stage-sets",), 1),)}, "unknown arm 'stage-sets'"),
     ],

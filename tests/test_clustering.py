@@ -1,4 +1,4 @@
-"""Hint points: each algorithm against an exhaustive version of itself, what is refused, and the controls."""
+"""Hint layers: each algorithm against an exhaustive version of itself, what is refused, and the controls."""
 
 import itertools
 import math

@@ -21,7 +21,7 @@ ON_LOGITS = [
 BETWEEN_IMAGES = ["cc", "rkd", "pkt", "crd-batch"]
 # Of the training images, which memories hold: the batches of these tests are the first of them.
 LABELS = torch.arange(12) % 3
-# [C, H, W] of (student, teacher) at each hint point, named by the student's size against the teacher's.
+# [C, H, W] of (student, teacher) at each hint layer, named by the student's size against the teacher's.
 RELATIONS = {
     "equal": [((3, 4, 4), (5, 4, 4)), ((6, 2, 2), (4, 2, 2))],
     "half": [((3, 4, 4), (5, 8, 8)), ((6, 2, 2), (4, 4, 4))],

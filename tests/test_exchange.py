@@ -1,4 +1,4 @@
-"""The deepest hint point exchanged: shares against a factorial design, what is trained for them, the step,
+"""The deepest hint layer exchanged: shares against a factorial design, what is trained for them, the step,
 and notebook 10.
 """
 
@@ -153,7 +153,7 @@ def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypat
             {"exchange": Exchange("r2", ("kd",))},
             "unknown method with hints of this profile 'kd'; valid: at, fitnet",
         ),
-        ({"methods": ("ce", "kd")}, "there is an exchange of hint points, but none of the methods has hints"),
+        ({"methods": ("ce", "kd")}, "there is an exchange of hint layers, but none of the methods has hints"),
         (
             {
                 "arms": ("none", "last"),

@@ -1,4 +1,4 @@
-"""Each family of networks: what it computes, its hint points, its gradients and its public checkpoints."""
+"""Each family of networks: what it computes, its hint layers, its gradients and its public checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -296,7 +296,7 @@ def test_convolutions_start_at_the_stated_scale(name):
             assert part.weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
-# ---- hint points
+# ---- hint layers
 
 
 @pytest.mark.parametrize(

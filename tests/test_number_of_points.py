@@ -1,4 +1,4 @@
-"""How many hint points: silhouette and gap against plain loops, and on matrices whose blocks are known."""
+"""How many hint layers: silhouette and gap against plain loops, and on matrices whose blocks are known."""
 
 import math
 from dataclasses import replace

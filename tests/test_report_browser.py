@@ -150,8 +150,8 @@ def test_the_layer_map_follows_each_of_its_controls(browser, size):
         assert text != seen[-1][0], control
         assert data != seen[-1][1], control
         seen.append([text, data])
-    assert seen[-1][0].startswith("resnet20, cka-linear, K = 4. random-2: hint points ")
-    points = [int(number) for number in re.search(r"hint points ([\d, ]+) of 9", seen[-1][0])[1].split(", ")]
+    assert seen[-1][0].startswith("resnet20, cka-linear, K = 4. random-2: hint layers ")
+    points = [int(number) for number in re.search(r"hint layers ([\d, ]+) of 9", seen[-1][0])[1].split(", ")]
     assert json.loads(seen[-1][1])[3]["place"] == points
     assert len(points) == 4
     labelled = (

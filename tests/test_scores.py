@@ -1,4 +1,4 @@
-"""Scores of hint points, and whether they predict accuracy."""
+"""Scores of hint layers, and whether they predict accuracy."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Reasons, ablation and stability of the hint points: what the second notebook shows."""
+"""Reasons, ablation and stability of the hint layers: what the second notebook shows."""
 
 import re
 from dataclasses import replace
@@ -201,7 +201,7 @@ def study_folder(tmp_path_factory):
 
 @pytest.fixture
 def studied(study_folder, monkeypatch):
-    """The smoke profile and the stability of its teacher's hint points; computed by the first
+    """The smoke profile and the stability of its teacher's hint layers; computed by the first
     test that asks.
     """
     monkeypatch.setenv("PURSUHINT_RESULTS", str(study_folder / "results"))

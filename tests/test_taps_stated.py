@@ -1,4 +1,4 @@
-"""Hint points that a network states itself, and networks in which none are found."""
+"""Hint layers that a network states itself, and networks in which none are found."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_a_stated_point_that_cannot_be_used_is_named(name):
     model.hint_points = ("fine", name)
     with pytest.raises(
         SettingsError,
-        match=f"^hint point '{name}' of Odd must be a module that is called once and gives one map$",
+        match=f"^hint layer '{name}' of Odd must be a module that is called once and gives one map$",
     ):
         candidate_points(model, IMAGE)
 

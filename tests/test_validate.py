@@ -120,7 +120,7 @@ def test_a_teacher_without_a_plain_classifier_is_refused_for_simkd_before_any_tr
 
 def test_too_few_hint_points_for_a_method_are_refused():
     with pytest.raises(
-        SettingsError, match="method fsp needs 2 hint points or more, but k is 1; leave it out"
+        SettingsError, match="method fsp needs 2 hint layers or more, but k is 1; leave it out"
     ):
         profile("fsp", arms=("none",), pairs=(Pair("resnet14", "resnet8x0.25", ("layer3.0",), 1),))
 

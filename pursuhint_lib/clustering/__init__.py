@@ -1,6 +1,6 @@
-"""From a similarity matrix to hint points, and the controls that a clever choice has to beat.
+"""From a similarity matrix to hint layers, and the controls that a clever choice has to beat.
 
-A similarity matrix is float [L, L], symmetric, with 1 on its diagonal; hint points are 0-based sub-block
+A similarity matrix is float [L, L], symmetric, with 1 on its diagonal; hint layers are 0-based sub-block
 indices in depth order. The distance of two sub-blocks is 1 − their similarity.
 """
 

@@ -39,9 +39,9 @@ class HintPoints:
     **Arguments:**
 
     - ``indices``: K sub-block indices, 0-based, ascending.
-    - ``labels``: for each of the L sub-blocks, which hint point (0 … K−1) it belongs to.
+    - ``labels``: for each of the L sub-blocks, which hint layer (0 … K−1) it belongs to.
     - ``algorithm``: name in ``ALGORITHMS``.
-    - ``objective``: sum over sub-blocks of 1 − similarity to their hint point; smaller is tighter.
+    - ``objective``: sum over sub-blocks of 1 − similarity to their hint layer; smaller is tighter.
     - ``converged``, ``iterations``: whether the algorithm settled, and after how many rounds it did or gave
       up.
     - ``cycle``: the ascending sets of centres that a k-means was seen to go round in, from the first repeated

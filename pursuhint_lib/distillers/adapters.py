@@ -8,7 +8,7 @@ def regressor(student: Size, teacher: Size) -> nn.Sequential:
 
     Half or double the size by stride; otherwise a 1×1 convolution, and the larger map is pooled to the
     smaller. (The public code uses one valid convolution of kernel 1 + H_s − H_t where the student is
-    larger and refuses the rest; a hint point away from the stage ends makes every combination possible.)
+    larger and refuses the rest; a hint layer away from the stage ends makes every combination possible.)
     """
     (channels, height, _), (out, target, _) = student, teacher
     if height == 2 * target:

@@ -25,7 +25,7 @@ def _embedders(shapes: Shapes) -> nn.ModuleList:
 
 
 class Embedded(nn.Module):
-    """A loss of two embeddings, summed over the hint points: each side's map is averaged over space and
+    """A loss of two embeddings, summed over the hint layers: each side's map is averaged over space and
     mapped to ``WIDTH`` numbers.
 
     Both linear maps are trained. The originals embed the last, pooled features only.
@@ -43,9 +43,9 @@ class Embedded(nn.Module):
 
 class ContrastiveMemory(nn.Module):
     """CRD: pick an image's embedding out of thousands, remembered from other images of other classes; summed
-    over the hint points.
+    over the hint layers.
 
-    Per hint point (the original has the pooled features only) and side a memory holds one embedding of every
+    Per hint layer (the original has the pooled features only) and side a memory holds one embedding of every
     training image. A student's embedding is compared with the teacher's memory, and the reverse; then the
     batch's own entries move half of the way to their new embeddings. Every image is set against ``NEGATIVES``
     images of other classes, drawn without replacement (all there are, if fewer).

@@ -1,4 +1,4 @@
-"""Methods on the K maps of each side. Each is summed over its hint points, whatever the number in the
+"""Methods on the K maps of each side. Each is summed over its hint layers, whatever the number in the
 original.
 """
 
@@ -15,7 +15,7 @@ from .signals import Signals, Task, in_first_stage
 
 
 class PerPoint(nn.Module):
-    """A loss of (student map, teacher map), summed over the hint points. No trainable parts."""
+    """A loss of (student map, teacher map), summed over the hint layers. No trainable parts."""
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], task: Task):
         super().__init__()
@@ -26,7 +26,7 @@ class PerPoint(nn.Module):
 
 
 class FitNet(nn.Module):
-    """FitNet: a regressor per hint point predicts the teacher's map; squared errors summed over points.
+    """FitNet: a regressor per hint layer predicts the teacher's map; squared errors summed over points.
 
     The original trains one point, before the task. Here all K at once: as ``fitnet`` beside the task, as the
     paper's capsule does, and as ``fitnet-stages`` before it.
@@ -42,7 +42,7 @@ class FitNet(nn.Module):
 
 
 class VariationalInformation(nn.Module):
-    """VID: per hint point a network predicts the mean of the teacher's map, with one trained variance per
+    """VID: per hint layer a network predicts the mean of the teacher's map, with one trained variance per
     channel; summed over points.
     """
 
@@ -93,7 +93,7 @@ class ActivationBoundary(nn.Module):
 class FactorTransfer(nn.Module):
     """FT: the teacher's map, paraphrased to half of its channels, is what the student's translator must say.
 
-    Per hint point (the original has the last map only) a paraphraser learns in the first eighth of the epochs
+    Per hint layer (the original has the last map only) a paraphraser learns in the first eighth of the epochs
     to rebuild the teacher's map from its factor; then it is frozen, and the student learns. The original
     trains it before the student starts; here the student learns its task meanwhile, so that a run has as many
     epochs as any other.
@@ -144,7 +144,7 @@ def _leaky(convolution: type[nn.Module], *channels: int, norm: bool = False) -> 
 
 
 class FlowOfSolution(nn.Module):
-    """FSP: products of the channels of one hint point with those of the next, as the teacher's.
+    """FSP: products of the channels of one hint layer with those of the next, as the teacher's.
 
     The original needs as many channels in the student as in the teacher. Where they differ, a 1×1 convolution
     comes first.
@@ -164,8 +164,8 @@ class FlowOfSolution(nn.Module):
 class KnowledgeReview(nn.Module):
     """ReviewKD: a teacher's map teaches the student's map of its own level and all deeper ones.
 
-    From the deepest hint point to the shallowest, the student's map is blended with what came from below by
-    two attention maps, and a 3×3 convolution predicts the teacher's map. The levels are the K hint points;
+    From the deepest hint layer to the shallowest, the student's map is blended with what came from below by
+    two attention maps, and a 3×3 convolution predicts the teacher's map. The levels are the K hint layers;
     the original has the stage ends and the pooled features.
     """
 

@@ -1,7 +1,7 @@
 """Distillation methods: what each trains beside the student, and the loss that it returns.
 
 ``DISTILLERS`` is the only list of methods; a new one is a class (if it has parts to train) and an entry. A
-method with hint points sees the K student maps and the K teacher maps, matched in the order of the points; a
+method with hint layers sees the K student maps and the K teacher maps, matched in the order of the points; a
 method on the answers sees logits and labels, and takes the place of KD. Any sum of entries is a method, too:
 ``at+rkd``. So is an entry in a module of the user's own, named by its import path: ``my_methods:my_method``.
 """
@@ -52,17 +52,17 @@ class Distiller:
     - ``build``: function of ``Task`` → module that maps ``Signals`` to a scalar; ``None`` for ``ce`` and
       ``kd``.
     - ``weight``: the literature's weight of its loss.
-    - ``hints``: whether it uses hint points, and so has arms.
+    - ``hints``: whether it uses hint layers, and so has arms.
     - ``ce``, ``kd``: whether cross-entropy and KD stand beside it; methods on the logits take the place of
       KD.
     - ``least_images``: of a batch; 2 for methods that compare images with each other. ``least_points``: of
-      the hint points.
+      the hint layers.
     - ``stages``: the method alone in the first eighth of the epochs, and the task without it afterwards. (The
       originals put that stage before the schedule; here it is part of it, so that every run has as many
       epochs.)
     - ``warm_up``: its weight grows from 0 in the first twelfth of the epochs.
     - ``reuses_classifier``: the student answers through a projector and the teacher's classifier; the only
-      hint point is the last sub-block.
+      hint layer is the last sub-block.
     - ``parts``: of a sum, each with its weight.
     """
 
@@ -202,7 +202,7 @@ DISTILLERS: dict[str, Distiller] = {
     "fsp": Distiller(
         "FSP",
         "Yim et al. 2017",
-        "products of the channels of two hint points, mean over space: squared error; in a stage before the "
+        "products of the channels of two hint layers, mean over space: squared error; in a stage before the "
         "task",
         FlowOfSolution,
         1.0,

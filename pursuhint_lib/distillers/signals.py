@@ -19,7 +19,7 @@ WARM_UP = 1 / 12
 class Task:
     """What the parts of a method are built for.
 
-    **Arguments:** ``student_shapes``, ``teacher_shapes`` [C, H, W] at the K hint points; ``labels`` [N] of
+    **Arguments:** ``student_shapes``, ``teacher_shapes`` [C, H, W] at the K hint layers; ``labels`` [N] of
     the training images, for methods that remember every image.
     """
 
@@ -29,7 +29,7 @@ class Task:
 
     @property
     def points(self) -> list[tuple[Size, Size]]:
-        """(student shape, teacher shape) of every hint point."""
+        """(student shape, teacher shape) of every hint layer."""
         return list(zip(self.student_shapes, self.teacher_shapes, strict=True))
 
 
@@ -54,7 +54,7 @@ class Signals:
 
     @property
     def points(self) -> list[tuple[Tensor, Tensor]]:
-        """(student map, teacher map) of every hint point."""
+        """(student map, teacher map) of every hint layer."""
         return list(zip(self.student_maps, self.teacher_maps, strict=True))
 
 

@@ -1,6 +1,6 @@
 """Distillation losses: one short pure function per published loss.
 
-``B`` batch, ``C`` channels, ``H``×``W`` space, ``K`` hint points, ``D`` length of an embedding; ``s`` and
+``B`` batch, ``C`` channels, ``H``×``W`` space, ``K`` hint layers, ``D`` length of an embedding; ``s`` and
 ``t`` in formulas are the student's and the teacher's. Teacher tensors come detached. Losses that work on maps
 of unequal size share one rule: the larger map is average-pooled to the smaller (``match_size``). Losses by
 what they compare: ``logits``, ``maps``, ``relations`` between images.

@@ -64,7 +64,7 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of attention maps, summed over the K hint points.
+    """Mean squared difference of attention maps, summed over the K hint layers.
 
     **Arguments:** K maps [B, C, H, W] of each side; channels may differ, sizes follow ``match_size``.
 
@@ -124,7 +124,7 @@ def neuron_selectivity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    """AB at one hint point: the student's pre-activations on the teacher's side of zero, by a margin m.
+    """AB at one hint layer: the student's pre-activations on the teacher's side of zero, by a margin m.
 
     (1/B) Σ over entries of (s + m)² where t ≤ 0 and s > −m, (s − m)² where t > 0 and s ≤ m, and 0 elsewhere.
     The published total over n points is the caller's: 3/1000 · Σ_i 2^(i − n + 1) times this for i = 0 … n −
@@ -145,7 +145,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
 
 
 def flow_of_solution(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """FSP: how channels of one hint point go with those of the next, as the teacher's.
+    """FSP: how channels of one hint layer go with those of the next, as the teacher's.
 
     Of consecutive maps a, b of one network, matched by ``match_size``: M = (1/HW) Σ_xy a_xy b_xyᵀ [C_a, C_b].
     Mean squared difference of the two networks' M, summed over the K − 1 pairs.

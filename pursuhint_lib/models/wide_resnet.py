@@ -3,7 +3,7 @@
 ``wrn_d_k``: depth d = 6n + 4, that is three stages of n pre-activation blocks, k times as wide. Parameter
 names are those of the public CIFAR-100 teacher checkpoints.
 
-A block's output is a raw sum: it is the next block that normalises and activates it. The hint point of a
+A block's output is a raw sum: it is the next block that normalises and activates it. The hint layer of a
 block is therefore that activation, as in the paper's code: ReLU(norm) at the entrance of the next block, or
 at the end of the network for the last one. Channels and size are those of the block itself, also where the
 next one begins a stage.

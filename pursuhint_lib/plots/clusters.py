@@ -1,4 +1,4 @@
-"""Figures of how hint points come about: rounds of the k-means, margins, numbers of points, selectors,
+"""Figures of how hint layers come about: rounds of the k-means, margins, numbers of points, selectors,
 stability.
 """
 
@@ -22,14 +22,14 @@ from .style import (
     vector_colorbar,
 )
 
-# Hint points, and for each sub-block which of them it belongs to.
+# Hint layers, and for each sub-block which of them it belongs to.
 Strip = tuple[Sequence[int], Sequence[int]]
 
 
 def _strips(
     axis: Axes, strips: Mapping[int, Strip], rows: Sequence[str], title: str, ticks: int = 6, size: float = 4
 ) -> None:
-    """Rows of sub-blocks by their numbers, coloured by cluster, with the hint points as dots."""
+    """Rows of sub-blocks by their numbers, coloured by cluster, with the hint layers as dots."""
     dots = {"color": "white", "markeredgecolor": "black", "markersize": size}
     for row, (indices, labels) in strips.items():
         for start, end in runs_of_clusters(labels):
@@ -60,7 +60,7 @@ def kmeans_rounds(rounds: Mapping[str, Sequence[Strip]], shown: int = 8) -> Figu
 def clusters_by_k(points: Mapping[str, Mapping[int, HintPoints]]) -> Figure:
     """How the clusters move with the number of points: a panel per metric, a row per k.
 
-    **Arguments:** metric → k → hint points.
+    **Arguments:** metric → k → hint layers.
     """
     rows = max(len(by_k) for by_k in points.values())
     figure, axes = new_figure(0.9 + 0.26 * rows, ncols=len(points), squeeze=False)
@@ -77,10 +77,10 @@ def cluster_margins(
     margins: Mapping[str, Sequence[float]],
     notes: Mapping[str, Sequence[str]],
 ) -> Figure:
-    """By how much each sub-block is more like its own hint point than like the next best one; a panel per
+    """By how much each sub-block is more like its own hint layer than like the next best one; a panel per
     metric.
 
-    **Arguments:** metric → hint points; metric → margin of each sub-block [L]; metric → a word per cluster
+    **Arguments:** metric → hint layers; metric → margin of each sub-block [L]; metric → a word per cluster
     for the legend.
     """
     figure, axes = new_figure(1.6 * len(points) + 0.3, nrows=len(points), sharex=True, squeeze=False)
@@ -113,7 +113,7 @@ def cluster_margins(
 
 @styled
 def k_curves(curves: Mapping[str, Mapping[str, KCurve]]) -> Figure:
-    """Criteria for the number of hint points: a panel per criterion, a line per metric, the preferred k
+    """Criteria for the number of hint layers: a panel per criterion, a line per metric, the preferred k
     marked.
 
     **Arguments:** criterion → metric → curve.
@@ -134,7 +134,7 @@ def k_curves(curves: Mapping[str, Mapping[str, KCurve]]) -> Figure:
             )
             best = list(curve.ks).index(curve.best)
             axis.plot(curve.best, curve.values[best], "o", markersize=9, markerfacecolor="none", color=colour)
-        axis.set(title=criterion, xlabel="number of hint points k")
+        axis.set(title=criterion, xlabel="number of hint layers k")
         axis.locator_params(axis="x", integer=True)
         axis.legend(title="preferred k", title_fontsize=8)
     return figure
@@ -145,7 +145,7 @@ def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, HintPoints]]) -> F
     """Metric × algorithm × k: a panel per metric and algorithm, a row per k, clusters in colour and points as
     dots.
 
-    **Arguments:** (metric, algorithm) → k → hint points; an algorithm that found none for some k has no row
+    **Arguments:** (metric, algorithm) → k → hint layers; an algorithm that found none for some k has no row
     there.
     """
     metrics, algorithms = ([*dict.fromkeys(key[place] for key in grid)] for place in (0, 1))

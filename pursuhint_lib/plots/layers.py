@@ -42,9 +42,9 @@ def metric_colour(number: int) -> str:
 
 @styled
 def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints]) -> Figure:
-    """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint points as dots.
+    """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint layers as dots.
 
-    **Arguments:** metric → [L, L] similarity; metric → the hint points chosen on it.
+    **Arguments:** metric → [L, L] similarity; metric → the hint layers chosen on it.
     """
     columns = min(COLUMNS, len(matrices))
     rows = -(-len(matrices) // columns)

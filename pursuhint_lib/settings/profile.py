@@ -30,8 +30,8 @@ class Pair:
     **Arguments:**
 
     - ``teacher``, ``student``: names for ``models.build_model``.
-    - ``student_points``: the student's hint points; its stage ends when not given.
-    - ``k``: number of hint points; must equal the number of student points.
+    - ``student_points``: the student's hint layers; its stage ends when not given.
+    - ``k``: number of hint layers; must equal the number of student points.
     - ``methods``: those of the profile's methods with hints that this pair takes part in; all when not given.
     - ``seeds``: how many of the profile's seeds; all when not given.
     """
@@ -64,7 +64,7 @@ class Weights:
 
 @validated
 class Stability:
-    """What is varied to see how far the hint points depend on chance.
+    """What is varied to see how far the hint layers depend on chance.
 
     **Arguments:**
 
@@ -95,10 +95,10 @@ class Sweep:
 
 @validated
 class Exchange:
-    """How the deepest hint point is told from the others: the stage ends and the paper's points with theirs
+    """How the deepest hint layer is told from the others: the stage ends and the paper's layers with theirs
     exchanged.
 
-    **Arguments:** ``metric`` of the paper's points; ``methods`` those of the profile's with hints; all when
+    **Arguments:** ``metric`` of the paper's layers; ``methods`` those of the profile's with hints; all when
     not given.
     """
 
@@ -158,14 +158,14 @@ class Profile:
       (``training.device``), at some cost of speed.
     - ``profile_images``: training images used to compare the teacher's layers.
     - ``teacher_seed``: seed of the teachers. ``checkpoints``: files of teachers not trained here.
-    - ``stability``: what is varied to see how far the hint points depend on chance.
+    - ``stability``: what is varied to see how far the hint layers depend on chance.
     - ``example_pair``: what notebook 06 forks the profile with; the notebook is left out when not given.
     - ``student_images``: training images of the students, the same number of each class, where that is fewer
       than the teachers have.
     - ``fewer_seeds``: method with hints → how many of the seeds it takes, where that is not all.
     - ``sweeps``: how notebook 09 varies the weight of the hint loss, one method each; left out when there are
       none.
-    - ``exchange``: how notebook 10 tells the deepest hint point from the others; left out when not given.
+    - ``exchange``: how notebook 10 tells the deepest hint layer from the others; left out when not given.
     - ``tuning``: how notebook 11 chooses the weight of the hint loss; the literature's is taken when not
       given.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process

@@ -130,7 +130,7 @@ class Arm:
 
 @validated
 class _Training:
-    """What decides the outcome of a student's training, besides the teacher's hint points.
+    """What decides the outcome of a student's training, besides the teacher's hint layers.
 
     loss = ``ce_weight``·CE + ``kd_weight``·KD(``temperature``) + ``hint_weight``·method
     """

@@ -2,7 +2,7 @@
 
 All arms of a (pair, method, seed) train side by side: each batch is augmented once, goes through the
 teacher once, and then through every student. Arms see the same initial weights, batches and
-augmentation, so they differ in the teacher's hint points only.
+augmentation, so they differ in the teacher's hint layers only.
 """
 
 from ..faults import Stopped

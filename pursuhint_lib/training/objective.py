@@ -154,7 +154,7 @@ def build_objective(
 ) -> Objective:
     """A student with fresh seeded weights and the trainable parts of its method.
 
-    **Arguments:** ``teacher`` gives the shapes at the hint points; not needed for runs without hints.
+    **Arguments:** ``teacher`` gives the shapes at the hint layers; not needed for runs without hints.
     ``labels`` [N] of the training images, for methods that remember them.
 
     **Raises:** ``SettingsError`` where the method cannot work with this teacher.

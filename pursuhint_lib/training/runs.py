@@ -197,7 +197,7 @@ def _another(settings: TeacherSettings, why: str) -> SettingsError:
 def distill(settings: DistillSettings, force: bool = False, measured_steps: int = 0) -> list[Record]:
     """Train every arm that has no record yet, side by side on one teacher pass.
 
-    Arms with the same hint points are one run, and share its record.
+    Arms with the same hint layers are one run, and share its record.
 
     **Arguments:** ``force``: train all arms for their weights; records that are there stay as they are.
     ``measured_steps``: over so many first steps the ``gradient_ratio`` is measured, in one process, which

@@ -43,7 +43,7 @@ def trial(profile: Profile, pair: Pair, images: int, device: torch.device) -> Tr
 
 def trial_runs(profile: Profile, pair: Pair, method: str) -> dict[str, StudentSettings]:
     """A run with all hints from one sub-block for every shape there is, and one from the middles of segments;
-    one run without hint points.
+    one run without hint layers.
     """
     points = network_points(pair.teacher, profile.data)
     choices = {"middles": Choice(segment_middles(len(points.candidates), pair.k), "")}

@@ -36,7 +36,7 @@ class Step:
     - ``key``: hash of notebook, parameters and settings; a step is done when a stamp with its key exists.
     - ``stamp``: the stamp file.
     - ``runs``: records (and comparisons of layers, and measurements) that exist, and that there will be;
-      unknown (``None``) before the hint points are.
+      unknown (``None``) before the hint layers are.
     - ``work``: what it trains or computes, each with the files that it leaves, and whether that is all.
     """
 

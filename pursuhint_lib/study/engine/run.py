@@ -135,7 +135,7 @@ def _print_check(profile: Profile) -> int:
         network for pair in profile.pairs for network in (pair.teacher, pair.student)
     ):
         print(
-            "Candidate hint points of "
+            "Candidate hint layers of "
             f"{network}:\n{points_table(network, profile.data).to_string(index=False)}\n"
         )
     findings = [*check(profile), *validate(profile)]

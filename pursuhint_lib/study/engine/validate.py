@@ -43,7 +43,7 @@ SENSIBLE = (0.01, 10.0)
 
 
 def points_table(network: str, data: Data) -> pd.DataFrame:
-    """The candidate hint points of a network; those of one shape and size that follow each other share a row.
+    """The candidate hint layers of a network; those of one shape and size that follow each other share a row.
 
     **Returns:** columns sub-blocks (1-based), names, shape [C, H, W], parameters (of each: all since the
     sub-block before), stage (whether the last of them ends one).

@@ -1,4 +1,4 @@
-"""What the choice of hint points hangs on: metric × number of points × algorithm, and how far the rule uses
+"""What the choice of hint layers hangs on: metric × number of points × algorithm, and how far the rule uses
 the metric at all. And what a selector looks at, as a number for every set of points: does it predict the
 student's accuracy?
 """
@@ -22,7 +22,7 @@ Grid = dict[tuple[str, str], dict[int, HintPoints]]
 def selection_grid(
     similarity: Mapping[str, np.ndarray], ks: Sequence[int], algorithms: Sequence[str]
 ) -> Grid:
-    """(metric, algorithm) → k → hint points; a k for which an algorithm has no answer is left out."""
+    """(metric, algorithm) → k → hint layers; a k for which an algorithm has no answer is left out."""
     grid: Grid = {}
     for metric, matrix in similarity.items():
         for algorithm in algorithms:
@@ -110,9 +110,9 @@ def depth_share(similarity: np.ndarray, stage_ends: Sequence[int]) -> dict[str, 
 
 
 def assignment_margins(points: HintPoints, similarity: np.ndarray) -> list[float]:
-    """Per sub-block: similarity to its own hint point minus that to the most similar other one, [L].
+    """Per sub-block: similarity to its own hint layer minus that to the most similar other one, [L].
 
-    A hint point's own margin is 1 minus its similarity to the next; with one hint point there is nothing to
+    A hint layer's own margin is 1 minus its similarity to the next; with one hint layer there is nothing to
     compare with, and margins are 0.
     """
     margins = []
@@ -144,12 +144,12 @@ def coverage(similarity: np.ndarray, points: Sequence[int]) -> float:
 
 
 def point_scores(profile: Profile, pair: Pair) -> pd.DataFrame:
-    """Scores of the sets of hint points that the profile's arms take, where these are as many as the
+    """Scores of the sets of hint layers that the profile's arms take, where these are as many as the
     student's, in order.
 
     **Returns:** columns pair, arm, score (``coverage`` under each of the paper's metrics; ``quality`` and
     ``depth``, means over the points; ``deepest``, the number of the last of them), value. Empty while the
-    teacher's hint points are not known.
+    teacher's hint layers are not known.
     """
     report = stored_similarity(profile, pair.teacher)
     if report is None:

@@ -1,4 +1,4 @@
-"""Which of the hint points makes the difference between the stage ends and the paper's: the deepest, or the
+"""Which of the hint layers makes the difference between the stage ends and the paper's: the deepest, or the
 others? Two mixed sets of layers tell.
 """
 

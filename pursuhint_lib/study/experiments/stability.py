@@ -1,4 +1,4 @@
-"""How far the paper's hint points depend on chance: other images, fewer, test images, another teacher seed.
+"""How far the paper's hint layers depend on chance: other images, fewer, test images, another teacher seed.
 
 The clusters of the paper's k-means are found anew after each change; what each change gave is kept in a
 committed file, so that figures are drawn again without a teacher.
@@ -131,7 +131,7 @@ def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def selection_frequency(frame: pd.DataFrame, metrics: Sequence[str], layers: int) -> dict[str, np.ndarray]:
-    """Metric → share of the bootstrap samples in which each sub-block is a hint point, [L]."""
+    """Metric → share of the bootstrap samples in which each sub-block is a hint layer, [L]."""
     shares = {}
     for metric in metrics:
         draws = frame[(frame["kind"] == "bootstrap") & (frame["metric"] == metric)]["points"].dropna()
@@ -174,7 +174,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> dict:
 
     rows = []
     with Progress(
-        f"stability of the hint points of {teacher}", settings.draws + len(sizes) + 1 + len(others), "change"
+        f"stability of the hint layers of {teacher}", settings.draws + len(sizes) + 1 + len(others), "change"
     ) as progress:
         for change in changes():
             rows += [_chosen(change, metric, k) for metric in profile.metrics]
@@ -183,7 +183,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> dict:
 
 
 def _chosen(change: Change, metric: str, k: int) -> dict:
-    """The paper's points on the changed features, numbers 1-based; a metric that refuses them says why."""
+    """The paper's layers on the changed features, numbers 1-based; a metric that refuses them says why."""
     features = change.features
     if metric in PAIRWISE_METRICS or is_import_path(metric):
         features = {

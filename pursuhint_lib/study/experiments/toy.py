@@ -51,14 +51,14 @@ class Toy:
         )
         sizes = ", ".join(str(self.points.labels.count(label)) for label in range(len(self.middles)))
         return (
-            f"clusters of {sizes} layers; hint points: layers {chosen}; middles of equal segments: "
+            f"clusters of {sizes} layers; hint layers: layers {chosen}; middles of equal segments: "
             "layers "
             f"{middles}"
         )
 
 
 def toy_study(groups: Sequence[int], change: float, k: int, seed: int = 0) -> Toy:
-    """Compare the toy layers by linear CKA and choose k hint points as the paper does.
+    """Compare the toy layers by linear CKA and choose k hint layers as the paper does.
 
     **Raises:** ``ValueError`` for a k that is larger than the number of layers.
     """

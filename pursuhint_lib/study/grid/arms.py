@@ -1,4 +1,4 @@
-"""Arms: ways to choose the teacher's hint points, the paper's among them, each with its reason in words."""
+"""Arms: ways to choose the teacher's hint layers, the paper's among them, each with its reason in words."""
 
 import itertools
 import math
@@ -133,7 +133,7 @@ def _all(layer_map: LayerMap, k: int, _: str) -> Choice:
 def _deepened(layer_map: LayerMap, k: int, metric: str) -> Choice:
     points, end = _paper_points(layer_map, k, metric), layer_map.stage_ends[-1]
     reason = (
-        f"The paper's points under {metric}, with the deepest of them, {points[-1] + 1}, moved to the "
+        f"The paper's layers under {metric}, with the deepest of them, {points[-1] + 1}, moved to the "
         f"last stage end, {end + 1}."
     )
     return Choice((*points[:-1], end), reason)
@@ -159,7 +159,7 @@ def _quality(layer_map: LayerMap, k: int, _: str) -> Choice:
 # Name, or prefix ending in "-" → function (layer map, k, what follows the prefix) → Choice. A new arm is one
 # entry.
 ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
-    "none": lambda layer_map, k, _: Choice((), "No hint points: the same loss without its hint term."),
+    "none": lambda layer_map, k, _: Choice((), "No hint layers: the same loss without its hint term."),
     "stage-ends": _stage_ends,
     "final-end": _final_end,
     "pursuhint-": _clustered("kmeans-index"),
@@ -180,7 +180,7 @@ ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
         tuple(range(layer_map.layers - k, layer_map.layers)), f"The last {k} sub-blocks."
     ),
     "all": _all,
-    # The paper's points and the stage ends with their deepest point exchanged: is it that point which makes
+    # The paper's layers and the stage ends with their deepest point exchanged: is it that point which makes
     # the difference?
     "deepened-": _deepened,
     "shallowed-": _shallowed,
@@ -197,7 +197,7 @@ NUMBERED = {
 
 
 def exchange_arms(metric: str) -> tuple[str, str, str, str]:
-    """The stage ends, the two sets that are mixed of them and the paper's points, and the paper's points
+    """The stage ends, the two sets that are mixed of them and the paper's layers, and the paper's layers
     under a metric.
     """
     return "stage-ends", f"deepened-{metric}", f"shallowed-{metric}", f"pursuhint-{metric}"
@@ -270,7 +270,7 @@ def stage_set_arms(layer_map: LayerMap, k: int) -> tuple[str, ...]:
 
 
 def choose_points(arm: str, layer_map: LayerMap, k: int) -> Choice:
-    """Hint points of an arm.
+    """Hint layers of an arm.
 
     **Arguments:** ``arm`` a name that ``check_arm`` accepts; ``k`` number of points.
     """

@@ -235,8 +235,8 @@ def trained_frame(cells: Iterable[Cell]) -> pd.DataFrame:
 def results_frame(profile: Profile) -> pd.DataFrame:
     """Every finished run of the profile's grid, read from the records.
 
-    Methods without hint points appear as one arm: ``ce`` as ``alone``, ``kd`` as ``none``. The row ``alone``
-    is repeated under each method with hint points, as ``none`` is, because it is their reference too.
+    Methods without hint layers appear as one arm: ``ce`` as ``alone``, ``kd`` as ``none``. The row ``alone``
+    is repeated under each method with hint layers, as ``none`` is, because it is their reference too.
 
     **Returns:** columns pair, teacher, student, method, arm, seed, points, accuracy and optimistic (%;
     missing for failed runs), parameters, status, record.

@@ -1,4 +1,4 @@
-"""Similarity matrices and hint points of a teacher as committed files: loaded when they are there, made when
+"""Similarity matrices and hint layers of a teacher as committed files: loaded when they are there, made when
 not.
 """
 
@@ -135,7 +135,7 @@ def _sub_block(number: int, name: str, features: Tensor, images: Images, shape: 
 
 
 def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
-    """Arm → hint points, chosen from the teacher's similarity matrices; also written to the hints folder,
+    """Arm → hint layers, chosen from the teacher's similarity matrices; also written to the hints folder,
     where all that trains with them reads them.
     """
     report = layer_similarity(profile, teacher)
@@ -158,7 +158,7 @@ def hint_choices(profile: Profile, teacher: str, k: int) -> dict[str, Choice]:
 
 
 def stored_choices(profile: Profile, teacher: str, k: int, arms: Sequence[str]) -> dict[str, Choice] | None:
-    """Arm → hint points as they were chosen, without the clusters behind them; nothing while the teacher's
+    """Arm → hint layers as they were chosen, without the clusters behind them; nothing while the teacher's
     layers are not compared. An arm that is in no file, as those of other profiles are, is chosen here.
     """
     report = stored_similarity(profile, teacher)

@@ -113,7 +113,7 @@ def load_profile(profile: str) -> Profile:
 
 
 def checked(profile: Profile) -> Profile:
-    """Check names and pairs of a profile, and fill in each pair's student points and number of hint points,
+    """Check names and pairs of a profile, and fill in each pair's student points and number of hint layers,
     and the precision.
     """
     for data in (images := (profile.data, *([profile.tuning_data] if profile.tuning else []))):
@@ -179,7 +179,7 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
         choose("metric of the exchange", profile.exchange.metric, profile.metrics)
         if not hinted:
             raise SettingsError(
-                "there is an exchange of hint points, but none of the methods has hints; add such a method, "
+                "there is an exchange of hint layers, but none of the methods has hints; add such a method, "
                 "or leave it out"
             )
         for method in profile.exchange.methods:
@@ -285,7 +285,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
         )
     if k != len(points):
         raise SettingsError(
-            f"{where}: {k} hint points for {len(points)} student points ({', '.join(points)}); "
+            f"{where}: {k} hint layers for {len(points)} student points ({', '.join(points)}); "
             f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
         )
     # The weights of hint losses are swept on the first pair, and tuned there and on those that are named.
@@ -308,7 +308,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
     fewest, which = (1, "the arm final-end has 1") if k > 1 and "final-end" in arms else (k, f"k is {k}")
     for method in pair.methods or profile.methods:
         if fewest < (least := distiller(method).least_points):
-            needs = f"method {method} needs {least} hint points or more"
+            needs = f"method {method} needs {least} hint layers or more"
             raise SettingsError(f"{where}: {needs}, but {which}; leave it out")
     try:
         check_sets(arms, teacher.layer_map, k)

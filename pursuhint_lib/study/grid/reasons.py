@@ -1,4 +1,4 @@
-"""Why each hint point was chosen: its cluster, how alike that is inside, and how far the nearest other
+"""Why each hint layer was chosen: its cluster, how alike that is inside, and how far the nearest other
 cluster is.
 """
 
@@ -12,14 +12,14 @@ from ...clustering import HintPoints
 
 @dataclass(frozen=True)
 class Reason:
-    """Why one sub-block is a hint point.
+    """Why one sub-block is a hint layer.
 
     **Arguments:**
 
     - ``sub_block``: its number, 1-based. ``members``: numbers of the sub-blocks it stands for, itself
       included.
     - ``inside``: mean similarity of the members to each other; nothing for a cluster of one.
-    - ``nearest``: number of the hint point of the nearest other cluster; nothing if there is no other.
+    - ``nearest``: number of the hint layer of the nearest other cluster; nothing if there is no other.
     - ``outside``: mean similarity of the members to those of the nearest other cluster.
     """
 
@@ -49,7 +49,7 @@ class Reason:
 
 
 def explain(points: HintPoints, similarity: np.ndarray) -> tuple[Reason, ...]:
-    """A reason for every hint point.
+    """A reason for every hint layer.
 
     **Arguments:** ``similarity`` [L, L], the matrix that the points were chosen on.
     """

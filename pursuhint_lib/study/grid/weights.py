@@ -15,7 +15,7 @@ class NotTuned(SettingsError):
 
 
 def has_arms(method: str) -> bool:
-    """Whether a method uses hint points."""
+    """Whether a method uses hint layers."""
     return distiller(method).hints
 
 

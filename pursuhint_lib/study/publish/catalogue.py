@@ -11,7 +11,7 @@ from ...distillers import DISTILLERS, Task
 from ...models import MODELS, build_model, parameter_count
 from ...taps import candidate_points, stage_ends
 
-# Two hint points [C, H, W] of each side and two images to build a method for.
+# Two hint layers [C, H, W] of each side and two images to build a method for.
 _STUDENT, _TEACHER = (
     [torch.Size((3, 8, 8)), torch.Size((6, 4, 4))],
     [torch.Size((4, 8, 8)), torch.Size((8, 4, 4))],
@@ -28,7 +28,7 @@ def methods_table() -> pd.DataFrame:
             entry.build is not None and any(True for _ in entry.build(_TASK).parameters())
         )
         uses = (
-            "hint points"
+            "hint layers"
             if entry.hints
             else "last sub-block"
             if entry.reuses_classifier

@@ -1,4 +1,4 @@
-"""The layer map of the report: every choice of hint points worked out beforehand, and the drawing that shows
+"""The layer map of the report: every choice of hint layers worked out beforehand, and the drawing that shows
 them.
 """
 
@@ -17,7 +17,7 @@ from ...settings import Profile
 from ..grid.arms import ARMS, NUMBERED, choose_points
 from ..grid.hint_layers import LayerReport, stored_similarity
 
-# Numbers of hint points to choose from, as far as the teacher has so many sub-blocks.
+# Numbers of hint layers to choose from, as far as the teacher has so many sub-blocks.
 FEWEST, MOST = 2, 6
 # Digits of a similarity in the drawing.
 DIGITS = 3
@@ -94,7 +94,7 @@ def _choice(arm: str, report: LayerReport, k: int) -> dict:
         return {"points": [], "clusters": [], "text": f"{arm} cannot give {k} points here: {error}."}
     points = sorted(i + 1 for i in choice.indices)
     text = (
-        f"{arm}: {'hint point' if len(points) == 1 else 'hint points'} {', '.join(map(str, points))} of "
+        f"{arm}: {'hint layer' if len(points) == 1 else 'hint layers'} {', '.join(map(str, points))} of "
         f"{report.layer_map.layers} sub-blocks."
     )
     if len(points) != k:

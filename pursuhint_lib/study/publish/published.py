@@ -43,7 +43,7 @@ def published_alone(dataset: str, network: str) -> tuple[float, str] | None:
 
 
 def published_table(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy of every pair and method beside what is published for them; methods with hint points in
+    """Mean accuracy of every pair and method beside what is published for them; methods with hint layers in
     the arm ``stage-ends``.
 
     **Arguments:** ``frame`` as ``runs.results_frame`` gives it.
@@ -70,7 +70,7 @@ def accuracy_table(
     profile: Profile, pair: Pair, method: str, records: Mapping[str, Sequence[Record]]
 ) -> pd.DataFrame:
     """Accuracy of every arm beside what is published for the method, which is with the stage ends where it
-    has hint points.
+    has hint layers.
 
     **Arguments:** ``records``: arm → one record per seed.
 
