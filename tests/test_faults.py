@@ -270,7 +270,7 @@ def test_durations_are_measured_with_a_clock_that_does_not_jump():
     }
     # The time of day of a metric, and the time given with --max-minutes, which counts for processes on
     # several machines.
-    assert asked == {"metrics.py", "interruptions.py", "run.py"}
+    assert asked == {"fitting.py", "interruptions.py", "run.py"}
 
 
 # The whole study

@@ -66,7 +66,8 @@ def test_the_results_of_the_profile_stay_as_they_are(profile, tmp_path, teacher,
     run_notebook(tmp_path, teacher=teacher, student=student)
     assert content(StudyPaths("smoke").results) == before
     own = StudyPaths(f"smoke{OWN_PAIR}")
-    assert {path.name for path in own.results.iterdir()} == {"records", "hints", "maps", "figures", "tables"}
+    drawn = {"figures", "tables", "fragments", "numbers"}
+    assert {path.name for path in own.results.iterdir()} == {"records", "hints", "maps", *drawn}
     # The profile's teacher is taken where it is kept; another is trained.
     (record,) = map(records.read, own.records.glob("teacher_*.json"))
     assert (record.settings["checkpoint"] is not None) == checkpoint

@@ -123,7 +123,7 @@ def test_text_can_be_read_on_its_ground_in_light_and_dark(browser):
             "const colour = (s, what) => getComputedStyle(document.querySelector(s))[what];"
             "return [['body', 'body'], ['figcaption a', 'body'], ['.study', 'body'], ['nav a', 'nav'], "
             "['thead th', 'thead th'], ['.note', '.note'],"
-            " ['td .verdict', 'body']].map(([text, ground]) => [colour(text, 'color'), colour(ground, "
+            " ['td .word', 'body']].map(([text, ground]) => [colour(text, 'color'), colour(ground, "
             "'backgroundColor')])"
         )
         grounds.add(pairs[0][1])

@@ -235,7 +235,7 @@ def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(tmp_path)
         papermill, finish = words_of(command, tmp_path)
         assert papermill[:2] == ["-m", "papermill"]
         given.append(yaml.safe_load(papermill[papermill.index("--parameters_yaml") + 1]))
-        assert finish[2] == "pro $(touch pwned) file"
+        assert finish[:4] == ["-m", "pursuhint_lib", "take-over", "pro $(touch pwned) file"]
     assert sorted(map(str, given)) == sorted(str(step.parameters) for step in steps)
     assert not list(tmp_path.rglob("pwned"))
     assert not (ROOT / "pwned").exists()

@@ -139,7 +139,7 @@ BAD = [
         (name, 0, (f"mine.yaml.{name} is 0", "greater than 0"))
         for name in (
             *("teacher.epochs", "student.batch_size", "teacher.learning_rate", "teacher.evaluate_every"),
-            *("student.decay", "data.train_images", "profile_images", "student_images", "margin"),
+            *("student.decay", "data.train_images", "profile_images", "student_images"),
         )
     ),
     *(

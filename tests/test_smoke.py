@@ -236,7 +236,7 @@ def digit_changed(file: Path, pattern: str) -> str:
 
 EDITS = {
     "records": ("*_at_*.json", '"accuracy": '),
-    "tables": ("05*-effects.csv", "known"),
+    "tables": ("05*-effects.csv", ",AT,"),
     "figures": ("05*-effects.svg", 'd="M '),
     "hints": ("*-similarity.json", '"r2": \\[\\[1.0, '),
 }

@@ -338,7 +338,6 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
         "00_start_here",
         "03_distillation-resnet14-resnet8x0.25-sp",
         "05_results",
-        "06_your_own_pair",
         "07_speed",
         "08_export",
     }
