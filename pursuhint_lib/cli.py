@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if (said := told(error)) is None:
+            # A mistake of the program is shown whole.
             raise
         line, status = said
         print(f"error: {line}", file=sys.stderr, flush=True)

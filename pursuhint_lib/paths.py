@@ -21,6 +21,8 @@ TEMPLATES = ROOT / "pursuhint_lib" / "templates"
 
 # Ending of a figure's vector image.
 VECTOR = ".svg"
+# Checksums of all files of a results folder.
+SUMS = "SHA256SUMS"
 
 
 def _root(variable: str, default: str) -> Path:
@@ -126,7 +128,7 @@ class StudyPaths:
     # Of a step, by its name: the parts of a page that show what it published, and its numbers by name.
     fragments = _place(results_root, "fragments/{}.json")
     numbers = _place(results_root, "numbers/{}.json")
-    sums = _place(results_root, "SHA256SUMS")
+    sums = _place(results_root, SUMS)
     hints = _place(results_root, "hints")
     similarity = _place(results_root, "hints/{}-similarity.json")
     hint_points = _place(results_root, "hints/{}-k{}.json")

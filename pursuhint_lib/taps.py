@@ -16,7 +16,8 @@ from .settings import SettingsError, choose
 # Class names of residual blocks, inverted residuals, dense layers, transformer blocks and branching units; a
 # number may follow: GhostBottleneckV3, MetaBlock2d, Block35.
 _BLOCK = re.compile(
-    r"(Block|Basic|Bottle2?neck|Residual|MBConv|DepthwiseSeparableConv|Layer|Fire|Cell|Inception[A-E]?)(V?\d+d?)?$"
+    r"(Block|Basic|Bottle2?neck|Residual|MBConv|DepthwiseSeparableConv|Layer|Fire|Cell|Inception[A-E]?)"
+    r"(V?\d+d?)?$"
 )
 # What a class that only holds other modules is derived from: torchvision's _DenseBlock is a stage of dense
 # layers.

@@ -22,7 +22,7 @@ from pathlib import Path
 import PIL.Image
 
 from ...files import replacing, sha256
-from ...paths import StudyPaths
+from ...paths import SUMS, StudyPaths
 from ...settings import Profile, SettingsError
 from ...training.runs import RECORDS_ONLY
 from ..engine.estimate import NOTEBOOK_SECONDS, Estimate
@@ -36,7 +36,7 @@ DRAWN = ("figures", "tables", "fragments", "numbers", "notebooks", "hints")
 
 def sums_file(folder: Path) -> Path:
     """The checksums of a results folder, in the format of sha256sum."""
-    return folder / "SHA256SUMS"
+    return folder / SUMS
 
 
 def write_sums(folder: Path) -> None:
