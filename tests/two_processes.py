@@ -81,6 +81,12 @@ CASES = {
     "at": settings("at"),
     # Memories of all images, and negatives drawn for the whole batch.
     "crd": settings("crd", hint_weight=0.8),
+    # The other methods of the profile imagenet.
+    "fitnet": settings("fitnet"),
+    "vid": settings("vid", hint_weight=1.0),
+    "crd-batch": settings("crd-batch", hint_weight=0.8),
+    "wsl": settings("wsl", arms=ARMS[:1], student_points=(), kd_weight=0.0, hint_weight=2.25),
+    "wsl+at": settings("wsl+at", kd_weight=0.0, part_weights=(2.25, 5.0), hint_weight=1.0),
     "normalised": settings(
         "at", student="normalised", schedule=replace(SCHEDULE, sync_batchnorm=True), arms=ARMS[:2]
     ),

@@ -16,7 +16,9 @@ from ... import data
 from ...faults import full_disk
 from ...paths import StudyPaths, shown
 from ...settings import Profile, SettingsError
+from ..grid.cells import methods_of
 from ..grid.profiles import load_profile, whole_source
+from ..grid.weights import weight_to_train
 from .check import NOTE, OK, WRONG, Finding, check
 from .estimate import Estimate, estimate, free_bytes
 from .execution import duration, elsewhere, engine_command, execute, failed_steps, owned
@@ -78,6 +80,10 @@ def _study(
         # Without images nothing could take the place of what is set aside.
         data.load_splits(profile.data, torch.device("cpu"))
         _set_aside(profile.name)
+    for pair in profile.pairs if profile.weights.tuned_by else ():
+        # Nothing in this run would choose them.
+        for method in methods_of(profile, pair):
+            weight_to_train(profile, pair, method)
     steps = make_plan(profile, source)
     if any(step.trains and not step.done for step in steps):
         _refuse_wrong(validate(profile))

@@ -64,7 +64,10 @@ def _without_hints(profile: Profile, pair: Pair, method: str, seed: int) -> Dist
         ce_weight=profile.weights.ce if entry.ce else 0.0,
         kd_weight=profile.weights.kd if entry.kd else 0.0,
         hint_weight=weight_to_train(profile, pair, method),
-        part_weights=tuple(profile.weights.hint.get(part, weight) for part, weight in entry.parts.items()),
+        part_weights=tuple(
+            weight_to_train(profile, pair, part) if has_arms(part) else profile.weights.hint.get(part, weight)
+            for part, weight in entry.parts.items()
+        ),
         temperature=profile.weights.temperature,
         data=profile.student_data,
         schedule=profile.student,

@@ -24,14 +24,16 @@ def hint_weight(profile: Profile, pair: Pair, method: str) -> float | None:
 
     A tuned one is the pair's own, or that of the first pair that has one.
 
-    **Returns:** nothing while the profile's own tuning has not chosen it.
-
-    **Raises:** ``SettingsError`` where another profile's weights are asked for, and there is none.
+    **Returns:** nothing while the tuning, the profile's own or another's, has not chosen it.
     """
     if method in profile.weights.hint or not has_arms(method):
         return profile.weights.hint.get(method, distiller(method).weight)
     if profile.weights.tuned_by:
-        return _weight_of(profile.weights.tuned_by, pair, method)
+        by_pair = _tuned_weights(profile.weights.tuned_by)
+        there = (methods for methods in (by_pair.get(pair.name, {}), *by_pair.values()) if method in methods)
+        # The parts of a sum have their own.
+        whole = distiller(method).weight if distiller(method).parts else None
+        return next((methods[method]["weight"] for methods in there), whole)
     tuned = [tuned for tuned, tuned_method in profile.tuned if tuned_method == method]
     if not tuned:
         return distiller(method).weight
@@ -42,25 +44,6 @@ def hint_weight(profile: Profile, pair: Pair, method: str) -> float | None:
         if found and not differing(found["settings"], tuning_conditions(profile, own, method))
         else None
     )
-
-
-def _weight_of(profile: str, pair: Pair, method: str) -> float:
-    """The weight that another profile has tuned."""
-    by_pair = _tuned_weights(profile)
-    found = [
-        methods[method]
-        for name, methods in sorted(by_pair.items(), key=lambda item: item[0] != pair.name)
-        if method in methods
-    ]
-    if not found:
-        path = StudyPaths(profile).tuned_weights
-        there = sorted({name for methods in by_pair.values() for name in methods})
-        what = f"has weights of {', '.join(there)} only" if there else "is not there"
-        raise SettingsError(
-            f"weights.tuned_by is {profile}, but {path} {what}; tune {method} there, or state its weight in "
-            "weights.hint"
-        )
-    return found[0]["weight"]
 
 
 def _tuned_weights(profile: str) -> dict[str, dict[str, dict]]:
@@ -102,9 +85,9 @@ def weight_to_train(profile: Profile, pair: Pair, method: str) -> float:
     """
     weight = hint_weight(profile, pair, method)
     if weight is None:
-        command = f"python -m pursuhint_lib tune {profile.name}"
+        command = f"python -m pursuhint_lib tune {profile.weights.tuned_by or profile.name}"
         raise NotTuned(
             f"the weight of {method} is not tuned yet, which profile {profile.name} asks for; {command} does "
-            "it"
+            "it, or state it in weights.hint"
         )
     return weight
