@@ -128,7 +128,7 @@ def test_a_wrong_convolution_ends_the_check(tmp_path):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
-    # It gives wrong numbers, or it overwrites memory; this may end the process only in a convolution after it.
+    # Its numbers are wrong, or it overwrites memory; this may end the process in a later convolution only.
     said = done.stdout + done.stderr
     assert (
         "gradients of a convolution with weights 8×4×1×1, stride 2" in said
