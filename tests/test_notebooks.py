@@ -15,6 +15,7 @@ import papermill
 import pytest
 from nbclient import NotebookClient
 
+from pursuhint_lib.distillers import distiller
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.engine.plan import check_parameters
@@ -158,3 +159,18 @@ def test_the_kernel_is_that_of_the_environment_whatever_the_user_has_installed(t
         command, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert Path(json.loads("".join(listed))["kernelspecs"]["python3"]["resource_dir"]).is_relative_to(prefix)
+
+
+def test_every_method_of_a_committed_profile_has_its_formula_in_its_notebook():
+    """In the executed notebook, where a reader sees it."""
+    for drawn in sorted(ROOT.glob("results/*/notebooks/03_distillation-*.ipynb")):
+        cells = json.loads(drawn.read_text(encoding="utf-8"))["cells"]
+        given = next(cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", []))
+        (method,) = re.findall(r'^method = "(.*)"$', "".join(given["source"]), flags=re.M)
+        shown = [
+            "".join(output["data"].get("text/latex", []))
+            for cell in cells
+            for output in cell.get("outputs", [])
+            if "data" in output
+        ]
+        assert any(distiller(method).formula in text for text in shown), drawn.name

@@ -6,17 +6,16 @@ method on the answers sees logits and labels, and takes the place of KD. Any sum
 ``at+rkd``. So is an entry in a module of the user's own, named by its import path: ``my_methods:my_method``.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from .. import losses
 from ..settings import SettingsError, choose
-from ..settings.user_code import FORM, is_import_path, load, own_code
+from ..settings.user_code import FORM, is_import_path
 from .embeddings import TEMPERATURE, ContrastiveMemory, Embedded, pooled
+from .entry import Distiller
 from .maps import (
     ActivationBoundary,
     FactorTransfer,
@@ -27,6 +26,7 @@ from .maps import (
     SemanticCalibration,
     VariationalInformation,
 )
+from .own import own_entry
 from .signals import Signals, Task, warmth
 
 
@@ -39,57 +39,6 @@ class Answers(nn.Module):
 
     def forward(self, signals: Signals) -> Tensor:
         return self.loss(signals)
-
-
-@dataclass(frozen=True)
-class Distiller:
-    """An entry of ``DISTILLERS``.
-
-    **Arguments:**
-
-    - ``title``: as figures call it. ``source``: the paper. ``compares``: what of student and teacher, and
-      how.
-    - ``build``: function of ``Task`` → module that maps ``Signals`` to a scalar; ``None`` for ``ce`` and
-      ``kd``.
-    - ``weight``: the literature's weight of its loss.
-    - ``hints``: whether it uses hint layers, and so has arms.
-    - ``ce``, ``kd``: whether cross-entropy and KD stand beside it; methods on the logits take the place of
-      KD.
-    - ``least_images``: of a batch; 2 for methods that compare images with each other. ``least_points``: of
-      the hint layers.
-    - ``stages``: the method alone in the first eighth of the epochs, and the task without it afterwards. (The
-      originals put that stage before the schedule; here it is part of it, so that every run has as many
-      epochs.)
-    - ``warm_up``: its weight grows from 0 in the first twelfth of the epochs.
-    - ``reuses_classifier``: the student answers through a projector and the teacher's classifier; the only
-      hint layer is the last sub-block.
-    - ``parts``: of a sum, each with its weight.
-    """
-
-    title: str
-    source: str
-    compares: str
-    build: Callable[[Task], nn.Module] | None = None
-    weight: float = 0.0
-    hints: bool = True
-    ce: bool = True
-    kd: bool = True
-    least_images: int = 1
-    least_points: int = 1
-    stages: bool = False
-    warm_up: bool = False
-    reuses_classifier: bool = False
-    parts: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the teacher is asked at all."""
-        return self.kd or self.build is not None
-
-    @property
-    def adds(self) -> bool:
-        """Whether it is nothing but a loss, so that it can be part of a sum."""
-        return self.build is not None and not self.stages and not self.reuses_classifier
 
 
 def _on_pooled(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Task], nn.Module]:
@@ -116,11 +65,28 @@ DKD_BETA = 2.0
 # Weights are those of the standard CIFAR-100 benchmark (RepDistiller), or of the authors where it has none.
 DISTILLERS: dict[str, Distiller] = {
     "ce": Distiller(
-        "student alone", "no distillation, cross-entropy only", "the labels only", hints=False, kd=False
+        "student alone",
+        "no distillation, cross-entropy only",
+        "the labels only",
+        hints=False,
+        kd=False,
+        formula=r"-\overline{\log p_y(z_s)}",
     ),
-    "kd": Distiller("KD", "Hinton et al. 2015", "softened logits: T² · KL(teacher ‖ student)", hints=False),
+    "kd": Distiller(
+        "KD",
+        "Hinton et al. 2015",
+        "softened logits: T² · KL(teacher ‖ student)",
+        hints=False,
+        formula=r"T^2\,\overline{\mathrm{KL}\big(p(z_t/T)\,\|\,p(z_s/T)\big)},\quad p=\mathrm{softmax}",
+    ),
     "fitnet": Distiller(
-        "FitNet", "Romero et al. 2015", "maps, after a regressor: mean squared error", FitNet, 100.0
+        "FitNet",
+        "Romero et al. 2015",
+        "maps, after a regressor: mean squared error",
+        FitNet,
+        100.0,
+        formula=r"\sum_{layers}\overline{\big(r(S)-T\big)^2},"
+        r"\quad r\text{ a trained }1\times1\text{ convolution}",
     ),
     "fitnet-stages": Distiller(
         "FitNet in two stages",
@@ -129,6 +95,8 @@ DISTILLERS: dict[str, Distiller] = {
         FitNet,
         100.0,
         stages=True,
+        formula=r"\sum_{layers}\overline{\big(r(S)-T\big)^2},"
+        r"\quad r\text{ a trained }1\times1\text{ convolution}",
     ),
     "at": Distiller(
         "AT",
@@ -136,6 +104,8 @@ DISTILLERS: dict[str, Distiller] = {
         "where a layer is active: mean of squared channels, unit length per image",
         partial(PerPoint, _attention),
         1000.0,
+        formula=r"\sum_{layers}\overline{\big(a(S)-a(T)\big)^2},"
+        r"\quad a(X)=\frac{m}{\lVert m\rVert},\; m_{hw}=\tfrac1C\sum_c X_{chw}^2",
     ),
     "vid": Distiller(
         "VID",
@@ -143,6 +113,8 @@ DISTILLERS: dict[str, Distiller] = {
         "maps as draws from a Gaussian that the student predicts: negative log-likelihood",
         VariationalInformation,
         1.0,
+        formula=r"\sum_{layers}\overline{\frac{\big(\mu(S)-T\big)^2}{2\sigma_c^2}+\tfrac12\log\sigma_c^2},"
+        r"\quad \mu,\sigma\text{ trained}",
     ),
     "sp": Distiller(
         "SP",
@@ -150,6 +122,8 @@ DISTILLERS: dict[str, Distiller] = {
         "which images are alike: Gram matrices of the batch, rows of unit length",
         partial(PerPoint, losses.similarity_preserving),
         3000.0,
+        formula=r"\sum_{layers}\overline{\big(g(S)-g(T)\big)^2},"
+        r"\quad g(X)=XX^\top\text{ over the images, rows of unit length}",
     ),
     "cc": Distiller(
         "CC",
@@ -158,6 +132,8 @@ DISTILLERS: dict[str, Distiller] = {
         partial(Embedded, losses.correlation_congruence),
         0.02,
         least_images=2,
+        formula=r"\sum_{layers}\overline{|s_i-t_i|\cdot|s_{i+1}-t_{i+1}|},"
+        r"\quad s,t\text{ trained embeddings of image }i",
     ),
     "rkd": Distiller(
         "RKD",
@@ -166,6 +142,8 @@ DISTILLERS: dict[str, Distiller] = {
         _on_pooled(losses.relational),
         1.0,
         least_images=2,
+        formula=r"\sum_{layers}25\,\overline{h\big(d_{ij}^s-d_{ij}^t\big)}+50\,\overline{h\big(\angle_{ijk}^s-\angle_{ijk}^t\big)},"
+        r"\quad h\text{ Huber}",
     ),
     "pkt": Distiller(
         "PKT",
@@ -174,6 +152,8 @@ DISTILLERS: dict[str, Distiller] = {
         _on_pooled(losses.probabilistic_transfer),
         30000.0,
         least_images=2,
+        formula=r"\sum_{layers}\overline{q_{ij}\log\frac{q_{ij}}{p_{ij}}},"
+        r"\quad p_{ij}\propto 1+\cos(s_i,s_j),\; q_{ij}\propto 1+\cos(t_i,t_j)",
     ),
     "nst": Distiller(
         "NST",
@@ -181,6 +161,8 @@ DISTILLERS: dict[str, Distiller] = {
         "channels as samples of activation patterns: squared MMD with the kernel (x·y)²",
         partial(PerPoint, losses.neuron_selectivity),
         50.0,
+        formula=r"\sum_{layers}\overline{k(T,T)}+\overline{k(S,S)}-2\,\overline{k(S,T)},"
+        r"\quad k(x,y)=(x\cdot y)^2\text{ of unit channels}",
     ),
     "ab": Distiller(
         "AB",
@@ -190,6 +172,8 @@ DISTILLERS: dict[str, Distiller] = {
         ActivationBoundary,
         1.0,
         stages=True,
+        formula=r"\sum_{layers}\frac1B\sum\begin{cases}\max(0,1-r(S))^2&T>0\\\max(0,1+r(S))^2&T\le0\end{cases},"
+        r"\quad r\text{ trained}",
     ),
     "ft": Distiller(
         "FT",
@@ -198,6 +182,8 @@ DISTILLERS: dict[str, Distiller] = {
         "difference",
         FactorTransfer,
         200.0,
+        formula=r"\sum_{layers}\overline{\big|a(f(S))-a(g(T))\big|},"
+        r"\quad a\text{ as in AT, }f,g\text{ trained}",
     ),
     "fsp": Distiller(
         "FSP",
@@ -208,6 +194,8 @@ DISTILLERS: dict[str, Distiller] = {
         1.0,
         least_points=2,
         stages=True,
+        formula=r"\sum_{l}\overline{\big(M_l^S-M_l^T\big)^2},"
+        r"\quad M_{cd}=\tfrac1{HW}\sum_{hw}X^{(l)}_{chw}X^{(l+1)}_{dhw}",
     ),
     "reviewkd": Distiller(
         "ReviewKD",
@@ -216,6 +204,8 @@ DISTILLERS: dict[str, Distiller] = {
         KnowledgeReview,
         1.0,
         warm_up=True,
+        formula=r"\sum_{layers}\sum_n w_n\,\overline{\big(P_n(f(S,\text{deeper}))-P_n(T)\big)^2},"
+        r"\quad P_n\text{ pools to }n\times n",
     ),
     "crd": Distiller(
         "CRD",
@@ -223,6 +213,9 @@ DISTILLERS: dict[str, Distiller] = {
         "embeddings of one image against those of 16 384 others, in a memory: noise contrastive estimation",
         ContrastiveMemory,
         0.8,
+        formula=r"-\overline{\log h(s,t_+)+\sum_k\log\big(1-h(s,t_k)\big)"
+        r"}\text{, and with }s,t\text{ exchanged},"
+        r"\quad h=\frac{q}{q+N/M},\;q\propto e^{s\cdot t/\tau}",
     ),
     "crd-batch": Distiller(
         "CRD in batch",
@@ -231,6 +224,10 @@ DISTILLERS: dict[str, Distiller] = {
         partial(Embedded, partial(losses.contrastive_in_batch, temperature=TEMPERATURE)),
         0.8,
         least_images=2,
+        formula=r"-\sum_{layers}"
+        r"\tfrac12\,\overline{\log\frac{e^{s_i\cdot t_i/\tau}}{\sum_je^{s_i\cdot t_j/\tau}}}"
+        r"+\tfrac12\,\overline{\log\frac{e^{t_i\cdot s_i/\tau}}{\sum_je^{t_i\cdot s_j/\tau}}},"
+        r"\quad s,t\text{ trained embeddings of unit length}",
     ),
     "semckd": Distiller(
         "SemCKD",
@@ -238,6 +235,8 @@ DISTILLERS: dict[str, Distiller] = {
         "every teacher map with every student map, weighted by attention: mean squared error",
         SemanticCalibration,
         400.0,
+        formula=r"\sum_{i,j}\overline{\alpha_{ij}\,\big(f_{ij}(S_i)-T_j\big)^2},"
+        r"\quad\alpha\text{ attention between layers}",
     ),
     "simkd": Distiller(
         "SimKD",
@@ -249,6 +248,7 @@ DISTILLERS: dict[str, Distiller] = {
         ce=False,
         kd=False,
         reuses_classifier=True,
+        formula=r"\overline{\big(f(S)-T\big)^2},\quad f\text{ a trained projector}",
     ),
     "wsl": Distiller(
         "WSL",
@@ -258,6 +258,8 @@ DISTILLERS: dict[str, Distiller] = {
         **_answers(
             lambda s: losses.weighted_soft_labels(s.student_logits, s.teacher_logits, s.labels, s.temperature)
         ),
+        formula=r"T^2\,\overline{w\cdot\big(-\textstyle\sum p(z_t/T)\log p(z_s/T)\big)},"
+        r"\quad w=1-e^{-\mathrm{CE}(z_s)/\mathrm{CE}(z_t)}",
     ),
     "dkd": Distiller(
         "DKD",
@@ -270,6 +272,7 @@ DISTILLERS: dict[str, Distiller] = {
                 s.student_logits, s.teacher_logits, s.labels, 1.0, DKD_BETA, s.temperature
             )
         ),
+        formula=r"T^2\,\big(\mathrm{KL}(\text{label or not})+2\,\mathrm{KL}(\text{among the others})\big)",
     ),
     "dist": Distiller(
         "DIST",
@@ -278,6 +281,8 @@ DISTILLERS: dict[str, Distiller] = {
         weight=2.0,
         least_images=2,
         **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
+        formula=r"T^2\,\big(1-\overline{\rho(\text{rows of }p)}+1-\overline{\rho(\text{columns of }p)}\big),"
+        r"\quad\rho\text{ Pearson}",
     ),
     "kd-standardised": Distiller(
         "KD standardised",
@@ -287,6 +292,8 @@ DISTILLERS: dict[str, Distiller] = {
         **_answers(
             lambda s: losses.standardised_kd(s.student_logits, s.teacher_logits, STANDARDISED_TEMPERATURE)
         ),
+        formula=r"T^2\,\overline{\mathrm{KL}\big(p(\hat z_t/T)\,\|\,p(\hat z_s/T)\big)},"
+        r"\quad\hat z=\frac{z-\bar z}{\mathrm{sd}(z)},\;T=2",
     ),
 }
 
@@ -297,57 +304,9 @@ KD_IN_A_SUM = Distiller(
     DISTILLERS["kd"].source,
     DISTILLERS["kd"].compares,
     weight=1.0,
+    formula=DISTILLERS["kd"].formula,
     **_answers(lambda s: losses.kd(s.student_logits, s.teacher_logits, s.temperature)),
 )
-
-
-class Own(nn.Module):
-    """What a method of the user's own has built, held to what every method gives.
-
-    **Raises:** ``SettingsError`` where its code fails, or gives something else.
-    """
-
-    def __init__(self, name: str, build: Callable[[Task], nn.Module], task: Task):
-        super().__init__()
-        with own_code(name):
-            method = build(task)
-        if not isinstance(method, nn.Module):
-            raise SettingsError(
-                f"build of method {name} gives {type(method).__name__}; it must give a torch.nn.Module"
-            )
-        self.name, self.method = name, method
-
-    def forward(self, signals: Signals) -> Tensor:
-        with own_code(self.name):
-            loss = self.method(signals)
-        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
-            found = (
-                f"a tensor of shape {tuple(loss.shape)} and {loss.dtype}"
-                if isinstance(loss, Tensor)
-                else type(loss).__name__
-            )
-            raise SettingsError(
-                f"the loss of method {self.name} is {found}; it must be a scalar tensor of floating point, "
-                "such as a mean"
-            )
-        return loss
-
-
-def _own(name: str) -> Distiller:
-    """The entry that an import path names."""
-    entry = load(
-        "method", name, lambda found: isinstance(found, Distiller), "a Distiller of pursuhint_lib.distillers"
-    )
-    if not callable(entry.build):
-        raise SettingsError(
-            f"method {name} builds nothing; give its Distiller a build, a function of Task that gives a "
-            "torch.nn.Module"
-        )
-    if not (isinstance(entry.weight, (int, float)) and 0 <= entry.weight < math.inf):
-        raise SettingsError(
-            f"the weight of method {name} is {entry.weight!r}; give its Distiller a number of 0 or more"
-        )
-    return replace(entry, build=partial(Own, name, entry.build))
 
 
 class Sum(nn.Module):
@@ -378,7 +337,7 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
     lead to.
     """
     names = tuple(method.split("+"))
-    entries = DISTILLERS | {name: _own(name) for name in names if is_import_path(name)}
+    entries = DISTILLERS | {name: own_entry(name) for name in names if is_import_path(name)}
     if len(names) == 1:
         return entries[choose("method", method, [*entries, "<method>+<method>", FORM])]
     addable = {name: entry for name, entry in entries.items() if entry.adds} | {"kd": KD_IN_A_SUM}
@@ -396,4 +355,5 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
         least_images=max(part.least_images for part in parts),
         least_points=max(part.least_points for part in parts),
         parts={name: part.weight for name, part in zip(names, parts, strict=True)},
+        formula=r"\;+\;".join(rf"w_{{{part.title}}}\Big[{part.formula}\Big]" for part in parts),
     )
