@@ -18,6 +18,7 @@ from .style import (
     new_figure,
     numbered_cells,
     styled,
+    vector_colorbar,
 )
 
 # Panels side by side at most.
@@ -139,6 +140,8 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
 def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     """Paired differences as numbers on colours: a panel per reference, a row per method, a column per arm.
 
+    The colour bar ends where colours get no deeper; single larger numbers have no colour of their own.
+
     **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a
     number is printed bold in a frame.
     """
@@ -160,6 +163,7 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
         axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
         axis.set_xticklabels(arms, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
         axis.tick_params(length=0)
+    vector_colorbar(figure, axes[0, 0].images[0], ax=axes, extend="both", shrink=0.8)
     return figure
 
 
@@ -196,6 +200,12 @@ def weight_sweep(gains: pd.DataFrame, usual: float) -> Figure:
     linear = max(5.0, 1.2 * gains["mean"].max())
     axis.set_yscale("symlog", linthresh=linear, linscale=2)
     low, high = axis.get_ylim()
+    beyond = [ends for ends in ((low, -linear), (linear, high)) if ends[0] < ends[1]]
+    for ends in beyond:
+        axis.axhspan(*ends, color="#efefef", lw=0, zorder=0)
+    if beyond:
+        axis.set_ylabel("pp over no hints\n(grey: logarithmic)")
+    axis.set_ylim(low, high)
     ticks = [
         *MaxNLocator(10).tick_values(-linear, linear),
         *(tick for tick in FAR_TICKS if abs(tick) > linear),
