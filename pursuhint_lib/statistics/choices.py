@@ -107,22 +107,12 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
     by_seed, same = shares.groupby(level="seed").sum(), same[[*table]]
     ranked = by_seed.sum().sort_values(ascending=False, kind="stable", key=settled)
     others = [arm for arm in ranked.index if not same[arm].equals(same[ranked.index[0]])]
-    arms = [
-        arm
-        for place, arm in enumerate(same)
-        if not any((same[arm] == same[other]).any() for other in same.columns[:place])
-    ]
-    by_seed = by_seed[arms]
+    by_seed = by_seed[_without_repetition(same)]
     found = by_seed.sum()
     counts = {"arms": len(found), "cells": cells.ngroups, "n": len(by_seed)}
     if len(found) < 2:
-        return counts | {
-            "spread": float("nan"),
-            "chance": float("nan"),
-            "p": 1.0,
-            "best": "",
-            "lead": float("nan"),
-        }
+        unknown = float("nan")
+        return counts | {"spread": unknown, "chance": unknown, "p": 1.0, "best": "", "lead": unknown}
     generator = np.random.default_rng(seed)
     shuffled = np.array(
         [generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)]
@@ -136,6 +126,18 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
         "best": ranked.index[0],
         "lead": ranked.iloc[0] - ranked[others[0]],
     }
+
+
+def _without_repetition(layers: pd.DataFrame) -> list[str]:
+    """Arms that took other layers than every arm before them, in all pairs.
+
+    **Arguments:** ``layers`` [pairs, arms].
+    """
+    return [
+        arm
+        for place, arm in enumerate(layers)
+        if not any((layers[arm] == layers[other]).any() for other in layers.columns[:place])
+    ]
 
 
 def expected_range(means: int) -> float:
