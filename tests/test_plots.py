@@ -325,6 +325,13 @@ def test_the_forest_shows_means_and_intervals_at_their_places():
     assert figure.get_supxlabel().startswith("← left      right →")
 
 
+def test_a_difference_that_is_not_known_is_a_hollow_dot():
+    known = [True, False, True]
+    (axis,) = plots.forest({"one": panel().assign(known=known)}).axes
+    drawn = [shape for shape in axis.collections if isinstance(shape, PathCollection)]
+    assert [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in drawn] == known
+
+
 @pytest.mark.parametrize("name", ["forest", "accuracy_by_arm"])
 def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
     for axis in SINGLE[name]().axes:

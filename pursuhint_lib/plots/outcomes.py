@@ -113,8 +113,9 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
 def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = ("", "")) -> Figure:
     """Differences with 95 % intervals, one panel per reference, a row per label.
 
-    **Arguments:** panel title → rows with columns label, arm, mean, low, high, and margin where it is known,
-    which is shaded; ``directions`` words for what a difference below, and above, 0 means.
+    **Arguments:** panel title → rows with columns label, arm, mean, low, high; margin, which is shaded, and
+    known, without which a dot is hollow, where there are such; ``directions`` words for what a difference
+    below, and above, 0 means.
     """
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel["label"]))
     height = 1.6 + 0.19 * len(labels)
@@ -125,7 +126,9 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
             position, margin = labels.index(row.label), getattr(row, "margin", float("nan"))
             if margin > 0:
                 axis.barh(position, 2 * margin, left=-margin, height=0.9, color="#e8e8e8", zorder=0)
-            mean_with_interval(axis, position, (row.mean, row.low, row.high), arm_colour(row.arm), 1.5, s=22)
+            face = {} if getattr(row, "known", True) else {"facecolor": "white"}
+            values, colour = (row.mean, row.low, row.high), arm_colour(row.arm)
+            mean_with_interval(axis, position, values, colour, 1.5, s=22, **face)
         axis.set_title(textwrap.fill(title, 16), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
     labelled_rows(axes[0, 0], labels)
