@@ -36,6 +36,16 @@ def study(generator, means=None, cells=None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "points", "accuracy"])
 
 
+def test_a_single_random_set_tells_of_no_cell_and_of_no_sum_over_cells():
+    """What any random set would give is unknown then."""
+    frame = study(np.random.default_rng(1)).replace({"arm": {"last": "random-1"}})
+    table = contrasts(frame, "stage-ends", "random-")
+    assert len(table) == len(SEEDS)
+    assert np.isinf(table["error"]).all()
+    assert np.isnan(heterogeneity(table, run_noise(frame))["p"])
+    assert weightings(table).empty
+
+
 # ---- the noise of a run
 
 

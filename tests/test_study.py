@@ -105,7 +105,7 @@ BAD_PROFILES = {
     ),
     "points that don't match": (
         {"pairs": [{"teacher": "resnet14", "student": "resnet8", "k": 2}]},
-        "2 hint layers for 3 student points.*give k: 3",
+        "2 hint layers for 3 of the student.*give k: 3",
     ),
     "unknown student point": (
         {

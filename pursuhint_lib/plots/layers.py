@@ -101,7 +101,7 @@ def depth_strip(
 ) -> Figure:
     """Which sub-blocks each arm uses: one row per arm, depth from left to right, stage borders as lines.
 
-    **Arguments:** arm → (teacher sub-block, student point that learns from it), 0-based; number of
+    **Arguments:** arm → (teacher sub-block, student's hint layer that learns from it), 0-based; number of
     sub-blocks; 0-based indices of the stage ends.
     """
     figure, axis = new_figure(0.9 + 0.26 * len(arms))
@@ -131,8 +131,8 @@ def depth_strip(
         list(arms),
         xlim=(0.4, layers + 0.6),
         xticks=number_ticks(layers, 18),
-        xlabel="sub-block of the teacher (dotted: borders of its stages; number: student point that learns "
-        "from it)",
+        xlabel="sub-block of the teacher (dotted: borders of its stages; number: the student's hint layer "
+        "that learns from it)",
     )
     axis.spines["left"].set_visible(False)
     return figure
