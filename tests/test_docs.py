@@ -220,7 +220,7 @@ def test_facts_of_imagenet_are_those_of_the_code():
     assert " and ".join(
         f"{count:,}".replace(",", " ") for count in DATASETS["imagenet"].counts
     ) in text.replace("\n", " ")
-    assert f"± {TOLERANCE} points" in text
+    assert f"± {TOLERANCE} pp" in text
     assert "MASTER_PORT:-29500" in (ROOT / "workflow" / "many_hosts.sh").read_text()
 
 

@@ -35,7 +35,7 @@ _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
 
 def answer() -> str:
     """What a person has written of the results: in full of the first profile of ``ANSWERS`` that is finished,
-    with the figure of its effects, and of the others behind their titles.
+    with the figure of its effects and the caption, and of the others behind their titles.
 
     **Raises:** ``SettingsError`` where no finished profile has such a note, or one was written for other
     numbers.
@@ -47,7 +47,8 @@ def answer() -> str:
         )
     parts = [part for name in written for part in (_introduction(name), current(name, ANSWER))]
     picture = f"results/{written[0]}/figures/{EFFECTS}.png"
-    parts.insert(2, f"![PURSUhInT's layers against others, by pair and method]({picture})")
+    caption = (StudyPaths(written[0]).figures / f"{EFFECTS}.md").read_text(encoding="utf-8").strip()
+    parts[2:2] = [f"![PURSUhInT's layers against others, by pair and method]({picture})", f"*{caption}*"]
     return "\n\n".join(parts)
 
 
