@@ -127,7 +127,7 @@ def report(result: dict) -> str:
     return (
         f"{result['network']} alone, {result['profile']}, test accuracy\n"
         + "\n".join(sides)
-        + f"\ndifference {result['difference']:+.2f} points{interval}"
+        + f"\ndifference {result['difference']:+.2f} pp{interval}"
     )
 
 

@@ -166,7 +166,7 @@ def _git() -> dict:
         return {"git_commit": None, "git_dirty": None}
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
@@ -204,7 +204,7 @@ def provenance(device: torch.device, data_checksum: str) -> dict:
         measured["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
         measured |= {"gpu_driver": _gpu_driver(), "cuda": torch_version.cuda}
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

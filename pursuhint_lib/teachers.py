@@ -23,7 +23,7 @@ from .paths import ROOT, manifest_entry, teacher_download, teacher_file, teacher
 from .progress import Progress
 from .settings import SettingsError, build, choose, validated
 
-# How far a teacher's measured accuracy may lie from its entry, in points.
+# How far a teacher's measured accuracy may lie from its entry, in pp.
 TOLERANCE = 0.1
 
 TORCHVISION = "torchvision/"

@@ -62,7 +62,7 @@ def test_both_sides_are_printed_and_written(benchmark, profile, tmp_path, capsys
     assert result["difference"] == pytest.approx(sum(stored) / len(stored) - sum(result["plain"]) / 2)
     assert result["low"] < result["difference"] < result["high"]
     assert result["provenance"]["versions"]["torch"]
-    assert f"difference {result['difference']:+.2f} points, 95 % interval" in capsys.readouterr().out
+    assert f"difference {result['difference']:+.2f} pp, 95 % interval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from pursuhint_lib.study.experiments.exports import (
     latency_frame,
     measurement_file,
     measurements,
+    times_file,
 )
 from pursuhint_lib.study.grid import profiles
 from pursuhint_lib.study.grid.cells import results_frame, run_cell
@@ -38,6 +39,7 @@ from pursuhint_lib.training import evaluate
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
 CPU = torch.device("cpu")
+KINDS = {(runtime, batch) for runtime in ("PyTorch", "ONNX Runtime") for batch in (1, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +149,9 @@ def test_measurements_are_those_of_the_weights_and_are_kept(profile, monkeypatch
         assert content["provenance"]["latency_threads"] == 1
         assert content["provenance"]["device_type"] == "cpu"
     written = {file.name: file.read_bytes() for file in StudyPaths("smoke").exports.iterdir()}
-    assert len(written) == 3
-    monkeypatch.setattr(compression, "export", lambda *_: pytest.fail("measured again"))
+    assert len(written) == 4
+    for name in ("export", "latencies"):
+        monkeypatch.setattr(compression, name, lambda *_: pytest.fail("measured again"))
     assert [measured for _, measured in measurements(profile)] == [measured for _, measured in found]
     assert written == {file.name: file.read_bytes() for file in StudyPaths("smoke").exports.iterdir()}
 
@@ -195,6 +198,25 @@ def test_a_run_that_was_made_anew_is_measured_anew(own):
     assert measurement_file(own, chosen).found() is None
     records.save("smoke", record)
     assert measurement_file(own, chosen).found() is not None
+
+
+def test_times_are_measured_in_one_process_in_turns_whichever_network_is_new(own, monkeypatch):
+    """Another best student: all networks are timed again, though the others were measured before."""
+    measurements(own)
+    turns = []
+    monkeypatch.setattr(
+        compression,
+        "latencies",
+        lambda runners, image: turns.append([*runners]) or measure.latencies(runners, image),
+    )
+    worse = [one for one in chosen_networks(own, results_frame(own)) if one.row["role"] != "best student"]
+    _, times = times_file(own, worse).get()
+    names = [chosen.name for chosen in worse]
+    assert turns == [[f"{name} {runtime}" for name in names for runtime in ("PyTorch", "ONNX Runtime")]]
+    assert list(times) == names
+    assert all({(one.runtime, one.batch) for one in times[name]} == KINDS for name in names)
+    # Other networks are no comparison with these.
+    assert times_file(own, chosen_networks(own, results_frame(own))).found() is None
 
 
 # ---- weights that are gone, or others
@@ -316,6 +338,7 @@ def test_tables_hold_what_was_measured(profile):
     )
     known = accuracies(profile)["ce", "alone"]
     assert row["accuracy"] == pytest.approx(np.mean(list(known.values())))
+    assert (latency["device"] == records.provenance(CPU, "")["device"]).all()
     assert latency["per_second"].tolist() == [
         round(1000 * one.images / one.ms) for one in latency.itertuples()
     ]
@@ -331,19 +354,19 @@ def step(profile):
 def test_the_plan_knows_what_is_measured(own):
     measurements(own)
     assert step(own).needs == ("05_results",)
-    assert step(own).runs == (3, 3)
+    assert step(own).runs == (4, 4)
     next(StudyPaths("smoke").exports.iterdir()).unlink()
-    assert step(own).runs == (2, 3)
+    assert step(own).runs == (3, 4)
     next(StudyPaths("smoke").records.glob("*_kd_*")).unlink()
-    assert step(own).runs == (0, 3), "what is chosen is open until all students are trained"
+    assert step(own).runs == (0, 4), "what is chosen is open until all students are trained"
 
 
 def test_networks_are_counted_before_they_are_chosen(profile):
     profile = replace(profile, seeds=(7, 8))
-    assert step(profile).runs == (0, 3)
-    assert step(replace(profile, methods=("kd", "at"))).runs == (0, 2)
+    assert step(profile).runs == (0, 4)
+    assert step(replace(profile, methods=("kd", "at"))).runs == (0, 3)
     wider = replace(profile, pairs=(*profile.pairs, replace(profile.pairs[0], student="resnet8")))
-    assert step(wider).runs == (0, 5)
+    assert step(wider).runs == (0, 6)
 
 
 def test_the_step_is_left_out_where_nothing_can_be_compared(profile):

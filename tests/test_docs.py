@@ -62,6 +62,26 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or anchor in anchors(aim), target
 
 
+def test_a_hint_layer_is_no_point_and_a_difference_is_in_pp():
+    """The glossary's words, in what a reader reads and what notebooks print."""
+    texts = {file.name: file.read_text() for file in PAGES}
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(file.read_text())["cells"]
+        texts[file.name] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        strings = [node.value for source in code for node in ast.walk(ast.parse(source)) if is_text(node)]
+        # A name of a column is one word.
+        assert not [text for text in strings if " " in text and re.search(r"\bpoints?\b", text)], file
+    for name, text in texts.items():
+        for code in (r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)"):
+            text = re.sub(code, " ", text, flags=re.S)
+        assert not re.findall(r"(?<!percentage )(?<!floating )\bpoints?\b", " ".join(text.split())), name
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def commands(text: str) -> list[str]:
     """Lines of the shell blocks, and what stands between backticks and begins like a command."""
     blocks = chain.from_iterable(
@@ -220,7 +240,7 @@ def test_facts_of_imagenet_are_those_of_the_code():
     assert " and ".join(
         f"{count:,}".replace(",", " ") for count in DATASETS["imagenet"].counts
     ) in text.replace("\n", " ")
-    assert f"± {TOLERANCE} points" in text
+    assert f"± {TOLERANCE} pp" in text
     assert "MASTER_PORT:-29500" in (ROOT / "workflow" / "many_hosts.sh").read_text()
 
 

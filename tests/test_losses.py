@@ -346,7 +346,7 @@ A, B = draw(2, 3, 4, 4), draw(2, 4, 4, 4)
         ("attention_transfer", ([A, A], [A]), "shorter"),
         ("hierarchical_context", ([A, A], [A]), "shorter"),
         ("flow_of_solution", ([A, B], [A, A]), r"as many channels .* got \[3, 4\] and \[3, 3\]$"),
-        ("flow_of_solution", ([A], [A]), "at least 2 points: got 1$"),
+        ("flow_of_solution", ([A], [A]), "at least 2 hint layers: got 1$"),
     ],
 )
 def test_what_the_definition_does_not_cover_is_refused(loss, arguments, words):

@@ -87,7 +87,7 @@ def test_a_fork_s_students_learn_from_the_teacher_that_the_profile_keeps(profile
 
 
 def test_a_checkpoint_of_the_profile_stays_one_and_those_of_other_teachers_are_left_out(profile):
-    given = replace(profile, checkpoints={"resnet14": "mine.pth"})
+    given = replace(profile, checkpoints={"resnet14": "mine.pth"}, arms=("none", "stage-ends"))
     for apart in (True, False):
         assert fork(given, Pair("resnet14", "resnet8x0.25"), apart=apart).checkpoints == {
             "resnet14": "mine.pth"
@@ -111,11 +111,9 @@ def test_git_ignores_what_a_fork_writes():
 
 def test_the_teacher_of_the_example_is_kept_too(tmp_path, capsys):
     file, smoke = tmp_path / "mine.yaml", yaml.safe_load((CONFIG / "smoke.yaml").read_text())
-    file.write_text(
-        yaml.safe_dump(
-            smoke | {"name": "mine", "example_pair": {"teacher": "resnet20", "student": "resnet8x0.25"}}
-        )
-    )
+    changes = {"name": "mine", "arms": ["none", "stage-ends"]}
+    example = {"teacher": "resnet20", "student": "resnet8x0.25"}
+    file.write_text(yaml.safe_dump(smoke | changes | {"example_pair": example}))
     mine = load_profile(str(file))
     for network in ("resnet14", "resnet20"):
         training.train_teacher(mine.teacher_settings(network))

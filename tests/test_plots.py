@@ -142,7 +142,7 @@ FIGURES = {
         {("r2", "kmedoids"): BY_K, ("r2", "spectral"): {}, ("cka", "kmedoids"): BY_K}
     ),
     "agreement_heatmaps": lambda: plots.agreement_heatmaps(
-        {"shift": AGREEMENT, "index": AGREEMENT}, {"shift": 1, "index": 2}
+        {"shift": AGREEMENT, "index": AGREEMENT}, {"shift": (1, 2.5, 0), "index": (2, 0, 1)}
     ),
     "stability": lambda: plots.stability(
         {"r2": FREQUENCY, "cka": FREQUENCY}, {"r2": (1, 4, 7), "cka": (0, 4, 8)}, changes()
@@ -325,6 +325,13 @@ def test_the_forest_shows_means_and_intervals_at_their_places():
     assert figure.get_supxlabel().startswith("← left      right →")
 
 
+def test_a_difference_that_is_not_known_is_a_hollow_dot():
+    known = [True, False, True]
+    (axis,) = plots.forest({"one": panel().assign(known=known)}).axes
+    drawn = [shape for shape in axis.collections if isinstance(shape, PathCollection)]
+    assert [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in drawn] == known
+
+
 @pytest.mark.parametrize("name", ["forest", "accuracy_by_arm"])
 def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
     for axis in SINGLE[name]().axes:
@@ -473,6 +480,16 @@ def test_agreement_is_written_in_its_field():
     figure = FIGURES["agreement_heatmaps"]()
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.0", "1.2", "1.2", "0.0"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["0.00", "1.25", "1.25", "0.00"]
+
+
+def test_dark_is_agreement_whatever_a_table_counts():
+    figure = FIGURES["agreement_heatmaps"]()
+    shift, index = (axis.images[0] for axis in figure.axes[:2])
+    assert shift.get_array().ravel().tolist() == [1, 0.5, 0.5, 1]
+    assert index.get_array().ravel().tolist() == [0, 1.25, 1.25, 0]
+    assert {image.get_clim() for image in (shift, index)} == {(0, 1)}
+    ends = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes[2:]]
+    assert ends == [["2.5 or worse", "0.0"], ["0.00 or worse", "1.00"]]
 
 
 def test_stability_shows_shares_circles_and_every_repetition():

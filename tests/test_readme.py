@@ -151,6 +151,8 @@ def results_of(folder, name: str, gain: float, over: bool = True) -> None:
     """The least that makes results: a number and, when the run is over, checksums; and a note on it."""
     page = Page(load_profile(name), "05_results")
     page.number("at", "{:+.2f} pp", gain)
+    page.paths.figures.mkdir(parents=True, exist_ok=True)
+    (page.paths.figures / "05_results-effects.md").write_text(f"A caption of {name}.\n")
     file = folder / "notes" / f"{name}.md"
     file.parent.mkdir(exist_ok=True)
     file.write_text("## answer\n\nIt is {05_results:at}.\n")
@@ -172,12 +174,14 @@ def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path, monkeypatch):
         "It is +0.50 pp.",
         "![PURSUhInT's layers against others, by pair and method]"
         "(results/quick/figures/05_results-effects.png)",
+        "*A caption of quick.*",
     ]
     results_of(tmp_path, "cifar100-lite", 2.0)
     lines = readme.answer().split("\n\n")
     assert "([`cifar100-lite`](config/cifar100-lite.yaml), [every difference](results/cifar" in lines[0]
     assert lines[1] == "It is +2.00 pp."
     assert "results/cifar100-lite/figures/" in lines[2]
+    assert lines[3] == "*A caption of cifar100-lite.*"
     assert lines[-1] == "It is +0.50 pp."
     Page(load_profile("quick"), "05_results").number("at", "{:+.2f} pp", 0.6)
     with pytest.raises(SettingsError, match=r"section answer of .*quick\.md was written for other numbers"):

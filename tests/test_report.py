@@ -218,7 +218,7 @@ def test_the_layer_map_holds_what_the_hints_say():
         "clusters": [],
         "text": teacher["choices"]["random-2"][""][4]["text"],
     }
-    assert "random-2 cannot give 6 points here" in teacher["choices"]["random-2"][""][4]["text"]
+    assert "random-2 cannot give 6 hint layers here" in teacher["choices"]["random-2"][""][4]["text"]
 
 
 # ---- how it is made

@@ -36,6 +36,7 @@ FIGURES = (
     "05_results-stage-ends-resnet14-resnet8x0.25",
     "05_results-compression",
     "05_results-effects",
+    "05_results-hints",
     "08_export-costs-resnet14",
     "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
 )
@@ -131,9 +132,9 @@ def test_figures_and_tables_are_there_in_every_form(finished):
     for name in FIGURES:
         for ending in (".png", ".svg", ".md"):
             assert (results / "figures" / f"{name}{ending}").stat().st_size > 40, name
-        assert "Smoke profile" in (results / "figures" / f"{name}.svg").read_text(), (
-            "the note stands on every figure"
-        )
+        noted = "Smoke profile" in (results / "figures" / f"{name}.svg").read_text()
+        # The toy is of no profile.
+        assert noted == (name != "00_start_here-toy"), name
     for name in TABLES:
         for ending in (".csv", ".md", ".tex"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 40, name
@@ -160,6 +161,17 @@ def test_the_grid_takes_the_weight_that_was_tuned_on_other_images_and_seeds(fini
     three = [run["hint_weight"] for run in grid if len(run["teacher_points"]) == 3]
     assert three == [pytest.approx(weights["fitnet"]["weight"])] * len(three)
     assert len(three) > 4
+
+
+def test_the_grid_has_a_random_set_by_stages_and_the_population_of_them(finished):
+    results = finished[0] / "results" / "smoke"
+    arms = pd.read_csv(results / "tables" / "05_results-accuracy-resnet14-resnet8x0.25.csv")["arm"]
+    sets = [f"stage-set-{a}-{b}-{c}" for a in (1, 2) for b in (3, 4) for c in (5, 6)]
+    assert {"stage-random-1", *sets} < {*arms}
+    effects = pd.read_csv(results / "tables" / "05_results-stage-ends.csv")
+    # The stage ends are one of the sets; none of them stays without a word.
+    assert effects.set_index("arm").loc["stage-set-2-4-6", "word"].eq("not tested: the same layers").all()
+    assert effects["word"].notna().all()
 
 
 def test_the_end_counts_what_is_drawn_and_tells_the_effects(finished):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pursuhint_lib.statistics import spread_of_arms
+from pursuhint_lib.statistics import expected_range, spread_of_arms
 
 NAN = float("nan")
 
@@ -96,6 +96,23 @@ def test_the_same_points_are_one_arm_and_a_failed_run_takes_its_arm_out():
     assert spread_of_arms(alike)["arms"] == 2
 
 
+def test_the_best_is_of_all_arms_and_leads_the_next_with_other_layers():
+    """b takes the layers of a in one pair of two, so it is not shuffled; c is the same as b in both."""
+    gains = np.array([0.0, 2.0, 2.0, 0.5])
+    values = {pair: noise(6, 4, 1) + gains for pair in (("p", "at"), ("q", "at"))}
+    frame = study(values, list("abcd"), ["1", "1", "1", "2"])
+    frame.loc[(frame["pair"] == "q") & frame["arm"].isin(["b", "c"]), "points"] = "3"
+    found = spread_of_arms(frame)
+    assert found["arms"] == 2
+    assert (found["best"], found["lead"]) == ("b", pytest.approx(1.5))
+
+
+@pytest.mark.parametrize("means", [1, 2, 5, 12])
+def test_the_expected_range_is_that_of_drawn_numbers(means):
+    drawn = np.ptp(np.random.default_rng(0).normal(size=(40_000, means)), axis=1)
+    assert expected_range(means) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 200 + 1e-9)
+
+
 def test_one_seed_decides_nothing_and_one_arm_is_no_comparison():
     assert spread_of_arms(study({("p", "at"): noise(0, 1, 5)}, list("abcde")))["p"] == 1
     alone = spread_of_arms(study({("p", "at"): noise(0, 5, 1)}, ["a"]))
@@ -108,5 +125,3 @@ def test_every_method_counts_the_same_whatever_its_number_of_seeds():
     means = [table.mean(0) - table.mean() for table in (many, few)]
     assert found["spread"] == pytest.approx(np.std(np.mean(means, axis=0), ddof=1))
     assert found["n"] == 5
-
-

@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 from scipy import optimize, special, stats
 
-from pursuhint_lib.statistics import combination, contrasts, heterogeneity, margins, run_noise, weightings
+from pursuhint_lib.statistics import (
+    combination,
+    contrasts,
+    heterogeneity,
+    margins,
+    paired_share,
+    run_noise,
+    weightings,
+)
 from pursuhint_lib.statistics.noise import moderate
 
 # Seeds of each cell of the CIFAR study, and the standard deviation of a run there.
@@ -28,7 +36,31 @@ def study(generator, means=None, cells=None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "method", "arm", "seed", "points", "accuracy"])
 
 
+def test_a_single_random_set_tells_of_no_cell_and_of_no_sum_over_cells():
+    """What any random set would give is unknown then."""
+    frame = study(np.random.default_rng(1)).replace({"arm": {"last": "random-1"}})
+    table = contrasts(frame, "stage-ends", "random-")
+    assert len(table) == len(SEEDS)
+    assert np.isinf(table["error"]).all()
+    assert np.isnan(heterogeneity(table, run_noise(frame))["p"])
+    assert weightings(table).empty
+
+
 # ---- the noise of a run
+
+
+def test_pairing_gains_what_seeds_have_in_common():
+    """Against the variances of all pairs of arms, paired and not."""
+    table = np.random.default_rng(3).normal(size=(6, 4)) + 2 * np.arange(6)[:, None]
+    rows = [(arm, seed, str(arm), table[seed, arm]) for seed in range(6) for arm in range(4)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "points", "accuracy"])
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    paired = np.mean([np.var(table[:, i] - table[:, j], ddof=1) for i, j in pairs])
+    apart = np.mean([np.var(table[:, i], ddof=1) + np.var(table[:, j], ddof=1) for i, j in pairs])
+    assert paired_share(frame) == pytest.approx(1 - paired / apart)
+    assert paired_share(frame) > 0.7
+    for too_few in (frame[frame["seed"] == 0], frame[frame["arm"] == 0], frame.assign(accuracy=40.0)):
+        assert np.isnan(paired_share(too_few))
 
 
 def test_the_variance_of_a_run_is_that_of_a_two_way_table():

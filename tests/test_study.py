@@ -105,7 +105,7 @@ BAD_PROFILES = {
     ),
     "points that don't match": (
         {"pairs": [{"teacher": "resnet14", "student": "resnet8", "k": 2}]},
-        "2 hint layers for 3 student points.*give k: 3",
+        "2 hint layers for 3 of the student.*give k: 3",
     ),
     "unknown student point": (
         {
@@ -362,13 +362,13 @@ def test_a_sum_keeps_its_part_on_the_logits_where_hints_are_taken_away(profile):
 
 
 def test_a_fork_is_checked_and_keeps_the_data(profile):
-    forked = fork(
-        profile, Pair("resnet20", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")), methods=("kd",)
-    )
+    # The sets of layers of one teacher are none of another.
+    changes = {"methods": ("kd",), "arms": ("none", "stage-ends")}
+    forked = fork(profile, Pair("resnet20", "vgg8x0.125", ("block0.2", "block1.2", "block2.2")), **changes)
     assert forked.data == profile.data
     assert forked.pairs[0].k == 3
     with pytest.raises(SettingsError, match="unknown network"):
-        fork(profile, Pair("resnet20", "vgg9"))
+        fork(profile, Pair("resnet20", "vgg9"), **changes)
 
 
 def test_the_estimate_grows_with_the_work(profile):

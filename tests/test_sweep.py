@@ -224,7 +224,12 @@ def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual
     assert any(set(line.get_xdata()) == {10} for line in axis.lines)
     assert axis.get_xscale() == "log"
     assert axis.get_yticks().tolist() == [-1, 0, 1]
+    assert axis.get_ylabel() == "pp over no hints"
     wide = plots.weight_sweep(swept.assign(low=lambda t: t["mean"] - 25), 10).axes[0]
+    # Where the scale changes is shaded, and said.
+    assert wide.get_ylabel() == "pp over no hints\n(grey: logarithmic)"
+    (shaded,) = wide.patches
+    assert shaded.get_y() + shaded.get_height() == -5
     assert wide.get_yticks().tolist()[:5] == [-20, -10, -5, -4, -3]
 
 

@@ -26,9 +26,18 @@ def test_the_groups_that_are_made_are_found():
     assert toy.figure().axes
 
 
+def test_a_large_change_inside_the_groups_leaves_equal_stretches_of_depth():
+    for seed in range(5):
+        toy = toy_study([2, 3, 7], 1.0, 3, seed)
+        assert [toy.points.labels.count(label) for label in range(3)] == [4, 4, 4]
+        assert toy.points.indices == toy.middles
+
+
 def test_layers_of_a_group_differ_by_so_much_noise_and_groups_by_a_mixture():
-    one, two, three = toy_layers([2, 1], 0.5)
+    one, two, three, four = toy_layers([2, 2], 0.5)
     assert float((two - one).std()) == pytest.approx(0.5, rel=0.05)
+    # The noise is in units of the layer, however large that is.
+    assert float((four - three).std() / three.std()) == pytest.approx(0.5, rel=0.05)
     assert float(three.min()) == 0.0
     assert not toy_layers([2, 1], 0.0)[0].sub(toy_layers([2, 1], 0.0)[1]).any()
     assert all(

@@ -3,6 +3,7 @@ takes the weights.
 """
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -347,8 +348,7 @@ def test_a_weight_that_was_tuned_otherwise_is_not_taken(profile, changes):
     assert hint_weight(other, pair, "at") is None
     with pytest.raises(
         NotTuned,
-        match="the weight of at is not tuned yet, .*; python -m pursuhint_lib tune smoke "
-        "does it",
+        match="the weight of at is not tuned yet, .*; python -m pursuhint_lib tune smoke does it",
     ):
         cell_settings(other, pair, "at", 0, {})
 
@@ -491,7 +491,8 @@ def test_the_check_tells_the_ratio_of_real_images_and_a_trained_teacher_only(pro
     assert found.what == "weights of resnet14 → resnet8x0.25"
     assert found.state == "note"
     assert "at weight 1e+06" in found.detail
-    assert "outside 0.01 to 10 a weight should be chosen by tuning, or stated in weights.hint" in found.detail
+    assert "outside 0.01 to 10 choose the weight by training: a section tuning in the profile" in found.detail
+    assert re.search(r"AT [\d.e+-]+ at weight 1, FitNet [\d.e+]+ at weight 1e\+06, SP ", found.detail)
     heavy, light = (
         float(
             next(weigh(replace(stated, weights=Weights(hint={"at": w, "fitnet": 1.0, "sp": 1.0}))))

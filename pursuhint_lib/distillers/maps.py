@@ -70,8 +70,8 @@ class ActivationBoundary(nn.Module):
 
     The loss asks for the signs of the teacher's values before their ReLU, and those can be told after it,
     too. The student's need to be negative where the teacher is off, so a convolution with BatchNorm and
-    without ReLU stands at every point (the authors' code takes the student's own values before the ReLU where
-    the shapes agree).
+    without ReLU stands at every hint layer (the authors' code takes the student's own values before the ReLU
+    where the shapes agree).
     """
 
     # The authors' factor in front of the sum over points.
@@ -200,8 +200,8 @@ def _normed(channels: int, out: int, kernel: int) -> nn.Sequential:
 
 
 class SemanticCalibration(nn.Module):
-    """SemCKD: every student point learns from every teacher point, with attention weights found from the
-    batch's Gram matrices.
+    """SemCKD: every hint layer of the student learns from every one of the teacher, with attention weights
+    found from the batch's Gram matrices.
 
     Chen et al., "Cross-Layer Distillation with Semantic Calibration" (2021), eqs. 4 to 7. A Gram matrix [B,
     B] has the batch in its shape; here each image is described by its sorted similarities to the others,

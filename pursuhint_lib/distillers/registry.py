@@ -167,7 +167,7 @@ DISTILLERS: dict[str, Distiller] = {
     "ab": Distiller(
         "AB",
         "Heo et al. 2019",
-        "which neurons are on: squared distance to the right side of 0, with a margin; in a stage before the "
+        "which neurons are on: squared hinge on the sign of each activation; in a stage before the "
         "task",
         ActivationBoundary,
         1.0,

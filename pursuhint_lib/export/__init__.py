@@ -10,10 +10,11 @@ from ..data import Images, StreamedImages
 from ..files import replacing
 from ..models import parameter_count
 from ..processes import threads
+from ..records import processor
 from ..settings import SettingsError
 from .card import model_card
 from .formats import FORMS, OPSET, VERSIONS, capture, load_onnx
-from .measure import ONNX, PYTORCH, REPEATS, WARM_UP, accuracy, answers, flops, latencies
+from .measure import ONNX, PYTORCH, REPEATS, WARM_UP, Latency, accuracy, answers, flops, latencies
 from .report import Exported, FormReport, Subject, read_report
 
 # How far a form's logits may lie from PyTorch's, as a share of the largest logit or of 1: float32 keeps seven
@@ -70,6 +71,7 @@ def export(subject: Subject, test: Images | StreamedImages, folder: Path) -> Exp
         largest=largest,
         forms=reports,
         latency=latencies(runners, image),
+        device=processor(),
     )
     with replacing(folder / CARD) as draft:
         draft.write_text(model_card(subject, found, test.entry), encoding="utf-8")

@@ -52,7 +52,8 @@ class Exported:
       addition counted as two.
     - ``images``: number of test images; ``accuracy``: test top-1 in % before export, in fp32 on the CPU;
       ``largest``: of all its logits.
-    - ``forms``: name → report. ``latency``: of PyTorch and ONNX Runtime, on one thread of the CPU.
+    - ``forms``: name → report. ``latency``: of PyTorch and ONNX Runtime, on one thread of the CPU, which
+      ``device`` names.
     """
 
     parameters: int
@@ -62,6 +63,7 @@ class Exported:
     largest: float
     forms: dict[str, FormReport]
     latency: tuple[Latency, ...]
+    device: str = ""
 
     def milliseconds(self, runtime: str) -> float:
         """Median latency of one image."""

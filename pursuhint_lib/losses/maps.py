@@ -159,11 +159,11 @@ def flow_of_solution(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tens
     channels = [[maps.shape[1] for maps in side] for side in (student_maps, teacher_maps)]
     if channels[0] != channels[1]:
         raise ValueError(
-            f"FSP needs as many channels in the student as in the teacher at every point: got {channels[0]} "
-            f"and {channels[1]}"
+            "FSP needs as many channels in the student as in the teacher at every hint layer: got "
+            f"{channels[0]} and {channels[1]}"
         )
     if len(student_maps) < 2:
-        raise ValueError(f"FSP needs at least 2 points: got {len(student_maps)}")
+        raise ValueError(f"FSP needs at least 2 hint layers: got {len(student_maps)}")
     pairs = zip(pairwise(student_maps), pairwise(teacher_maps), strict=True)
     return sum((_flow(*student) - _flow(*teacher)).square().mean() for student, teacher in pairs)
 

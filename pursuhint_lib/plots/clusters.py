@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter
 
 from ..clustering import HintPoints, KCurve
 from .layers import cluster_colour, metric_colour, runs_of_clusters
@@ -168,20 +169,24 @@ def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, HintPoints]]) -> F
 
 
 @styled
-def agreement_heatmaps(tables: Mapping[str, pd.DataFrame], decimals: Mapping[str, int]) -> Figure:
-    """Square tables of agreement, each value written in its field.
+def agreement_heatmaps(
+    tables: Mapping[str, pd.DataFrame], scales: Mapping[str, tuple[int, float, float]]
+) -> Figure:
+    """Square tables of agreement, each value written in its field; dark is agreement in all of them.
 
-    **Arguments:** title → square frame with the same names on both sides; title → decimals shown.
+    **Arguments:** title → square frame with the same names on both sides; title → decimals shown, the value
+    that is white (as are all worse ones), and that of full agreement.
     """
     names = max(len(table) for table in tables.values())
     figure, axes = new_figure(0.33 * names + 1.5, WIDTH + 0.5, ncols=len(tables), squeeze=False)
     for place, (axis, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
-        values = table.to_numpy(dtype=float)
-        low, high = np.nanmin(values), np.nanmax(values)
-        texts = table.map(f"{{:.{decimals[title]}f}}".format).to_numpy()
-        numbered_cells(
-            axis, values, texts, values > (low + high) / 2, cmap="Blues", vmin=low, vmax=high + 1e-9
-        )
+        decimals, worst, best = scales[title]
+        agreement = (table.to_numpy(dtype=float) - worst) / (best - worst)
+        texts = table.map(f"{{:.{decimals}f}}".format).to_numpy()
+        numbered_cells(axis, agreement, texts, agreement > 0.6, cmap="Blues", vmin=0, vmax=1)
+        ends = [f"{worst:.{decimals}f} or worse", f"{best:.{decimals}f}"]
+        bar = {"ticks": [0, 1], "format": FixedFormatter(ends), "shrink": 0.8}
+        vector_colorbar(figure, axis.images[0], ax=axis, **bar)
         axis.set(
             title=title,
             xticks=range(len(table)),

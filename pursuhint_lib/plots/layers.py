@@ -41,10 +41,13 @@ def metric_colour(number: int) -> str:
 
 
 @styled
-def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints]) -> Figure:
+def similarity_heatmaps(
+    matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints], layer: str = "sub-block"
+) -> Figure:
     """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint layers as dots.
 
-    **Arguments:** metric → [L, L] similarity; metric → the hint layers chosen on it.
+    **Arguments:** metric → [L, L] similarity; metric → the hint layers chosen on it; ``layer`` what one is
+    called.
     """
     columns = min(COLUMNS, len(matrices))
     rows = -(-len(matrices) // columns)
@@ -65,10 +68,10 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
         ticks = number_ticks(layers, 9 if columns < COLUMNS else 5)
         axis.set(
             title=metric,
-            xlabel="sub-block",
+            xlabel=layer,
             xticks=ticks,
             yticks=ticks,
-            ylabel="" if place % columns else "sub-block",
+            ylabel="" if place % columns else layer,
         )
         axis.spines[:].set_visible(False)
     vector_colorbar(figure, image, ax=axes, label="similarity", shrink=0.72 if rows == 1 else 0.5)
@@ -98,7 +101,7 @@ def depth_strip(
 ) -> Figure:
     """Which sub-blocks each arm uses: one row per arm, depth from left to right, stage borders as lines.
 
-    **Arguments:** arm → (teacher sub-block, student point that learns from it), 0-based; number of
+    **Arguments:** arm → (teacher sub-block, student's hint layer that learns from it), 0-based; number of
     sub-blocks; 0-based indices of the stage ends.
     """
     figure, axis = new_figure(0.9 + 0.26 * len(arms))
@@ -128,8 +131,8 @@ def depth_strip(
         list(arms),
         xlim=(0.4, layers + 0.6),
         xticks=number_ticks(layers, 18),
-        xlabel="sub-block of the teacher (dotted: borders of its stages; number: student point that learns "
-        "from it)",
+        xlabel="sub-block of the teacher (dotted: borders of its stages; number: the student's hint layer "
+        "that learns from it)",
     )
     axis.spines["left"].set_visible(False)
     return figure

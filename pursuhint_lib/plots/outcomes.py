@@ -18,6 +18,7 @@ from .style import (
     new_figure,
     numbered_cells,
     styled,
+    vector_colorbar,
 )
 
 # Panels side by side at most.
@@ -112,8 +113,9 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
 def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = ("", "")) -> Figure:
     """Differences with 95 % intervals, one panel per reference, a row per label.
 
-    **Arguments:** panel title → rows with columns label, arm, mean, low, high, and margin where it is known,
-    which is shaded; ``directions`` words for what a difference below, and above, 0 means.
+    **Arguments:** panel title → rows with columns label, arm, mean, low, high; margin, which is shaded, and
+    known, without which a dot is hollow, where there are such; ``directions`` words for what a difference
+    below, and above, 0 means.
     """
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel["label"]))
     height = 1.6 + 0.19 * len(labels)
@@ -124,7 +126,9 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
             position, margin = labels.index(row.label), getattr(row, "margin", float("nan"))
             if margin > 0:
                 axis.barh(position, 2 * margin, left=-margin, height=0.9, color="#e8e8e8", zorder=0)
-            mean_with_interval(axis, position, (row.mean, row.low, row.high), arm_colour(row.arm), 1.5, s=22)
+            face = {} if getattr(row, "known", True) else {"facecolor": "white"}
+            values, colour = (row.mean, row.low, row.high), arm_colour(row.arm)
+            mean_with_interval(axis, position, values, colour, 1.5, s=22, **face)
         axis.set_title(textwrap.fill(title, 16), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
     labelled_rows(axes[0, 0], labels)
@@ -138,6 +142,8 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
 @styled
 def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
     """Paired differences as numbers on colours: a panel per reference, a row per method, a column per arm.
+
+    The colour bar ends where colours get no deeper; single larger numbers have no colour of their own.
 
     **Arguments:** panel title → rows with columns label (of the method), arm, mean, p_holm; below ``level`` a
     number is printed bold in a frame.
@@ -160,6 +166,7 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
         axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
         axis.set_xticklabels(arms, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
         axis.tick_params(length=0)
+    vector_colorbar(figure, axes[0, 0].images[0], ax=axes, extend="both", shrink=0.8)
     return figure
 
 
@@ -196,6 +203,12 @@ def weight_sweep(gains: pd.DataFrame, usual: float) -> Figure:
     linear = max(5.0, 1.2 * gains["mean"].max())
     axis.set_yscale("symlog", linthresh=linear, linscale=2)
     low, high = axis.get_ylim()
+    beyond = [ends for ends in ((low, -linear), (linear, high)) if ends[0] < ends[1]]
+    for ends in beyond:
+        axis.axhspan(*ends, color="#efefef", lw=0, zorder=0)
+    if beyond:
+        axis.set_ylabel("pp over no hints\n(grey: logarithmic)")
+    axis.set_ylim(low, high)
     ticks = [
         *MaxNLocator(10).tick_values(-linear, linear),
         *(tick for tick in FAR_TICKS if abs(tick) > linear),

@@ -104,7 +104,7 @@ def mean_with_interval(
     mean, low, high = values
     if np.isfinite(low):
         axis.hlines(row, low, high, color=colour, lw=width)
-    axis.scatter([mean], [row], color=colour, zorder=3, **dot)
+    axis.scatter([mean], [row], **{"edgecolor": colour, "facecolor": colour, "zorder": 3} | dot)
 
 
 def accuracy_limits(frame: pd.DataFrame, part: float) -> tuple[float | None, float | None]:

@@ -31,7 +31,7 @@ class Pair:
 
     - ``teacher``, ``student``: names for ``models.build_model``.
     - ``student_points``: the student's hint layers; its stage ends when not given.
-    - ``k``: number of hint layers; must equal the number of student points.
+    - ``k``: number of hint layers; must equal the number of the student's.
     - ``methods``: those of the profile's methods with hints that this pair takes part in; all when not given.
     - ``seeds``: how many of the profile's seeds; all when not given.
     """

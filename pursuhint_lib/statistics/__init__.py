@@ -7,7 +7,7 @@ a seed. ``noise`` estimates the variance of a run, ``contrasts`` the differences
 asks all arms together, ``images`` compares two students image by image.
 """
 
-from .choices import rank_among_random, score_correlations, spread_of_arms
+from .choices import expected_range, rank_among_random, score_correlations, spread_of_arms
 from .comparisons import PURSUHINT, RANDOM, STAGE_RANDOM, arms_of, mean_with_interval, text_table
 from .contrasts import (
     BETTER,
@@ -25,4 +25,4 @@ from .contrasts import (
 )
 from .effects import LEVEL, Effect, equivalence_p, holm, paired_effect
 from .images import PairedAnswers, mcnemar
-from .noise import run_noise
+from .noise import paired_share, run_noise

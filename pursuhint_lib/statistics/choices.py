@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from ..digits import settled
 from .comparisons import CELL, RANDOM
@@ -90,36 +91,28 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
     Where it does not matter which points an arm takes, its accuracies within a seed could as well be another
     arm's. The p-value is that of the permutation test of this: arms are shuffled within every seed, in the
     same way for all pairs and methods, as seeds are the unit of replication (Fisher and Pitman's test in
-    blocks). Every (pair, method) counts the same. Arms with the same points as an earlier one, or with a
-    failed run, are left out.
+    blocks). Every (pair, method) counts the same. Arms with a failed run are left out; of arms that took the
+    same layers in some pair, only the first is among those that are shuffled.
 
-    **Arguments:** ``frame`` of arms with points only.
+    **Arguments:** ``frame`` of arms with hint layers only.
 
-    **Returns:** arms, cells (pair × method), n (seeds), spread (standard deviation of the arms' means,
-    points), chance (its mean over the shuffles), p, best (the arm of the highest mean) and lead (its mean
-    minus that of the next, points).
+    **Returns:** arms (those that are shuffled), cells (pair × method), n (seeds), spread (standard deviation
+    of the arms' means, pp), chance (its mean over the shuffles), p, best (of all arms the one of the highest
+    mean) and lead (its mean minus that of the next that took other layers, pp).
     """
     same = frame.pivot_table(index="pair", columns="arm", values="points", aggfunc="first", sort=False)
-    table = frame.pivot(index=CELL, columns="arm", values="accuracy")
-    arms = [
-        arm
-        for place, arm in enumerate(same)
-        if not any((same[arm] == same[other]).any() for other in same.columns[:place])
-    ]
-    table = table[arms].dropna(axis=1)
+    table = frame.pivot(index=CELL, columns="arm", values="accuracy")[[*same]].dropna(axis=1)
     cells = table.groupby(level=["pair", "method"])
     shares = table.sub(table.mean(axis=1), axis=0) / cells.ngroups / cells.transform("count")
-    by_seed = shares.groupby(level="seed").sum()
-    found = by_seed.sum().sort_values(ascending=False, kind="stable", key=settled)
+    by_seed, same = shares.groupby(level="seed").sum(), same[[*table]]
+    ranked = by_seed.sum().sort_values(ascending=False, kind="stable", key=settled)
+    others = [arm for arm in ranked.index if not same[arm].equals(same[ranked.index[0]])]
+    by_seed = by_seed[_without_repetition(same)]
+    found = by_seed.sum()
     counts = {"arms": len(found), "cells": cells.ngroups, "n": len(by_seed)}
     if len(found) < 2:
-        return counts | {
-            "spread": float("nan"),
-            "chance": float("nan"),
-            "p": 1.0,
-            "best": "",
-            "lead": float("nan"),
-        }
+        unknown = float("nan")
+        return counts | {"spread": unknown, "chance": unknown, "p": 1.0, "best": "", "lead": unknown}
     generator = np.random.default_rng(seed)
     shuffled = np.array(
         [generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)]
@@ -130,9 +123,28 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
         "spread": spread,
         "chance": shuffled.mean(),
         "p": p,
-        "best": found.index[0],
-        "lead": found.iloc[0] - found.iloc[1],
+        "best": ranked.index[0],
+        "lead": ranked.iloc[0] - ranked[others[0]],
     }
+
+
+def _without_repetition(layers: pd.DataFrame) -> list[str]:
+    """Arms that took other layers than every arm before them, in all pairs.
+
+    **Arguments:** ``layers`` [pairs, arms].
+    """
+    return [
+        arm
+        for place, arm in enumerate(layers)
+        if not any((layers[arm] == layers[other]).any() for other in layers.columns[:place])
+    ]
+
+
+def expected_range(means: int) -> float:
+    """How far the highest of so many standard normal numbers lies above the lowest, on average."""
+    x = np.linspace(-10, 10, 4001)
+    below = special.ndtr(x)
+    return float(np.trapezoid(1 - below**means - (1 - below) ** means, x))
 
 
 def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:

@@ -187,9 +187,9 @@ def heterogeneity(table: pd.DataFrame, noise: pd.DataFrame) -> dict[str, float]:
 
     **Arguments:** ``table`` as ``contrasts`` returns it; ``noise`` as ``run_noise`` does, of the same cells.
 
-    **Returns:** F, its two degrees of freedom, and p; NaN for fewer than two cells.
+    **Returns:** F, its two degrees of freedom, and p; NaN for fewer than two cells with a finite error.
     """
-    tested = table.dropna(subset="mean")
+    tested = table[np.isfinite(table["error"])]
     known = noise[noise["freedom"] > 0]
     cells = len(tested)
     if cells < 2 or known.empty:
@@ -214,11 +214,12 @@ def weightings(table: pd.DataFrame) -> pd.DataFrame:
     """One number over all cells, in four ways, none of which is *the* mean: every cell, every method or every
     pair counts the same, or each cell by its precision.
 
-    **Arguments:** ``table`` as ``contrasts`` returns it, with the columns pair and method.
+    **Arguments:** ``table`` as ``contrasts`` returns it, with the columns pair and method; cells without a
+    finite error are left out.
 
     **Returns:** columns weighting, mean, low, high, p.
     """
-    tested = table.dropna(subset="mean")
+    tested = table[np.isfinite(table["error"])]
     ways = {
         "cells equally": np.ones(len(tested)),
         "methods equally": 1 / tested.groupby("method")["mean"].transform("size"),

@@ -45,6 +45,26 @@ def _residual(runs: pd.DataFrame) -> tuple[float, int]:
     return float(np.sum((accuracy - fitted) ** 2) / freedom), freedom
 
 
+def paired_share(frame: pd.DataFrame) -> float:
+    """What pairing by seed gains in one cell: the share of the variance of a difference between two arms that
+    it takes out. By chance it can lie below 0.
+
+    **Arguments:** ``frame`` with the columns arm, seed, points and accuracy; seeds that lack an arm are left
+    out.
+
+    **Returns:** 1 − v / u, where v is the mean square of what arms and seeds do not explain, and u that of
+    what arms alone do not; NaN for fewer than two arms or seeds, or where u is 0.
+    """
+    runs = frame[frame["arm"] != "alone"]
+    apart = runs.pivot_table(index="seed", columns="points", values="accuracy").dropna()
+    apart -= apart.mean()
+    left, arms = apart.sub(apart.mean(axis=1), axis=0), apart.shape[1]
+    alone = float((apart**2).to_numpy().sum()) / max(1, arms)
+    if min(apart.shape) < 2 or not alone:
+        return float("nan")
+    return 1 - float((left**2).to_numpy().sum()) / (arms - 1) / alone
+
+
 def moderate(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variances drawn towards what they have in common, by empirical Bayes (Smyth 2004).
 

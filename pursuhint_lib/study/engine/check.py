@@ -40,7 +40,7 @@ class Finding:
 def check(profile: Profile) -> list[Finding]:
     """All findings; the study can start when none is ``wrong``."""
     pairs = "; ".join(
-        f"{pair.teacher} → {pair.student} ({pair.k} points: {', '.join(pair.student_points)})"
+        f"{pair.teacher} → {pair.student} ({pair.k} hint layers: {', '.join(pair.student_points)})"
         for pair in profile.pairs
     )
     grid = f"{len(profile.methods)} methods, {len(profile.arms)} arms, {len(profile.seeds)} seeds"

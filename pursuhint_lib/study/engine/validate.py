@@ -213,8 +213,8 @@ def _weigh_pair(profile: Profile, pair: Pair, methods: Sequence[str]) -> Finding
     told = ", ".join(text.format(ratio) for text, ratio in found.items())
     far = not all(SENSIBLE[0] <= ratio <= SENSIBLE[1] for ratio in found.values())
     advice = (
-        f"; outside {SENSIBLE[0]:g} to {SENSIBLE[1]:g} a weight should be chosen by tuning, or stated in "
-        "weights.hint"
+        f"; outside {SENSIBLE[0]:g} to {SENSIBLE[1]:g} choose the weight by training: a section "
+        "tuning in the profile (docs/forking.md), and python -m pursuhint_lib tune"
         if far
         else ""
     )

@@ -6,8 +6,9 @@ weights, and with the same times.
 """
 
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,23 @@ import torch
 from torch import nn
 
 from ... import records
-from ...data import Images, describe, load_splits
+from ...data import Images, describe, example_input, load_splits
 from ...distillers import distiller
-from ...export import CONDITIONS, ONNX, PYTORCH, VERSIONS, Exported, Subject, export, read_report
+from ...export import (
+    CONDITIONS,
+    FORMS,
+    ONNX,
+    PYTORCH,
+    VERSIONS,
+    Exported,
+    Latency,
+    Subject,
+    capture,
+    export,
+    latencies,
+    load_onnx,
+    read_report,
+)
 from ...models import build_model, load_checkpoint
 from ...paths import StudyPaths
 from ...processes import threads
@@ -133,9 +148,10 @@ class Measurements:
         if len(frame) and len(frame[(frame["arm"] != ALONE) | (frame["method"] == "ce")]) == wanted:
             networks = chosen_networks(profile, frame)
             files = [measurement_file(profile, network) for network in networks]
+            files.append(times_file(profile, networks))
             return {file.path: file.found() is not None for file in files}, True
         students = {(pair.name, ALONE if method == "ce" else "best") for pair, method in grid}
-        return dict.fromkeys([*students, *(pair.teacher for pair in profile.pairs)], False), True
+        return dict.fromkeys([*students, *(pair.teacher for pair in profile.pairs), "times"], False), True
 
 
 def measurement_file(profile: Profile, chosen: Chosen) -> Stored:
@@ -157,11 +173,57 @@ def measurement_file(profile: Profile, chosen: Chosen) -> Stored:
 def measurements(profile: Profile) -> list[tuple[Chosen, Exported]]:
     """Every chosen network with what was measured of it; exported and measured where that is not on file.
 
+    Its times are those of ``times_file``, which can be compared.
+
     **Raises:** ``SettingsError`` where results are drawn from their records alone and a measurement is
     missing.
     """
     networks = chosen_networks(profile, results_frame(profile))
-    return [(chosen, measurement_file(profile, chosen).get()) for chosen in networks]
+    found = [measurement_file(profile, chosen).get() for chosen in networks]
+    device, times = times_file(profile, networks).get()
+    together = [
+        replace(one, latency=times[chosen.name], device=device)
+        for chosen, one in zip(networks, found, strict=True)
+    ]
+    return [*zip(networks, together, strict=True)]
+
+
+def times_file(profile: Profile, networks: Sequence[Chosen]) -> Stored:
+    """How long the networks take, measured in one process and in turns: times of another day or machine are
+    no comparison.
+
+    Stored are the device, and latencies whose runtime has the network's name before it.
+    """
+
+    def read(content: dict) -> tuple[str, dict[str, tuple[Latency, ...]]]:
+        found: dict[str, tuple[Latency, ...]] = {}
+        for one in content["latency"]:
+            name, _, runtime = one["runtime"].partition(" ")
+            found[name] = (*found.get(name, ()), Latency(**one | {"runtime": runtime}))
+        return content["provenance"]["device"], found
+
+    def make() -> dict:
+        measured = [asdict(one) for one in _times(networks)]
+        made = provenance(torch.device("cpu"), "")
+        return {
+            "latency": measured,
+            "provenance": {**made, "versions": made["versions"] | VERSIONS, **CONDITIONS},
+        }
+
+    wanted = {"networks": [chosen.name for chosen in networks]}
+    return Stored(StudyPaths(profile.name).measurement("times"), wanted, read, make)
+
+
+def _times(networks: Sequence[Chosen]) -> tuple[Latency, ...]:
+    """Latencies of all networks with fresh weights, on which they do not depend."""
+    image, runners = example_input(networks[0].run.data), {}
+    with tempfile.TemporaryDirectory() as folder, threads(1):
+        for chosen in networks:
+            network, path = _builder(chosen.run)().eval(), Path(folder, "model.onnx")
+            FORMS["ONNX"].write(network, capture(network, image), path)
+            runners[f"{chosen.name} {PYTORCH}"] = network
+            runners[f"{chosen.name} {ONNX}"] = load_onnx(path)
+    return latencies(runners, image)
 
 
 def export_network(profile: Profile, chosen: Chosen, folder: Path) -> tuple[Exported, dict]:
@@ -290,13 +352,14 @@ def form_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
 def latency_frame(found: Sequence[tuple[Chosen, Exported]]) -> pd.DataFrame:
     """Every timing, on one thread.
 
-    **Returns:** columns network, role, runtime, images (at a time), ms (median), low and high (quartiles),
-    per_second (images).
+    **Returns:** columns network, role, device, runtime, images (at a time), ms (median), low and high
+    (quartiles), per_second (images).
     """
     rows = [
         {
             "network": chosen.row["network"],
             "role": chosen.row["role"],
+            "device": measured.device,
             "runtime": one.runtime,
             "images": one.batch,
             "ms": one.median,

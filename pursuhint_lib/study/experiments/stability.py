@@ -113,7 +113,7 @@ def _compared(row: dict, reference: HintPoints) -> dict:
 
 def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per kind of change and metric: repetitions, mean adjusted Rand index with 5 % and 95 %
-    quantiles, mean shift, share of same points.
+    quantiles, mean shift, share of same layers.
     """
     rows = []
     for (kind, metric), group in frame.groupby(["kind", "metric"], sort=False):
@@ -126,7 +126,7 @@ def stability_table(frame: pd.DataFrame) -> pd.DataFrame:
             "refused": len(group) - len(found),
         }
         row |= {"adjusted Rand index": found["ari"].mean(), "5 %": quantiles[0], "95 %": quantiles[1]}
-        rows.append(row | {"mean shift": found["shift"].mean(), "same points": found["same"].mean()})
+        rows.append(row | {"mean shift": found["shift"].mean(), "same layers": found["same"].mean()})
     return pd.DataFrame(rows)
 
 

@@ -16,18 +16,19 @@ IMAGES, CHANNELS = 300, 16
 
 
 def toy_layers(groups: Sequence[int], change: float, seed: int = 0) -> list[Tensor]:
-    """Features [300, 16] of layers in groups: inside a group a layer adds ``change`` times fresh noise, and
-    between groups all channels are mixed.
+    """Features [300, 16] of layers in groups: inside a group a layer adds fresh noise, and between groups all
+    channels are mixed.
 
-    **Arguments:** ``groups`` number of layers in each group, in depth order.
+    **Arguments:** ``groups`` number of layers in each group, in depth order; ``change`` standard deviation of
+    the noise over that of the layer.
     """
     generator = torch.Generator().manual_seed(seed)
     layer, features = torch.randn(IMAGES, CHANNELS, generator=generator), []
     for size in groups:
         for _ in range(size):
             features.append(layer)
-            layer = layer + change * torch.randn(IMAGES, CHANNELS, generator=generator)
-        layer = torch.relu(layer @ torch.randn(CHANNELS, CHANNELS, generator=generator))
+            layer = layer + change * layer.std() * torch.randn(IMAGES, CHANNELS, generator=generator)
+        layer = torch.relu((layer - layer.mean(dim=0)) @ torch.randn(CHANNELS, CHANNELS, generator=generator))
     return features
 
 
@@ -42,8 +43,9 @@ class Toy:
     middles: tuple[int, ...]
 
     def figure(self) -> Figure:
-        """The similarity with clusters and points drawn in."""
-        return plots.similarity_heatmaps({"cka-linear": self.similarity.numpy()}, {"cka-linear": self.points})
+        """The similarity with clusters and hint layers drawn in."""
+        matrices, points = {"cka-linear": self.similarity.numpy()}, {"cka-linear": self.points}
+        return plots.similarity_heatmaps(matrices, points, "layer of the toy")
 
     def __str__(self) -> str:
         chosen, middles = (

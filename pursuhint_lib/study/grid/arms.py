@@ -47,8 +47,8 @@ class Choice:
 
     - ``indices``: 0-based sub-blocks of the teacher.
     - ``reason``: why, in words.
-    - ``students``: for each of them the 0-based student point that learns from it; one each, in order, when
-      not given.
+    - ``students``: for each of them the student's hint layer, 0-based, that learns from it; one each, in
+      order, when not given.
     - ``clusters``, ``reasons``: the clustering behind it, if there is one, and a reason per point.
     """
 
@@ -60,7 +60,7 @@ class Choice:
 
     @property
     def matched(self) -> tuple[tuple[int, int], ...]:
-        """(teacher sub-block, student point) of every hint, 0-based."""
+        """(the teacher's sub-block, the student's hint layer) of every hint, 0-based."""
         return tuple(zip(self.indices, self.students or range(len(self.indices)), strict=True))
 
 
@@ -112,7 +112,9 @@ def _stage_ends(layer_map: LayerMap, k: int, _: str) -> Choice:
 
 def _reversed(layer_map: LayerMap, k: int, _: str) -> Choice:
     ends, note = _ends(layer_map, k)
-    reason = f"The stage ends in reverse order: the shallowest student point learns from the deepest.{note}"
+    reason = (
+        f"The stage ends in reverse order: the student's shallowest hint layer learns from the deepest.{note}"
+    )
     return Choice(ends[::-1], reason)
 
 
@@ -124,7 +126,7 @@ def _final_end(layer_map: LayerMap, k: int, _: str) -> Choice:
 def _all(layer_map: LayerMap, k: int, _: str) -> Choice:
     students = tuple(layer * k // layer_map.layers for layer in range(layer_map.layers))
     reason = (
-        f"All {layer_map.layers} sub-blocks: each of the {k} student points learns from those of its "
+        f"All {layer_map.layers} sub-blocks: each of the student's {k} hint layers learns from those of its "
         "segment of depth, which share its weight."
     )
     return Choice(tuple(range(layer_map.layers)), reason, students)
@@ -141,7 +143,7 @@ def _deepened(layer_map: LayerMap, k: int, metric: str) -> Choice:
 
 def _shallowed(layer_map: LayerMap, k: int, metric: str) -> Choice:
     (ends, note), deepest = _ends(layer_map, k), _paper_points(layer_map, k, metric)[-1]
-    moved = f"moved to the paper's deepest point under {metric}, {deepest + 1}."
+    moved = f"moved to the paper's deepest layer under {metric}, {deepest + 1}."
     reason = f"The stage ends, with the deepest of them, {ends[-1] + 1}, {moved}{note}"
     return Choice((*ends[:-1], deepest), reason)
 
@@ -180,13 +182,13 @@ ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
         tuple(range(layer_map.layers - k, layer_map.layers)), f"The last {k} sub-blocks."
     ),
     "all": _all,
-    # The paper's layers and the stage ends with their deepest point exchanged: is it that point which makes
+    # The paper's layers and the stage ends with their deepest layer exchanged: is it that which makes
     # the difference?
     "deepened-": _deepened,
     "shallowed-": _shallowed,
     "reversed": _reversed,
 }
-# Prefixes of the arms that need a stage of the teacher per student point.
+# Prefixes of the arms that need a stage of the teacher per hint layer.
 STAGE_ARMS = ("stage-", "reversed", "shallowed-")
 # Prefixes of the arms that numbers follow, not a metric → as a message shows them.
 NUMBERED = {

@@ -81,7 +81,7 @@ def _without_hints(profile: Profile, pair: Pair, method: str, seed: int) -> Dist
 def _arms(
     profile: Profile, pair: Pair, entry: Distiller, choices: dict[str, Choice]
 ) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
-    """Arms and student points of a method: those chosen, the last sub-block of each side, or none."""
+    """Arms of a method and the student's hint layers: chosen, the last sub-block of each side, or none."""
     names = network_points(pair.teacher, profile.data).candidates
     if entry.reuses_classifier:
         return (Arm("none", names[-1:]),), network_points(pair.student, profile.data).candidates[-1:]

@@ -285,7 +285,7 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
         )
     if k != len(points):
         raise SettingsError(
-            f"{where}: {k} hint layers for {len(points)} student points ({', '.join(points)}); "
+            f"{where}: {k} hint layers for {len(points)} of the student ({', '.join(points)}); "
             f"give k: {len(points)}, or {k} student_points among {', '.join(student.candidates)}"
         )
     # The weights of hint losses are swept on the first pair, and tuned there and on those that are named.
@@ -300,9 +300,8 @@ def resolve_pair(pair: Pair, profile: Profile) -> Pair:
     staged = [arm for arm in arms if arm.startswith(STAGE_ARMS)]
     if staged and k > len(teacher.ends):
         raise SettingsError(
-            f"{where}: the arm {staged[0]} has {len(teacher.ends)} points ({', '.join(teacher.ends)}), but k "
-            f"is {k}; "
-            f"give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, "
+            f"{where}: the arm {staged[0]} has {len(teacher.ends)} hint layers ({', '.join(teacher.ends)}), "
+            f"but k is {k}; give {len(teacher.ends)} student_points among {', '.join(student.candidates)}, "
             "or leave out that arm, and a sweep or an exchange with it"
         )
     fewest, which = (1, "the arm final-end has 1") if k > 1 and "final-end" in arms else (k, f"k is {k}")

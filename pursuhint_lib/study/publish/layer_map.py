@@ -91,7 +91,7 @@ def _choice(arm: str, report: LayerReport, k: int) -> dict:
         choice = choose_points(arm, report.layer_map, k)
     except (ValueError, RuntimeError) as error:
         # Not every way can give every number of points; the page says why.
-        return {"points": [], "clusters": [], "text": f"{arm} cannot give {k} points here: {error}."}
+        return {"points": [], "clusters": [], "text": f"{arm} cannot give {k} hint layers here: {error}."}
     points = sorted(i + 1 for i in choice.indices)
     text = (
         f"{arm}: {'hint layer' if len(points) == 1 else 'hint layers'} {', '.join(map(str, points))} of "

@@ -58,14 +58,13 @@ class Page:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._log.write_text("")
 
-    def figure(self, figure: Figure, name: str, caption: str, alt: str = "") -> None:
+    def figure(self, figure: Figure, name: str, caption: str, alt: str = "", note: bool = True) -> None:
         """Save as PNG and SVG with the caption beside them, and show picture and caption.
 
-        The profile's note stands on the figure.
-
-        **Arguments:** ``alt`` what the figure shows, for those who don't see it (default: the caption).
+        **Arguments:** ``alt`` what the figure shows, for those who don't see it (default: the caption);
+        ``note`` whether the profile's note stands on it.
         """
-        if self.profile.note:
+        if self.profile.note and note:
             figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
         stem = self.paths.figures / f"{self.step}-{name}"
         pixels, vector = png(figure, FILE_DPI), svg(figure)

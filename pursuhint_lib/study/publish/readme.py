@@ -35,7 +35,7 @@ _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
 
 def answer() -> str:
     """What a person has written of the results: in full of the first profile of ``ANSWERS`` that is finished,
-    with the figure of its effects, and of the others behind their titles.
+    with the figure of its effects and the caption, and of the others behind their titles.
 
     **Raises:** ``SettingsError`` where no finished profile has such a note, or one was written for other
     numbers.
@@ -47,7 +47,8 @@ def answer() -> str:
         )
     parts = [part for name in written for part in (_introduction(name), current(name, ANSWER))]
     picture = f"results/{written[0]}/figures/{EFFECTS}.png"
-    parts.insert(2, f"![PURSUhInT's layers against others, by pair and method]({picture})")
+    caption = (StudyPaths(written[0]).figures / f"{EFFECTS}.md").read_text(encoding="utf-8").strip()
+    parts[2:2] = [f"![PURSUhInT's layers against others, by pair and method]({picture})", f"*{caption}*"]
     return "\n\n".join(parts)
 
 
@@ -192,11 +193,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _executed(name: str, stem: str) -> str:
-    """Link to the executed copy of a notebook in a profile's results, or to the first of them; empty if there
-    is none.
+    """Link to the executed copy of a notebook in a profile's results, or to that of the first pair or
+    teacher; empty if there is none.
     """
-    files = StudyPaths(name).notebooks.glob("*.ipynb")
-    copies = sorted(file.name for file in files if file.stem == stem or file.stem.startswith(f"{stem}-"))
+    files, main = StudyPaths(name).notebooks.glob("*.ipynb"), _profiles()[name].pairs[0]
+    copies = [file.name for file in files if file.stem == stem or file.stem.startswith(f"{stem}-")]
+    copies.sort(key=lambda copy: (main.name not in copy, main.teacher not in copy, copy))
     more = f", one of {len(copies)}" if len(copies) > 1 else ""
     return f"[`{name}`](results/{name}/notebooks/{copies[0]}){more}" if copies else ""
 
