@@ -104,6 +104,37 @@ def differences(runs, reference: str) -> dict[tuple, tuple[float, float, float]]
     return found
 
 
+def from_random(runs) -> dict[tuple, tuple[float, float, float]]:
+    """Cell → mean, error and freedom of PURSUhInT's layers minus any random set, of which five were drawn."""
+    cells, tables = grid(runs, PROFILE["arms"])
+    found = {}
+    for cell, values, (variance, freedom) in zip(cells, tables, moderated(tables), strict=True):
+        layers = layers_of(cell[0])
+        ours = values[list(dict.fromkeys(layers[arm] for arm in PAPER))]
+        sets = values[[layers[f"random-{number}"] for number in range(1, 6)]].mean()
+        parts = np.array([variance / len(values) / ours.shape[1], sets.var(ddof=1) / 5])
+        freedoms = np.array([freedom, 4])
+        error = np.sqrt(parts.sum())
+        found[cell] = (
+            ours.mean().mean() - sets.mean(),
+            error,
+            parts.sum() ** 2 / (parts**2 / freedoms).sum(),
+        )
+    return found
+
+
+def paper_layers(similarity: np.ndarray) -> str:
+    """The paper's k-means for three hint layers, as it is told: numbers from 1."""
+    last = len(similarity) - 1
+    centres = [0, last // 2, last]
+    for _ in range(80):
+        nearest = np.array(centres)[similarity[:, centres].argmax(axis=1)]
+        for place, centre in enumerate(list(centres)):
+            members = np.flatnonzero(nearest == centre)
+            centres[place] = int(members[np.abs(members - int(members.mean())).argmin()])
+    return ", ".join(str(centre + 1) for centre in centres)
+
+
 def weighted(found: dict[tuple, tuple], place: slice) -> list[float]:
     """A mean in which all cells that have the same key count as one."""
     keys = [cell[place] for cell in found]
@@ -126,6 +157,11 @@ def expected(runs) -> dict[str, list]:
     """Name of a number, as the note has it → its values."""
     ends, middles = (differences(runs, reference) for reference in ("stage-ends", "segment-middles"))
     numbers = {"05_results:segment-middles-known": known(middles)}
+    numbers["05_results:random-known"] = known(from_random(runs))
+    # A residual network of depth 6n + 2 has 3n blocks of two convolutions.
+    numbers["01_teacher_and_layers-resnet56:layers"] = [(56 - 2) // 2]
+    matrices = stored(RESULTS / "hints" / "resnet56-similarity.json")["similarity"]
+    numbers["02_hint_points-resnet56-3:points-cka-linear"] = [paper_layers(np.array(matrices["cka-linear"]))]
     for (teacher, student, method), found in ends.items():
         numbers[f"05_results:{teacher}-{student}-{method}-stage-ends"] = interval(*found)
     numbers["05_results:stage-ends-methods-equally"] = weighted(ends, slice(2, 3))
@@ -163,4 +199,7 @@ def named() -> list[str]:
 def test_a_number_of_the_answer_follows_from_the_records(name, expected):
     step, _, number = name.partition(":")
     published = stored(RESULTS / "numbers" / f"{step}.json")[number]["values"]
-    assert published == pytest.approx(expected[name], rel=0, abs=1e-9)
+    if isinstance(published[0], str):
+        assert published == expected[name]
+    else:
+        assert published == pytest.approx(expected[name], rel=0, abs=1e-9)
