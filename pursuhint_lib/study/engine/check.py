@@ -61,7 +61,7 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", OK, f"{torch.cuda.device_count()} GPU: {names}")
-    return Finding("device", OK, f"CPU, {os.cpu_count()} cores, {memory:.0f} GiB free memory; no GPU")
+    return Finding("device", OK, f"CPU, {available_cores()} cores, {memory:.0f} GiB free memory; no GPU")
 
 
 def _processes(profile: Profile) -> Iterator[Finding]:

@@ -1,6 +1,5 @@
 """How long the rest of a profile will take on this machine, from a few seconds of measuring."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from ...data import DataError, describe, image_counts, load_splits
 from ...distillers import distiller
 from ...models import parameter_count
 from ...paths import results_root, work_root
-from ...processes import threads
+from ...processes import available_cores, threads
 from ...settings import Pair, Profile
 from ...training import Objective, autocast, build_objective, seeded_model
 from ..grid.cells import Cell, Teaching
@@ -174,7 +173,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
                 computed, images = (sum(parts) for parts in zip((0.0, 0.0), *costs, strict=True))
                 # Processes that train together share a step out among all cores or GPUs.
                 shared = cores if step.experiment.spread else 1
-                reading = images * speeds.read / os.cpu_count()
+                reading = images * speeds.read / available_cores()
                 seconds[step.name] = NOTEBOOK_SECONDS + max(computed / shared, reading)
                 trained += computed
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.

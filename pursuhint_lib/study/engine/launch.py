@@ -58,7 +58,7 @@ def launch_command(worker: Sequence[str], processes: int) -> list[str]:
 
 def environment(processes: int) -> dict[str, str]:
     """Environment of the processes: cores shared out, and no GPU looked for where there is none."""
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+    cores = int(os.environ.get("OMP_NUM_THREADS") or available_cores())
     # The workflow engine sets them all, and each counts for some library.
     shared = {**os.environ, **dict.fromkeys(THREADS, str(max(1, cores // processes)))}
     return shared if torch.cuda.is_available() else {**shared, "ACCELERATE_USE_CPU": "true"}

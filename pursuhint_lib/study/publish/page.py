@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ...digits import settled
 from ...files import sealed, write_json
+from ...inherited import TRAINING, forget
 from ...paths import TEMPLATES, VECTOR, StudyPaths, step_name
 from ...plots.saving import png, svg
 from ...settings import Profile
@@ -49,6 +50,8 @@ class Page:
     """
 
     def __init__(self, profile: Profile, notebook: str, *parts: str):
+        # Also where the notebook is run by hand, in a shell or pod of another training.
+        forget(*TRAINING)
         self.profile, self.step, self.paths = profile, step_name(notebook, *parts), StudyPaths(profile.name)
         self._fragments: dict[str, str] = {}
         self._numbers: dict[str, dict | str] = {}
