@@ -60,7 +60,7 @@ def tool_folder(variable: str) -> Path:
 
 
 def gpu_lock(card: str) -> Path:
-    """Lock file of one GPU, so that a job has its card for itself; ``card`` is its number, UUID or MIG name."""
+    """Lock file of one GPU, by its number, UUID or MIG name, so that a job has its card for itself."""
     return work_root() / f"gpu-{file_name(card)}.lock"
 
 

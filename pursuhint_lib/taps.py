@@ -75,7 +75,9 @@ class LayerTap:
             self._untouched.add((name, self._modules[name].training))
             return output
         if copy is None:
-            raise RuntimeError(f"sub-block {name} is written over in some forward passes only; choose another")
+            raise RuntimeError(
+                f"sub-block {name} is written over in some forward passes only; choose another"
+            )
         return copy
 
     def __enter__(self) -> "LayerTap":

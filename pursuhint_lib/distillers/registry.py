@@ -55,8 +55,7 @@ class Distiller:
     - ``hints``: whether it uses hint layers, and so has arms.
     - ``ce``, ``kd``: whether cross-entropy and KD stand beside it; methods on the logits take the place of
       KD.
-    - ``least_images``: of a batch; 2 for methods that compare images with each other. ``least_points``: of
-      the hint layers.
+    - ``least_points``: of the hint layers.
     - ``stages``: the method alone in the first eighth of the epochs, and the task without it afterwards. (The
       originals put that stage before the schedule; here it is part of it, so that every run has as many
       epochs.)
@@ -74,7 +73,6 @@ class Distiller:
     hints: bool = True
     ce: bool = True
     kd: bool = True
-    least_images: int = 1
     least_points: int = 1
     stages: bool = False
     warm_up: bool = False
@@ -157,7 +155,6 @@ DISTILLERS: dict[str, Distiller] = {
         "embeddings of neighbours in the batch: products of absolute differences of student and teacher",
         partial(Embedded, losses.correlation_congruence),
         0.02,
-        least_images=2,
     ),
     "rkd": Distiller(
         "RKD",
@@ -165,7 +162,6 @@ DISTILLERS: dict[str, Distiller] = {
         "distances and angles between images, on pooled maps",
         _on_pooled(losses.relational),
         1.0,
-        least_images=2,
     ),
     "pkt": Distiller(
         "PKT",
@@ -173,7 +169,6 @@ DISTILLERS: dict[str, Distiller] = {
         "probabilities made of cosines between images, on pooled maps: KL",
         _on_pooled(losses.probabilistic_transfer),
         30000.0,
-        least_images=2,
     ),
     "nst": Distiller(
         "NST",
@@ -230,7 +225,6 @@ DISTILLERS: dict[str, Distiller] = {
         "embeddings of one image against those of the others: InfoNCE, both ways",
         partial(Embedded, partial(losses.contrastive_in_batch, temperature=TEMPERATURE)),
         0.8,
-        least_images=2,
     ),
     "semckd": Distiller(
         "SemCKD",
@@ -276,7 +270,6 @@ DISTILLERS: dict[str, Distiller] = {
         "Huang et al. 2022",
         "softmax rows and columns: 1 − Pearson correlation",
         weight=2.0,
-        least_images=2,
         **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
     ),
     "kd-standardised": Distiller(
@@ -393,7 +386,6 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
         weight=1.0,
         hints=any(part.hints for part in parts),
         kd=all(part.kd for part in parts),
-        least_images=max(part.least_images for part in parts),
         least_points=max(part.least_points for part in parts),
         parts={name: part.weight for name, part in zip(names, parts, strict=True)},
     )

@@ -20,7 +20,7 @@ from ...training import Objective, autocast, build_objective, seeded_model
 from ..grid.cells import Cell, Teaching
 from ..grid.profiles import network_points
 from ..grid.stored import Stored
-from .dry_run import Trial, trial, trial_runs
+from .dry_run import Trial, training_step, trial, trial_runs
 from .plan import Step
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
@@ -54,7 +54,7 @@ class Speeds:
     def step(self, pair: Pair, method: str) -> float:
         """A student's training step with all that its method adds. The teacher matters little."""
 
-        def prepared() -> Callable[[], None]:
+        def prepared() -> Callable[[], Any]:
             run = next(iter(trial_runs(self._profile, pair, method).values()))
             tried = self._tried(pair)
             return self._training(build_objective(run, tried.teacher.model, tried.labels), tried)
@@ -70,7 +70,7 @@ class Speeds:
     def ask(self, network: str) -> float:
         """A network's forward pass."""
 
-        def prepared() -> Callable[[], None]:
+        def prepared() -> Callable[[], Any]:
             return partial(self._forward, self._fresh(network).eval(), self._any.batch.images)
 
         return self._timed(("ask", network), prepared)
@@ -91,22 +91,10 @@ class Speeds:
             self._known["trial", pair] = trial(self._profile, pair, self._images, self._device)
         return self._known["trial", pair]
 
-    def _training(self, objective: Objective, tried: Trial) -> Callable[[], None]:
-        objective.to(self._device).train()
-        optimizer = torch.optim.SGD(objective.parameters(), lr=0.0, momentum=0.9, fused=True)
-        # Past the first stage, in which some methods do less.
-        objective.epoch, objective.epochs = self._profile.student.epochs - 1, self._profile.student.epochs
+    def _training(self, objective: Objective, tried: Trial) -> Callable[[], Tensor]:
+        return training_step(self._profile, objective.to(self._device), tried.batch, tried.output)
 
-        def step() -> None:
-            with autocast(self._device, self._profile.precision):
-                loss = objective(*tried.batch, tried.output)["total"]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
-        return step
-
-    def _timed(self, key: tuple, prepared: Callable[[], Callable[[], None]]) -> float:
+    def _timed(self, key: tuple, prepared: Callable[[], Callable[[], Any]]) -> float:
         """Seconds per image of one call: the fastest within the budget; a slow one is called once only."""
         if key not in self._known:
             work, best, begun = prepared(), float("inf"), time.perf_counter()

@@ -105,9 +105,7 @@ def end_orphans(run: str) -> None:
             process.kill()
 
 
-def execute(
-    profile: str, run: str, steps: Sequence[Step], expected: Estimate, command: Sequence[str]
-) -> int:
+def execute(profile: str, run: str, steps: Sequence[Step], expected: Estimate, command: Sequence[str]) -> int:
     """Run the open steps of a plan and tell how it goes. No process of the run is left when it returns.
 
     **Arguments:** ``run`` the id that ``owned`` gave; ``command`` as ``engine_command`` gives it.

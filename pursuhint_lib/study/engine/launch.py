@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...paths import StudyPaths, step_name
+from ...processes import available_cores
 from ...settings import Pair, Profile, SettingsError
 from ...training import metrics_file
 from ..grid.cells import grid_cells

@@ -23,6 +23,7 @@ import PIL.Image
 
 from ...files import replacing, sha256
 from ...paths import SUMS, StudyPaths
+from ...processes import available_cores
 from ...settings import Profile, SettingsError
 from ...training.runs import RECORDS_ONLY
 from ..engine.estimate import NOTEBOOK_SECONDS, Estimate
