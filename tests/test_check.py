@@ -164,8 +164,8 @@ FAULTS = {
         ("rkd on a batch of 1", "at least 2"),
     ),
     "a last batch of one in a folder": (
-        in_pictures(methods=["sp"], student={**SCHEDULE, "batch_size": 11}),
-        ("sp on a batch of 1", "at least 2"),
+        in_pictures(methods=["rkd"], student={**SCHEDULE, "batch_size": 11}),
+        ("rkd on a batch of 1", "at least 2"),
         lambda root: pictures(root / "data" / "pictures"),
     ),
     "weights that are not saved": (pair("Unsaved"), ("network Unsaved", "NotImplementedError", "the author")),
@@ -216,7 +216,7 @@ FAULTS = {
         {"checkpoints": {"resnet8x0.5": "FOLDER/t.pth"}},
         ("t.pth", "pointer of Git LFS", "git lfs pull"),
         lambda root: (root / "t.pth").write_text(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+            "version https://git-lfs.github.com/spec/v1\n"
         ),
     ),
     "a web page": (
