@@ -106,8 +106,8 @@ def load_profile(profile: str) -> Profile:
     found = checked(read_profile(path))
     if path.resolve().parent != CONFIG and (CONFIG / f"{found.name}.yaml").is_file():
         raise SettingsError(
-            f"{path.name}.name is {found.name}, as config/ has it, and its results would be written among those; "
-            "give another name"
+            f"{path.name}.name is {found.name}, as config/ has it, and its results would be written among "
+            "those; give another name"
         )
     if found.shortcut_seeds and not any(distiller(method).hints for method in found.methods):
         raise SettingsError(

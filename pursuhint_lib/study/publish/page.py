@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ...digits import settled
 from ...files import sealed, write_json
 from ...inherited import TRAINING, forget
-from ...paths import TEMPLATES, VECTOR, StudyPaths, step_name
+from ...paths import TEMPLATES, VECTOR, StudyPaths, file_name, step_name
 from ...plots.saving import png, svg
 from ...settings import Profile
 from ...statistics import arms_of
@@ -116,6 +116,8 @@ class Page:
 
         **Raises:** ``ValueError`` for a name that a note cannot hold.
         """
+        # Names of networks and methods of the user's own have a colon.
+        name = file_name(name)
         if not re.fullmatch(NUMBER_NAME, name):
             raise ValueError(f"{name!r} cannot name a number; give letters, digits, . _ + and - only")
         plain = settled([np.asarray(value).item() for value in values])
