@@ -200,6 +200,101 @@ class Training:
         images, labels = next(self.splits.train.at(few).ordered_batches())
         batch, epochs = Batch(images, labels, few.to(device)), self.settings.schedule.epochs
         output = self.ask(batch)
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
+            begun = _generators()
+            # Some methods do one thing in their first epochs and another in their last.
+            for trainee, epoch in product(self.trainees, {0, epochs - 1}):
+                objective = copy.deepcopy(trainee.objective).train()
+                objective.epoch, objective.epochs = epoch, epochs
+                with autocast(device, self.settings.precision):
+                    objective(*batch, output)
+            return not torch.equal(begun, _generators())
+
+
+def _generators() -> Tensor:
+    """State of torch's generators, on the CPU and on every GPU."""
+    return torch.cat([torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
+
+
+def gradient_ratio(self) -> float | None:
+        """Mean over the measured steps in which it was finite; nothing where there were none."""
+        summed, steps = self.ratios.tolist()
+        return _rounded(summed / steps) if steps else None
+
+    def measure(self, test: Images) -> dict[str, float]:
+        """``accuracies`` on the test images, to three digits; which of them are answered rightly is kept."""
+        rows = answers(self.objective.network, test, self.settings.precision)
+        self.right = rows[:, 0]
+        return {name: round(value, 3) for name, value in accuracies(rows).items()}
+
+    def close_epoch(self, epoch: int, images: int, measured: dict[str, float]) -> None:
+        """Write the epoch into the history; a loss or a weight that is not finite ends the run as failed."""
+        means = {name: float(total(summed)) / images for name, summed in self.sums.items()}
+        self.sums = {}
+        finite = torch.stack(
+            [parameter.detach().isfinite().all() for parameter in self.objective.parameters()]
+        ).all()
+        self.failed = not math.isfinite(means["total"]) or not finite
+        if self.failed:
+            steps = gathered(self.broke[None])
+            # None if it was the gradient of the last step that was not finite, and not its loss.
+            self.broke.copy_(steps[steps > 0].min() if steps.any() else self.steps)
+        losses = {f"loss_{name}": _rounded(mean) for name, mean in means.items()}
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": _rounded(self.settings.schedule.learning_rate_at(epoch)),
+            "accuracy": None,
+            **measured,
+            **losses,
+        }
+        for column in {**self.history, **row}:
+            # A loss that only some epochs have is missing in the others.
+            self.history.setdefault(column, [None] * epoch).append(row.get(column))
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trainees that learn side by side, and what they share.
+
+    **Arguments:**
+
+    - ``settings``: of the teacher, or of the students.
+    - ``trainees``, ``splits``: who learns, and what.
+    - ``accelerator``: device and process group.
+    - ``label``: names the work to whoever watches.
+    - ``checkpoint``: file that the state is saved in now and then; whoever trains removes it.
+    - ``metrics``: file that gets a line per epoch and trainee.
+    - ``teacher``: asked once a batch; not given where nobody asks.
+    """
+
+    settings: Settings
+    trainees: Sequence[Trainee]
+    splits: Splits
+    accelerator: Accelerator
+    label: str
+    checkpoint: Path
+    metrics: Path
+    teacher: FrozenTeacher | None = None
+
+    @property
+    def running(self) -> list[Trainee]:
+        """The trainees that have not failed."""
+        return [trainee for trainee in self.trainees if not trainee.failed]
+
+    def ask(self, batch: Batch) -> TeacherOutput | None:
+        """What the teacher says of a batch."""
+        with autocast(self.accelerator.device, self.settings.precision):
+            return self.teacher(batch.images) if self.teacher else None
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a training step draws by chance, in a network or in what a method trains: copies that take
+        one, without learning, move the state of torch's generators then.
+        """
+        device, few = self.accelerator.device, torch.arange(min(FEW, len(self.splits.train)))
+        images, labels = next(self.splits.train.at(few).ordered_batches())
+        batch, epochs = Batch(images, labels, few.to(device)), self.settings.schedule.epochs
+        output = self.ask(batch)
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             begun = _generators(device)
             # Some methods do one thing in their first epochs and another in their last.
