@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
