@@ -42,12 +42,9 @@ def looked(what: str, look: Callable[..., Iterable[Finding] | None], *arguments)
     """What a look finds, or whatever it stumbles over: code of others may raise anything."""
     try:
         return list(look(*arguments) or ())
-    except NotDownloaded as error:
-        return [Finding(what, NOTE, str(error))]
-    except SettingsError as error:
-        return [Finding(what, WRONG, str(error))]
     except (Exception, SystemExit) as error:
-        return [Finding(what, WRONG, brief(error))]
+        said = str(error) if isinstance(error, SettingsError) else brief(error)
+        return [Finding(what, NOTE if isinstance(error, NotDownloaded) else WRONG, said)]
 
 
 def check(profile: Profile) -> list[Finding]:
