@@ -109,7 +109,7 @@ def test_a_teacher_without_a_plain_classifier_is_refused_for_simkd_before_any_tr
     wrong, _ = validate(bad)
     assert wrong.state == WRONG
     assert (
-        "classifier of crooked, which must then be linear in the mean of the last sub-block (1), and is not"
+        "classifier of crooked, which must then be linear in the mean of the last sub-block (5), and is not"
         in wrong.detail
     )
     monkeypatch.setattr(run, "load_profile", lambda _: bad)
