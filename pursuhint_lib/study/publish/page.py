@@ -20,6 +20,7 @@ from ...files import sealed, write_json
 from ...inherited import TRAINING, forget
 from ...paths import TEMPLATES, VECTOR, StudyPaths, file_name, step_name
 from ...plots.saving import png, svg
+from ...plots.style import style
 from ...settings import Profile
 from ...statistics import arms_of
 from ..grid.notes import NUMBER_NAME, shown_note
@@ -69,7 +70,8 @@ class Page:
         **Arguments:** ``alt`` what the figure shows, for those who don't see it (default: the caption).
         """
         if self.profile.note:
-            figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
+            with style():
+                figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
         stem = self.paths.figures / f"{self.step}-{name}"
         pixels, vector = png(figure, FILE_DPI), svg(figure)
         self._write(stem, {".png": pixels, VECTOR: vector, ".md": f"{caption}\n".encode()})
