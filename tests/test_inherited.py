@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from pursuhint_lib import inherited
 from pursuhint_lib.paths import ROOT, StudyPaths, work_root
-from pursuhint_lib.plots.style import style
+from pursuhint_lib.plots.style import new_figure, style
 from pursuhint_lib.processes import available_cores
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.engine import execution
@@ -168,3 +169,15 @@ def test_the_engine_takes_a_folder_of_any_name(name, tmp_path, monkeypatch):
     inherited.settle("run")
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nor_the_note_on_a_published_one():
+    profile, drawn = replace(load_profile("smoke"), note="A trial."), []
+    for mine in ({}, {"font.family": "monospace", "text.color": "red", "svg.fonttype": "path"}):
+        with matplotlib.rc_context(mine):
+            figure, axis = new_figure(2)
+            axis.plot([1, 2])
+            Page(profile, "00_start_here").figure(figure, "line", "A line.")
+        drawn.append((StudyPaths("smoke").figures / "00_start_here-line.svg").read_bytes())
+    assert drawn[0] == drawn[1]
+    assert b"A trial." in drawn[0]
