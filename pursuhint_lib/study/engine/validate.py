@@ -195,9 +195,9 @@ def _blind(profile: Profile, pair: Pair, method: str, tried: Trial) -> Iterator[
     runs = trial_runs(profile, pair, method)
     blind = [shape for shape, run in runs.items() if not _reaches_student(run, tried)]
     if blind:
-        shapes = f"nothing is learned from sub-blocks of shape {', '.join(blind)}"
-        what = f"pair {pair.teacher} → {pair.student}, {method}"
-        yield Finding(what, NOTE, f"{shapes}: no gradient reaches the student")
+        shapes, what = ", ".join(blind), f"pair {pair.teacher} → {pair.student}, {method}"
+        said = f"nothing is learned from sub-blocks of shape {shapes}: no gradient reaches the student"
+        yield Finding(what, NOTE, said)
 
 
 def _teach(profile: Profile, pair: Pair, method: str, tried: Trial) -> None:
