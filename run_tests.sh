@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Set up as run_all.sh does, then run the tests: ./run_tests.sh [--all] [pytest's arguments]; --all runs those that take minutes too.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
+unset CDPATH
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$here/workflow/environment.sh"
 cd "$here"

@@ -1,7 +1,8 @@
 """PURSUhInT: which teacher layers should give the hints?
 
 The library behind the notebooks. Modules form layers and import downward only:
-``paths files settings digits gradients`` → ``faults progress similarity clustering losses statistics`` →
+``paths files settings digits gradients`` →
+``faults inherited progress similarity clustering losses statistics`` →
 ``data models taps teachers plots`` → ``profiling attention distillers records`` → ``training export`` →
 ``study`` → ``cli``.
 """

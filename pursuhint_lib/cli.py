@@ -5,7 +5,6 @@ needs when it runs: ``take-over`` ends every step of a study and needs next to n
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--max-minutes", type=float, metavar="M", help=minutes)
     board = "write TensorBoard's files beside the metrics (needs the package tensorboard)"
     run.add_argument("--tensorboard", action="store_true", help=board)
-    run.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+    run.add_argument("--cores", type=int, help="CPU cores to use (default: all that are available)")
 
 
 def _add_export_options(export: argparse.ArgumentParser) -> None:
@@ -125,9 +124,11 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .processes import available_cores
     from .study.engine.run import run
     from .study.publish.report import conclude
 
+    options.cores = available_cores() if options.cores is None else options.cores
     return run(options, conclude)
 
 

@@ -54,9 +54,14 @@ def sample_tree() -> Path:
     return work_root() / "data" / "imagenet-sample"
 
 
-def gpu_lock(index: int) -> Path:
-    """Lock file of one GPU, so that a job has its card for itself."""
-    return work_root() / f"gpu-{index}.lock"
+def tool_folder(variable: str) -> Path:
+    """Folder of a tool that is called, in place of the one in the user's home to which a variable points."""
+    return work_root() / "tools" / variable.lower()
+
+
+def gpu_lock(card: str) -> Path:
+    """Lock file of one GPU, by its number, UUID or MIG name, so that a job has its card for itself."""
+    return work_root() / f"gpu-{file_name(card)}.lock"
 
 
 def teacher_file(name: str) -> Path:

@@ -3,14 +3,23 @@ One that is alone is all there is.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from joblib import cpu_count
 from torch import Tensor
 
 Value = TypeVar("Value")
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its affinity (taskset), of its container, and of its SLURM
+    job.
+    """
+    return min(cpu_count(), int(os.environ.get("SLURM_CPUS_ON_NODE", cpu_count())))
 
 
 @contextlib.contextmanager

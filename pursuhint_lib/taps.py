@@ -38,7 +38,8 @@ class LayerTap:
     is. Channels-last maps cannot always be told from others by their shape, so that the module decides: they
     come from a module with a LayerNorm of its own and no convolution anywhere in it (a Swin block), from what
     is inside such a module, and from a bare Linear or LayerNorm. Everything else is taken for [B, C, H, W],
-    unless its shape [B, H, H, C] tells otherwise, as maps are square.
+    unless its shape [B, H, H, C] tells otherwise, as maps are square. What the network writes over an output
+    afterwards, as an activation in place does, is not in it.
 
     **Raises:** ``SettingsError`` for an unknown name, or an output that is no map; ``RuntimeError`` when a
     module is called twice in one run, is not called, or does not return one tensor.
@@ -51,7 +52,10 @@ class LayerTap:
             choose("sub-block", name, filter(None, known))
         self._modules = {name: known[name] for name in self.names}
         self._read = {name: _reader(model, known, name) for name in self.names}
-        self._found: dict[str, Tensor] = {}
+        # Of each output: its map, how often that had been written to, and a copy where it may be again.
+        self._found: dict[str, tuple[Tensor, float, Tensor | None]] = {}
+        # Outputs that nothing has written to, by name and mode of their module.
+        self._untouched: set[tuple[str, bool]] = set()
         self._hooks = contextlib.ExitStack()
 
     @property
@@ -63,7 +67,18 @@ class LayerTap:
                 f"sub-block {missing[0]} was not called in the forward pass; choose one that is"
             )
         found, self._found = self._found, {}
-        return found
+        return {name: self._unchanged(name, *kept) for name, kept in found.items()}
+
+    def _unchanged(self, name: str, output: Tensor, writes: float, copy: Tensor | None) -> Tensor:
+        """The output as the module has given it: itself, or a copy where it was written over."""
+        if _writes(output) == writes:
+            self._untouched.add((name, self._modules[name].training))
+            return output
+        if copy is None:
+            raise RuntimeError(
+                f"sub-block {name} is written over in some forward passes only; choose another"
+            )
+        return copy
 
     def __enter__(self) -> "LayerTap":
         for name, module in self._modules.items():
@@ -74,7 +89,7 @@ class LayerTap:
         self._hooks.close()
         self._found = {}
 
-    def _keep(self, name: str, _module, _inputs, output) -> None:
+    def _keep(self, name: str, module: nn.Module, _inputs, output) -> None:
         if name in self._found:
             raise RuntimeError(
                 f"sub-block {name} is called more than once in a forward pass; it has no single output to use"
@@ -84,9 +99,12 @@ class LayerTap:
                 f"sub-block {name} returns {type(output).__name__}, not one tensor; choose another sub-block"
             )
         try:
-            self._found[name] = self._read[name](output)
+            features = self._read[name](output)
         except SettingsError as error:
             raise SettingsError(f"sub-block {name}: {error}") from None
+        # Copied until a run has shown that nothing writes to it, which takes neither time nor memory then.
+        copy = None if (name, module.training) in self._untouched else features.clone()
+        self._found[name] = features, _writes(features), copy
 
 
 def as_map(features: Tensor, *, channels_last: bool = False, prefix: int = 1) -> Tensor:
@@ -320,6 +338,11 @@ def _works_on_last(module: nn.Module) -> bool:
 def _is_layer_norm(module: nn.Module) -> bool:
     # LayerNorm2d, in torchvision and elsewhere, is derived from LayerNorm and takes channels-first maps.
     return isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
+
+
+def _writes(tensor: Tensor) -> float:
+    """How often a tensor was written to in place; no number where torch does not count, in inference mode."""
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 def _is_square(number: int) -> bool:

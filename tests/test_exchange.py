@@ -130,7 +130,7 @@ def test_the_time_of_an_exchange_is_that_of_its_two_more_arms(profile):
 
 
 def test_reading_is_that_of_the_students_two_of_whom_share_it(profile, monkeypatch):
-    monkeypatch.setattr(estimate.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(estimate, "available_cores", lambda: 1)
     monkeypatch.setattr(estimate, "_reading_seconds", lambda _: 1.0)
     steps = make_plan(profile, "smoke")
     seconds = estimate.estimate(profile, steps, cores=1).steps["10_deepest_point"]

@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -153,12 +154,16 @@ def test_the_kernel_is_that_of_the_environment_whatever_the_user_has_installed(t
     # Jupyter is told to prefer the user's kernels, as it does by itself outside virtual environments. (On a
     # Mac the user's folder is another.)
     environment = {**os.environ, "HOME": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "0"}
-    listing = '-m jupyter_client.kernelspecapp list --json; "$PYTHON" -c "import sys; print(sys.prefix)"'
-    command = ["bash", "-c", f'source "{ROOT}/workflow/environment.sh"; "$PYTHON" {listing}']
-    *listed, prefix = subprocess.run(
+    code = (
+        "import sys; from pursuhint_lib.inherited import settle; settle('run'); "
+        "from jupyter_client.kernelspec import get_kernel_spec as found; "
+        "print(found('python3').resource_dir, sys.prefix, sep=chr(10))"
+    )
+    command = [sys.executable, "-c", code]
+    folder, prefix = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert Path(json.loads("".join(listed))["kernelspecs"]["python3"]["resource_dir"]).is_relative_to(prefix)
+    assert Path(folder).is_relative_to(prefix)
 
 
 def test_every_method_of_a_committed_profile_has_its_formula_in_its_notebook():

@@ -177,7 +177,7 @@ HOSTILE = {
 
 def printed_command(plan: Path, folder: Path) -> str:
     """The command of the plan's step as snakemake would give it to the shell."""
-    options = ["--snakefile", str(SNAKEFILE), "--directory", str(folder), "--config", f"plan={plan}"]
+    options = ["--snakefile", str(SNAKEFILE), "--directory", str(folder)]
     command = [sys.executable, "-m", "snakemake", *options, "--nolock", "--cores", "1", "-n", "-p"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]

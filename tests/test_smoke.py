@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_inherited import TOOLS, TRAINING
 
 from pursuhint_lib.cli import main
 from pursuhint_lib.files import sealed, unsealed, write_json
@@ -52,8 +53,12 @@ TABLES = (
 
 
 def environment(folder: Path) -> dict:
+    """As in a shell of another training, with settings of tools and a home folder that is not for writing."""
     return {
         **os.environ,
+        **TRAINING,
+        **TOOLS,
+        "HOME": "/proc",
         "PURSUHINT_RESULTS": str(folder / "results"),
         "PURSUHINT_WORK": str(folder / "work"),
     }
@@ -75,7 +80,7 @@ def records(folder: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A study that was killed in the middle and then run to its end, with what was there at the kill."""
-    folder = tmp_path_factory.mktemp("study")
+    folder = tmp_path_factory.mktemp("study # one")
     with subprocess.Popen(
         [str(ROOT / "run_all.sh"), "smoke"], env=environment(folder), stdout=subprocess.DEVNULL
     ) as first:

@@ -131,10 +131,6 @@ BAD_PROFILES = {
         {"checkpoints": {"resnet56": "x.pth"}},
         "unknown teacher in checkpoints 'resnet56'",
     ),
-    "a last batch of one image": (
-        {"methods": ["rkd"], "data": {"dataset": "digits", "train_images": 101}},
-        "method rkd compares the images of a batch, but the last of 101 in batches of 50 is 1 image",
-    ),
     "image folder without a root": ({"data": {"dataset": "imagefolder"}}, "needs root"),
     "unknown setting": ({"epochs": 3}, "unknown setting in mine.yaml 'epochs'"),
 }

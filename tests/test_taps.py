@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from pursuhint_lib.models import build_model
@@ -294,3 +295,63 @@ def test_an_unknown_sub_block_is_named_with_the_nearest(name, words):
     with pytest.raises(SettingsError, match=f"unknown sub-block {words}"):
         LayerTap(model, ["layer1.0", name])
     assert hooks(model) == 0
+
+
+class InPlace(nn.Module):
+    """Whatever a block gives is written over by the next operation."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1))
+        self.operation = operation
+
+    def forward(self, images):
+        return self.operation(self.block(images), self.training).mean((2, 3))
+
+
+IN_PLACE = {
+    "a module": lambda maps, _: nn.ReLU(inplace=True)(maps),
+    "a function": lambda maps, _: nn.functional.relu_(maps),
+    "a sum": lambda maps, _: maps.add_(1),
+    "part of a map": lambda maps, _: maps[:, :1].zero_(),
+    "dropout, in training only": lambda maps, training: nn.functional.dropout(maps, 0.9, training, True),
+}
+
+
+@pytest.mark.parametrize("operation", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_taps_give_what_a_module_gave_whatever_is_written_over_it(operation, context):
+    model, images = InPlace(operation), torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    tap, given = LayerTap(model, ["block"]), []
+    model.block.register_forward_hook(lambda _module, _inputs, output: given.append(output.detach().clone()))
+    for training in (False, True, False, True):
+        model.train(training)
+        with context(), tap:
+            model(images)
+            found = tap.features["block"]
+        assert torch.equal(found, given[-1])
+        assert (given[-1] < 0).any()
+    if context is torch.enable_grad:
+        found.pow(3).sum().backward()
+        assert model.block[0].weight.grad.abs().sum() > 0
+
+
+def test_torchvisions_first_norm_is_kept_before_its_activation():
+    model = torchvision.models.resnet18().eval()
+    with torch.no_grad(), LayerTap(model, ["bn1", "relu"]) as tap:
+        model(torch.randn(1, 3, 32, 32))
+        found = tap.features
+    assert found["bn1"].min() < 0
+    assert torch.equal(found["bn1"].relu(), found["relu"])
+
+
+def test_an_output_that_is_written_over_now_and_then_is_refused():
+    calls = []
+    model = InPlace(lambda maps, _: (calls.append(0), maps.add_(1) if len(calls) > 1 else maps)[1])
+    tap = LayerTap(model, ["block"])
+    with tap:
+        model(torch.zeros(1, 1, 4, 4))
+        assert tap.features["block"].shape == (1, 1, 4, 4)
+    with pytest.raises(RuntimeError, match="block is written over in some forward passes only"), tap:
+        model(torch.zeros(1, 1, 4, 4))
+        _ = tap.features

@@ -10,8 +10,10 @@ import torch
 from test_training import ARMS, SCHEDULE, forget, killed_before, same, settings, weights
 
 from pursuhint_lib import training
+from pursuhint_lib.distillers import DISTILLERS, Distiller
 from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import StudyPaths, manifest_entry
+from pursuhint_lib.processes import threads
 from pursuhint_lib.records import load, record_name
 from pursuhint_lib.settings import Arm, settings_hash
 
@@ -110,6 +112,64 @@ def test_dropout_is_the_same_for_all_arms_after_a_pause_and_beside_others(monkey
         torch.manual_seed(123)
         (alone,) = training.distill(replace(cell, arms=(arm,)))
         assert same(weights(alone), before)
+
+
+class Functional(Dropping):
+    def forward(self, images):
+        return torch.nn.functional.dropout(self.last(self.first[:2](images).mean((2, 3))), 0.5, self.training)
+
+
+class Skipping(Dropping):
+    def forward(self, images):
+        features = self.first[:2](images)
+        return self.last((features if torch.rand(()) < 0.5 else 0.5 * features).mean((2, 3)))
+
+
+class Masked(torch.nn.Module):
+    """A method that compares what a random mask leaves."""
+
+    def forward(self, signals):
+        (student, teacher), *_ = signals.points
+        student = torch.nn.functional.adaptive_avg_pool2d(student, 1).mean(1)
+        return (torch.rand_like(student) * (student - teacher.mean((1, 2, 3))[:, None, None])).square().mean()
+
+
+# Network, method, and whether a step draws by chance.
+CHANCE = {
+    "a module": (Dropping, "at", True),
+    "a function": (Functional, "at", True),
+    "a branch": (Skipping, "at", True),
+    "a method": (None, "masked", True),
+    "a module that drops nothing": (lambda *given: _without_dropout(Dropping(*given)), "at", False),
+    "nothing": (None, "at", False),
+}
+
+
+def _without_dropout(network: torch.nn.Module) -> torch.nn.Module:
+    network.first[2].p = 0.0
+    return network
+
+
+@pytest.mark.parametrize(("network", "method", "drawn"), CHANCE.values(), ids=CHANCE)
+def test_chance_is_found_where_it_is_and_every_run_of_a_seed_is_the_same(monkeypatch, network, method, drawn):
+    monkeypatch.setitem(DISTILLERS, "masked", Distiller("masked", "a test", "any", lambda _: Masked(), 1.0))
+    found, fit = [], training.fitting.fit
+    monkeypatch.setattr(training.runs, "fit", lambda given: (found.append(given.draws), fit(given))[1])
+    own = {"student": "dropping", "student_points": ("first.1",)} if network else {}
+    if network:
+        monkeypatch.setitem(MODELS, "dropping", network)
+    arms = (Arm("a", ("layer1.0",)), Arm("b", ("layer3.1",)))
+    cell = settings(method, arms=arms, **({"student_points": ("layer2.0",)} | own))
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with threads(2):
+            records = training.distill(cell)
+        runs.append([weights(record) for record in records])
+        forget(records)
+    assert found[-1] is drawn
+    for one, other in zip(*runs, strict=True):
+        assert same(one, other)
 
 
 def test_a_state_that_a_kill_left_behind_is_removed_once_every_run_has_a_record():

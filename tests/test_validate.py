@@ -95,17 +95,21 @@ def test_a_teacher_without_a_plain_classifier_is_refused_for_simkd_before_any_tr
             super().__init__(
                 nn.Conv2d(channels, 4, 3),
                 nn.ReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.ReLU(),
                 nn.AdaptiveMaxPool2d(1),
                 nn.Flatten(),
                 nn.Linear(4, classes),
             )
 
     monkeypatch.setitem(MODELS, "crooked", Crooked)
-    bad = profile("simkd", arms=("none",), pairs=(Pair("crooked", "crooked"),))
+    bad = profile("simkd", "fitnet", arms=("none", "stage-ends"), pairs=(Pair("crooked", "crooked"),))
     wrong, _ = validate(bad)
     assert wrong.state == WRONG
     assert (
-        "classifier of crooked, which must then be linear in the mean of the last sub-block (1), and is not"
+        "classifier of crooked, which must then be linear in the mean of the last sub-block (5), and is not"
         in wrong.detail
     )
     monkeypatch.setattr(run, "load_profile", lambda _: bad)

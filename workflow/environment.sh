@@ -4,8 +4,10 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-# The kernel python3 is that of this environment, also where the user has another one of that name.
-export JUPYTER_PREFER_ENV_PATH=1
+# Packages are those of one environment, not of another one (module load) or the home folder. What else is not
+# inherited is listed in pursuhint_lib/inherited.py.
+unset PYTHONHOME PYTHONPATH
+export PYTHONNOUSERSITE=1
 
 # Does this interpreter have every package of pyproject.toml, and this checkout's library?
 has_needed() {

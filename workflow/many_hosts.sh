@@ -8,7 +8,9 @@
 #   srun --ntasks-per-node=1 workflow/many_hosts.sh imagenet torchvision_resnet34-torchvision_resnet18 at "$SLURM_NNODES" - "$(hostname)"
 #
 # Steps 01 and 02 come first (./run_all.sh PROFILE on one machine); afterwards ./run_all.sh PROFILE draws what was trained here.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
+unset CDPATH
 if [ $# -lt 6 ]; then
     echo "usage: $0 PROFILE PAIR METHOD MACHINES NUMBER ADDRESS [GPUS_EACH]" >&2
     exit 2

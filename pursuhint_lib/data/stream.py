@@ -5,7 +5,6 @@ Order, crops and mirrorings are a function of (seed, epoch, image) only, whateve
 processes.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..processes import available_cores
 from ..processes import world as processes_here
 from .batches import Batch, Split, order_generator
 from .decoding import test_pixels, train_pixels
@@ -32,7 +32,7 @@ def worker_count(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // processes_here() - 1))
+    return max(1, min(MAX_WORKERS, available_cores() // processes_here() - 1))
 
 
 def rows(listing: Listing, chosen: np.ndarray) -> Listing:

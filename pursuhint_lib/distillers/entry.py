@@ -25,8 +25,7 @@ class Distiller:
     - ``hints``: whether it uses hint layers, and so has arms.
     - ``ce``, ``kd``: whether cross-entropy and KD stand beside it; methods on the logits take the place of
       KD.
-    - ``least_images``: of a batch; 2 for methods that compare images with each other. ``least_points``: of
-      the hint layers.
+    - ``least_points``: of the hint layers.
     - ``stages``: the method alone in the first eighth of the epochs, and the task without it afterwards. (The
       originals put that stage before the schedule; here it is part of it, so that every run has as many
       epochs.)
@@ -44,7 +43,6 @@ class Distiller:
     hints: bool = True
     ce: bool = True
     kd: bool = True
-    least_images: int = 1
     least_points: int = 1
     stages: bool = False
     warm_up: bool = False

@@ -131,7 +131,6 @@ DISTILLERS: dict[str, Distiller] = {
         "embeddings of neighbours in the batch: products of absolute differences of student and teacher",
         partial(Embedded, losses.correlation_congruence),
         0.02,
-        least_images=2,
         formula=r"\sum_{layers}\overline{|s_i-t_i|\cdot|s_{i+1}-t_{i+1}|},"
         r"\quad s,t\text{ trained embeddings of image }i",
     ),
@@ -141,7 +140,6 @@ DISTILLERS: dict[str, Distiller] = {
         "distances and angles between images, on pooled maps",
         _on_pooled(losses.relational),
         1.0,
-        least_images=2,
         formula=r"\sum_{layers}25\,\overline{h\big(d_{ij}^s-d_{ij}^t\big)}+50\,\overline{h\big(\angle_{ijk}^s-\angle_{ijk}^t\big)},"
         r"\quad h\text{ Huber}",
     ),
@@ -151,7 +149,6 @@ DISTILLERS: dict[str, Distiller] = {
         "probabilities made of cosines between images, on pooled maps: KL",
         _on_pooled(losses.probabilistic_transfer),
         30000.0,
-        least_images=2,
         formula=r"\sum_{layers}\overline{q_{ij}\log\frac{q_{ij}}{p_{ij}}},"
         r"\quad p_{ij}\propto 1+\cos(s_i,s_j),\; q_{ij}\propto 1+\cos(t_i,t_j)",
     ),
@@ -223,7 +220,6 @@ DISTILLERS: dict[str, Distiller] = {
         "embeddings of one image against those of the others: InfoNCE, both ways",
         partial(Embedded, partial(losses.contrastive_in_batch, temperature=TEMPERATURE)),
         0.8,
-        least_images=2,
         formula=r"-\sum_{layers}"
         r"\tfrac12\,\overline{\log\frac{e^{s_i\cdot t_i/\tau}}{\sum_je^{s_i\cdot t_j/\tau}}}"
         r"+\tfrac12\,\overline{\log\frac{e^{t_i\cdot s_i/\tau}}{\sum_je^{t_i\cdot s_j/\tau}}},"
@@ -279,7 +275,6 @@ DISTILLERS: dict[str, Distiller] = {
         "Huang et al. 2022",
         "softmax rows and columns: 1 − Pearson correlation",
         weight=2.0,
-        least_images=2,
         **_answers(lambda s: losses.dist(s.student_logits, s.teacher_logits, 1.0, 1.0, s.temperature)),
         formula=r"T^2\,\big(1-\overline{\rho(\text{rows of }p)}+1-\overline{\rho(\text{columns of }p)}\big),"
         r"\quad\rho\text{ Pearson}",
@@ -352,7 +347,6 @@ def distiller(method: str, weights: Sequence[float] = ()) -> Distiller:
         weight=1.0,
         hints=any(part.hints for part in parts),
         kd=all(part.kd for part in parts),
-        least_images=max(part.least_images for part in parts),
         least_points=max(part.least_points for part in parts),
         parts={name: part.weight for name, part in zip(names, parts, strict=True)},
         formula=r"\;+\;".join(rf"w_{{{part.title}}}\Big[{part.formula}\Big]" for part in parts),

@@ -35,7 +35,9 @@ def save_weights(model: nn.Module, path: Path, matrices: torch.dtype | None = No
     **Arguments:** ``matrices``: type that weights of more than one dimension are written in; by default, each
     has its own.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    plain = torch.contiguous_format
+    # Copies, as the format does not take two names of one tensor.
+    state = {name: t.detach().cpu().clone(memory_format=plain) for name, t in model.state_dict().items()}
     if matrices:
         state = {name: tensor.to(matrices) if tensor.dim() > 1 else tensor for name, tensor in state.items()}
     with replacing(path) as draft:

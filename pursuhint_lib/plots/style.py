@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -68,8 +68,8 @@ def arm_colour(arm: str) -> str:
 
 
 def style():
-    """Context in which figures are drawn and saved."""
-    return matplotlib.rc_context(_STYLE)
+    """Context in which figures are drawn and saved, the same for every user."""
+    return matplotlib.style.context(["default", _STYLE])
 
 
 def new_figure(height: float, width: float = WIDTH, **subplots) -> tuple[Figure, np.ndarray | Axes]:

@@ -6,5 +6,5 @@ Names of methods, networks and so on are checked where their registries live
 
 from .profile import Exchange, Launch, Pair, Profile, Stability, Sweep, Tuning, Weights
 from .runs import PRECISIONS, Arm, Data, DistillSettings, Schedule, StudentSettings, TeacherSettings
-from .values import SettingsError, build, choose, resolved, settings_hash, validated
+from .values import SettingsError, brief, build, choose, resolved, settings_hash, validated
 from .yaml_file import read_profile

@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from .values import SettingsError
+from .values import SettingsError, brief
 
 # How messages write what can be given.
 FORM = "<module>:<name>"
@@ -108,21 +108,21 @@ def load(what: str, name: str, fits: Callable[[object], bool], wanted: str) -> o
 
 @contextlib.contextmanager
 def own_code(name: str) -> Iterator[None]:
-    """Say of an error that a user's code lets through what it is and where, in one line; the error itself
-    stays its cause.
+    """Say of an error that the code of others lets through, a user's or a package's, what it is and where, in
+    one line; the error itself stays its cause.
     """
     try:
         yield
     except SettingsError:
         raise
-    except Exception as error:  # whatever the code of others stumbles over
-        raise SettingsError(
-            f"{name} failed{_place(name, error)}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever it stumbles over
+        raise SettingsError(f"{name} failed{_place(name, error)}: {brief(error)}") from error
 
 
-def _place(name: str, error: Exception) -> str:
+def _place(name: str, error: BaseException) -> str:
     """The last line of the user's own source that an error came through."""
+    if not is_import_path(name):
+        return ""
     files = _source(_split(name)[0].partition(".")[0]).files
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:

@@ -9,6 +9,7 @@ import json
 import reprlib
 import typing
 from collections.abc import Iterable, Iterator
+from textwrap import shorten
 
 import pydantic
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
@@ -16,6 +17,11 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, StrictStr
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message names it and what would be right."""
+
+
+def brief(error: BaseException) -> str:
+    """What an error is and says, in one line."""
+    return shorten(f"{type(error).__name__}: {error}", 400, placeholder=" …")
 
 
 def once(values: typing.Collection, what: str = "it") -> typing.Collection:

@@ -73,7 +73,7 @@ def run_epoch(
     images, device = len(training.splits.train), training.accelerator.device
     stretch = Stretch(epoch, first, first, -(-images // schedule.batch_size))
     batches = _counted(training, stretch, watch, pause)
-    chance = any(trainee.objective.drops for trainee in trainees)
+    chance = training.draws
     # A graph would repeat what is drawn on the CPU, or measured for a while, and not wait for others.
     recordable = training.accelerator.num_processes == 1 and not any(
         trainee.objective.draws_on_cpu or trainee.to_measure for trainee in trainees

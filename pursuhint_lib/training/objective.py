@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ..data import describe, example_input
 from ..distillers import (
@@ -78,16 +77,6 @@ class Objective(nn.Module):
         self.tap = LayerTap(network, self.points)
         self.epoch, self.epochs = 0, 1
         self.draws_on_cpu = any(isinstance(part, ContrastiveMemory) for part in self.modules())
-
-    @property
-    def drops(self) -> bool:
-        """Whether the network draws by chance in every step: dropout, or blocks that are left out
-        at random.
-        """
-        chances = [
-            m for m in self.modules() if "drop" in type(m).__name__.lower() or isinstance(m, StochasticDepth)
-        ]
-        return any(getattr(module, name, 0) for module in chances for name in ("p", "drop_prob", "drop_rate"))
 
     @property
     def rests(self) -> bool:

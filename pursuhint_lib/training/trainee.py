@@ -2,11 +2,13 @@
 side; and how well a network answers.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import product, zip_longest
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from ..taps import evaluating
 from .device import autocast
 from .objective import FrozenTeacher, Objective, TeacherOutput
 
+# Images that show whether a step draws by chance; some methods need two.
+FEW = 4
 # Of a teacher, or of one student or several: schedule, seed, precision and the like.
 Settings = TeacherSettings | StudentSettings | DistillSettings
 
@@ -186,6 +190,30 @@ class Training:
         """What the teacher says of a batch."""
         with autocast(self.accelerator.device, self.settings.precision):
             return self.teacher(batch.images) if self.teacher else None
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a training step draws by chance, in a network or in what a method trains: copies that take
+        one, without learning, move the state of torch's generators then.
+        """
+        device, few = self.accelerator.device, torch.arange(min(FEW, len(self.splits.train)))
+        images, labels = next(self.splits.train.at(few).ordered_batches())
+        batch, epochs = Batch(images, labels, few.to(device)), self.settings.schedule.epochs
+        output = self.ask(batch)
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
+            begun = _generators()
+            # Some methods do one thing in their first epochs and another in their last.
+            for trainee, epoch in product(self.trainees, {0, epochs - 1}):
+                objective = copy.deepcopy(trainee.objective).train()
+                objective.epoch, objective.epochs = epoch, epochs
+                with autocast(device, self.settings.precision):
+                    objective(*batch, output)
+            return not torch.equal(begun, _generators())
+
+
+def _generators() -> Tensor:
+    """State of torch's generators, on the CPU and on every GPU."""
+    return torch.cat([torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
 
 
 def gradient_ratio(objective: Objective, parts: dict[str, Tensor]) -> Tensor | None:

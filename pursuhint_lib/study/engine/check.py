@@ -2,9 +2,8 @@
 nothing.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,16 @@ import psutil
 import torch
 
 from ... import records
-from ...data import DATASETS, DataError, NotDownloaded, class_positions, describe, image_counts
+from ...data import DATASETS, NotDownloaded, class_positions, describe, image_counts
 from ...models import load_checkpoint
 from ...paths import ROOT, results_root, work_root
-from ...settings import Profile, SettingsError, TeacherSettings
+from ...processes import available_cores
+from ...settings import Profile, SettingsError, TeacherSettings, brief
 from ...similarity import CANONICAL
 from ...teachers import TOLERANCE, check_entry, find, locate
 from ...training import check_shares, seeded_model, teacher_weights, trained_elsewhere
 from ..grid.profiles import network_points
+from ..grid.weights import has_arms
 from .estimate import free_bytes
 from .launch import process_count
 
@@ -37,6 +38,15 @@ class Finding:
     detail: str
 
 
+def looked(what: str, look: Callable[..., Iterable[Finding] | None], *arguments) -> list[Finding]:
+    """What a look finds, or whatever it stumbles over: code of others may raise anything."""
+    try:
+        return list(look(*arguments) or ())
+    except (Exception, SystemExit) as error:
+        said = str(error) if isinstance(error, SettingsError) else brief(error)
+        return [Finding(what, NOTE if isinstance(error, NotDownloaded) else WRONG, said)]
+
+
 def check(profile: Profile) -> list[Finding]:
     """All findings; the study can start when none is ``wrong``."""
     pairs = "; ".join(
@@ -44,16 +54,21 @@ def check(profile: Profile) -> list[Finding]:
         for pair in profile.pairs
     )
     grid = f"{len(profile.methods)} methods, {len(profile.arms)} arms, {len(profile.seeds)} seeds"
-    return [
-        Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"),
-        _device(),
-        *_processes(profile),
-        _data(profile),
-        *_metrics(profile),
-        *[_teacher(profile, teacher) for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs)],
-        *[_folder(name, folder) for name, folder in (("results", results_root()), ("work", work_root()))],
-        _disk(),
-    ]
+    teachers = dict.fromkeys(pair.teacher for pair in profile.pairs)
+    found = [Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"), _device()]
+    for what, look, *arguments in (
+        ("data", images, profile),
+        ("processes", _processes, profile),
+        ("notebooks", _minima, profile, teachers),
+        *(("metrics", _metrics, profile, teacher) for teacher in teachers),
+        *((f"teacher {teacher}", _teacher, profile, teacher) for teacher in teachers),
+        ("folder results", _folder, "results", results_root()),
+        ("folder work", _folder, "work", work_root()),
+        ("disk", _disk),
+    ):
+        said = {finding.detail for finding in found}
+        found += [finding for finding in looked(what, look, *arguments) if finding.detail not in said]
+    return found
 
 
 def _device() -> Finding:
@@ -61,81 +76,72 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("device", OK, f"{torch.cuda.device_count()} GPU: {names}")
-    return Finding("device", OK, f"CPU, {os.cpu_count()} cores, {memory:.0f} GiB free memory; no GPU")
+    return Finding("device", OK, f"CPU, {available_cores()} cores, {memory:.0f} GiB free memory; no GPU")
 
 
 def _processes(profile: Profile) -> Iterator[Finding]:
     """Whether the processes that train together can share the batches; nothing for a profile without a
     launch.
     """
-    if profile.launch is None:
-        return
-    try:
+    if profile.launch:
         processes = process_count(profile)
         check_shares(image_counts(profile.data)[0], profile.student.batch_size, processes)
-    except DataError:
-        # Images that are not there are a finding of their own.
-        return
-    except SettingsError as error:
-        yield Finding("processes", WRONG, str(error))
-    else:
-        yield Finding(
-            "processes",
-            OK,
-            f"{processes} on this machine, {profile.student.batch_size // processes} images of every batch "
-            "each",
-        )
+        each = f"{profile.student.batch_size // processes} images of every batch each"
+        yield Finding("processes", OK, f"{processes} on this machine, {each}")
 
 
-def _data(profile: Profile) -> Finding:
-    try:
-        return Finding(
-            "data", OK, f"{profile.data.dataset}: {DATASETS[profile.data.dataset].locate(profile.data)}"
-        )
-    except NotDownloaded as error:
-        return Finding("data", NOTE, str(error))
-    except DataError as error:
-        return Finding("data", WRONG, str(error))
+def images(profile: Profile) -> Iterator[Finding]:
+    """Where the images are, and what a sample of them looks like."""
+    where = DATASETS[profile.data.dataset].locate(profile.data)
+    yield Finding("data", OK, f"{profile.data.dataset}: {where}")
 
 
-def _metrics(profile: Profile) -> Iterator[Finding]:
+def _minima(profile: Profile, teachers: Iterable[str]) -> Iterator[Finding]:
+    """What some notebook needs the least of."""
+    classes, hinted = describe(profile.data).classes, [m for m in profile.methods if has_arms(m)]
+    profiled = min(profile.profile_images, image_counts(profile.data)[0])
+    blocks = {name: network_points(name, profile.data).candidates for name in teachers}
+    for what, count, least, why in (
+        ("classes", classes, 2, "with one there is nothing to learn"),
+        # Two classes with two images each.
+        ("profiled images", profiled, classes + 2, "the quality of layers compares images of a class"),
+        ("methods with hints", len(hinted), 1, "their results are what the study is about"),
+        ("arms with hint layers", len({*profile.arms} - {"none"}), 1, "they are what the study compares"),
+        *(
+            (f"sub-blocks of {name}", len(points), 3, "numbers of hint layers are compared")
+            for name, points in blocks.items()
+        ),
+    ):
+        if count < least:
+            yield Finding("notebooks", WRONG, f"{what}: {count}; give {least} or more, since {why}")
+
+
+def _metrics(profile: Profile, teacher: str) -> Iterator[Finding]:
     """Teachers whose layers some metric would refuse, found out before they are trained."""
     metrics = ", ".join(metric for metric in profile.metrics if metric in CANONICAL)
-    with contextlib.suppress(DataError):
-        images = min(profile.profile_images, image_counts(profile.data)[0])
-        for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs):
-            widest = max(channels for channels, *_ in network_points(teacher, profile.data).shapes)
-            if metrics and widest >= images:
-                needed = (
-                    f"need more images than a sub-block of {teacher} has channels ({widest}), but "
-                    f"{images} are profiled"
-                )
-                yield Finding(
-                    "metrics",
-                    WRONG,
-                    f"{metrics} {needed}; give more profile_images, or other metrics, such as cka-linear",
-                )
+    count = min(profile.profile_images, image_counts(profile.data)[0])
+    widest = max(channels for channels, *_ in network_points(teacher, profile.data).shapes)
+    if metrics and widest >= count:
+        needed = f"need more images than a sub-block of {teacher} has channels ({widest})"
+        remedy = "give more profile_images, or other metrics, such as cka-linear"
+        yield Finding("metrics", WRONG, f"{metrics} {needed}, but {count} are profiled; {remedy}")
 
 
-def _teacher(profile: Profile, network: str) -> Finding:
+def _teacher(profile: Profile, network: str) -> list[Finding]:
     settings = profile.teacher_settings(network)
     what = f"teacher {network}"
     blocks = f"{len(network_points(network, profile.data).candidates)} sub-blocks"
-    try:
-        origin = _origin(settings)
-        record = records.load(profile.name, settings)
-        weights = teacher_weights(settings)
-        why = "" if weights else trained_elsewhere(settings)
-    except SettingsError as error:
-        return Finding(what, WRONG, str(error))
+    origin, record = _origin(settings), records.load(profile.name, settings)
+    weights = teacher_weights(settings)
+    why = "" if weights else trained_elsewhere(settings)
     if record is None:
-        return Finding(what, OK, f"{blocks}; {origin}")
+        return [Finding(what, OK, f"{blocks}; {origin}")]
     blocks += f"; {record.metrics.get('accuracy', float('nan')):.2f} % on record, weights"
     if weights:
-        return Finding(what, OK, f"{blocks} here")
+        return [Finding(what, OK, f"{blocks} here")]
     if why:
-        return Finding(what, NOTE, f"{blocks} not here, and no other student can learn from it: it {why}")
-    return Finding(what, OK, f"{blocks} not here (trained again if a student needs them)")
+        return [Finding(what, NOTE, f"{blocks} not here, and no other student can learn from it: it {why}")]
+    return [Finding(what, OK, f"{blocks} not here (trained again if a student needs them)")]
 
 
 def _origin(settings: TeacherSettings) -> str:
@@ -160,16 +166,14 @@ def _origin(settings: TeacherSettings) -> str:
     return f"from {settings.checkpoint}{claim}"
 
 
-def _folder(name: str, folder: Path) -> Finding:
+def _folder(name: str, folder: Path) -> Iterator[Finding]:
     """Whether a file can be made there, found out by making one."""
     braces = next((path for path in (folder, ROOT) if {"{", "}"} & {*str(path)}), None)
     if braces is not None:
         # The engine takes what stands in braces for wildcards.
         remedy = "rename it" if braces == ROOT else f"set PURSUHINT_{name.upper()} to another"
-        return Finding(
-            f"folder {name}",
-            WRONG,
-            f"{braces} has braces in its name, which the workflow engine cannot use; {remedy}",
+        raise SettingsError(
+            f"{braces} has braces in its name, which the workflow engine cannot use; {remedy}"
         )
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -178,14 +182,14 @@ def _folder(name: str, folder: Path) -> Finding:
         probe.unlink()
     except OSError as error:
         remedy = f"make it writable or set PURSUHINT_{name.upper()} to a folder that is"
-        return Finding(f"folder {name}", WRONG, f"cannot write to {folder} ({error.strerror}); {remedy}")
-    return Finding(f"folder {name}", OK, str(folder))
+        raise SettingsError(f"cannot write to {folder} ({error.strerror}); {remedy}") from None
+    yield Finding(f"folder {name}", OK, str(folder))
 
 
-def _disk() -> Finding:
+def _disk() -> Iterator[Finding]:
     free = free_bytes()
     found = f"{free / 2**30:.1f} GiB free"
-    if free > NEEDED_BYTES:
-        return Finding("disk", OK, found)
-    remedy = "make room, or move work and results to another disk (PURSUHINT_WORK, PURSUHINT_RESULTS)"
-    return Finding("disk", WRONG, f"{found}; at least {NEEDED_BYTES >> 20} MiB are needed: {remedy}")
+    if free <= NEEDED_BYTES:
+        remedy = "make room, or move work and results to another disk (PURSUHINT_WORK, PURSUHINT_RESULTS)"
+        raise SettingsError(f"{found}; at least {NEEDED_BYTES >> 20} MiB are needed: {remedy}")
+    yield Finding("disk", OK, found)

@@ -1,5 +1,6 @@
 """A method on random images, with networks that have fresh weights: what can be known of a run before it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from ...clustering import segment_middles
 from ...data import Batch, describe, example_input, image_counts
-from ...settings import Pair, Profile, StudentSettings
-from ...training import FrozenTeacher, TeacherOutput, seeded_model
+from ...settings import Data, Pair, Profile, StudentSettings
+from ...training import FrozenTeacher, Objective, TeacherOutput, autocast, seeded_model
 from ..grid.arms import Choice
 from ..grid.cells import cell_settings
 from ..grid.profiles import network_points
@@ -25,20 +26,47 @@ class Trial:
     output: TeacherOutput
     labels: Tensor
 
+    def first(self, count: int) -> "Trial":
+        """The same on the first images of the batch."""
+        features = {name: maps[:count] for name, maps in self.output.features.items()}
+        output = TeacherOutput(self.output.logits[:count], features)
+        return replace(self, batch=Batch(*(part[:count] for part in self.batch)), output=output)
+
+
+def random_batch(data: Data, images: int, device: torch.device) -> Batch:
+    """So many random images of the data set's shape, with labels of its classes in turn."""
+    generator, numbers = torch.Generator().manual_seed(0), torch.arange(images)
+    pixels = torch.randn(images, *example_input(data).shape[1:], generator=generator)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return Batch(*(part.to(device) for part in (pixels, numbers % describe(data).classes, numbers)))
+
 
 def trial(profile: Profile, pair: Pair, images: int, device: torch.device) -> Trial:
     """The pair on so many random images."""
     data = profile.student_data
-    generator, classes = torch.Generator().manual_seed(0), describe(data).classes
-    pixels = torch.randn(images, *example_input(data).shape[1:], generator=generator).contiguous(
-        memory_format=torch.channels_last
-    )
-    batch = Batch(
-        *(part.to(device) for part in (pixels, torch.arange(images) % classes, torch.arange(images)))
-    )
+    batch, labels = random_batch(data, images, device), torch.arange(image_counts(data)[0])
     model = settled(seeded_model(pair.teacher, data, 0).to(device), batch.images)
     teacher = FrozenTeacher(model, network_points(pair.teacher, data).candidates)
-    return Trial(teacher, batch, teacher(batch.images), torch.arange(image_counts(data)[0]) % classes)
+    return Trial(teacher, batch, teacher(batch.images), labels % describe(data).classes)
+
+
+def training_step(
+    profile: Profile, objective: Objective, batch: Batch, output: TeacherOutput | None
+) -> Callable[[], Tensor]:
+    """A training step, which gives the loss and leaves the weights as they are, should they stay finite."""
+    optimizer = torch.optim.SGD(objective.train().parameters(), lr=0.0, momentum=0.9, fused=True)
+    # Past the first stage, in which some methods do less.
+    objective.epoch, objective.epochs = profile.student.epochs - 1, profile.student.epochs
+
+    def step() -> Tensor:
+        with autocast(batch.images.device, profile.precision):
+            loss = objective(*batch, output)["total"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
 
 
 def trial_runs(profile: Profile, pair: Pair, method: str) -> dict[str, StudentSettings]:

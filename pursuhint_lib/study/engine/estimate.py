@@ -1,6 +1,5 @@
 """How long the rest of a profile will take on this machine, from a few seconds of measuring."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,13 +14,13 @@ from ...data import DataError, describe, image_counts, load_splits
 from ...distillers import distiller
 from ...models import parameter_count
 from ...paths import results_root, work_root
-from ...processes import threads
+from ...processes import available_cores, threads
 from ...settings import Pair, Profile
 from ...training import Objective, autocast, build_objective, seeded_model
 from ..grid.cells import Cell, Teaching
 from ..grid.profiles import network_points
 from ..grid.stored import Stored
-from .dry_run import Trial, trial, trial_runs
+from .dry_run import Trial, training_step, trial, trial_runs
 from .plan import Step
 
 # A kernel's start and the imports of a notebook, in seconds on one core (measured).
@@ -55,7 +54,7 @@ class Speeds:
     def step(self, pair: Pair, method: str) -> float:
         """A student's training step with all that its method adds. The teacher matters little."""
 
-        def prepared() -> Callable[[], None]:
+        def prepared() -> Callable[[], Any]:
             run = next(iter(trial_runs(self._profile, pair, method).values()))
             tried = self._tried(pair)
             return self._training(build_objective(run, tried.teacher.model, tried.labels), tried)
@@ -71,7 +70,7 @@ class Speeds:
     def ask(self, network: str) -> float:
         """A network's forward pass."""
 
-        def prepared() -> Callable[[], None]:
+        def prepared() -> Callable[[], Any]:
             return partial(self._forward, self._fresh(network).eval(), self._any.batch.images)
 
         return self._timed(("ask", network), prepared)
@@ -92,22 +91,10 @@ class Speeds:
             self._known["trial", pair] = trial(self._profile, pair, self._images, self._device)
         return self._known["trial", pair]
 
-    def _training(self, objective: Objective, tried: Trial) -> Callable[[], None]:
-        objective.to(self._device).train()
-        optimizer = torch.optim.SGD(objective.parameters(), lr=0.0, momentum=0.9, fused=True)
-        # Past the first stage, in which some methods do less.
-        objective.epoch, objective.epochs = self._profile.student.epochs - 1, self._profile.student.epochs
+    def _training(self, objective: Objective, tried: Trial) -> Callable[[], Tensor]:
+        return training_step(self._profile, objective.to(self._device), tried.batch, tried.output)
 
-        def step() -> None:
-            with autocast(self._device, self._profile.precision):
-                loss = objective(*tried.batch, tried.output)["total"]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
-        return step
-
-    def _timed(self, key: tuple, prepared: Callable[[], Callable[[], None]]) -> float:
+    def _timed(self, key: tuple, prepared: Callable[[], Callable[[], Any]]) -> float:
         """Seconds per image of one call: the fastest within the budget; a slow one is called once only."""
         if key not in self._known:
             work, best, begun = prepared(), float("inf"), time.perf_counter()
@@ -174,7 +161,7 @@ def estimate(profile: Profile, steps: Sequence[Step], cores: int) -> Estimate:
                 computed, images = (sum(parts) for parts in zip((0.0, 0.0), *costs, strict=True))
                 # Processes that train together share a step out among all cores or GPUs.
                 shared = cores if step.experiment.spread else 1
-                reading = images * speeds.read / os.cpu_count()
+                reading = images * speeds.read / available_cores()
                 seconds[step.name] = NOTEBOOK_SECONDS + max(computed / shared, reading)
                 trained += computed
     # A run leaves its weights and a record; checkpoints of unfinished runs hold weights and momentum.

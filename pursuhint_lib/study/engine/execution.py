@@ -105,9 +105,7 @@ def end_orphans(run: str) -> None:
             process.kill()
 
 
-def execute(
-    profile: str, run: str, steps: Sequence[Step], expected: Estimate, command: Sequence[str]
-) -> int:
+def execute(profile: str, run: str, steps: Sequence[Step], expected: Estimate, command: Sequence[str]) -> int:
     """Run the open steps of a plan and tell how it goes. No process of the run is left when it returns.
 
     **Arguments:** ``run`` the id that ``owned`` gave; ``command`` as ``engine_command`` gives it.
@@ -147,7 +145,7 @@ def engine_command(plan: Path, cores: int, gpus: int, options: Sequence[str]) ->
     cores.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
-    command += ["--directory", str(plan.parent), "--config", f"plan={plan}"]
+    command += ["--directory", str(plan.parent)]
     # One owner per profile is seen to above, so snakemake's own lock could only be a stale one.
     command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going"]
     # A kernel can lose the race for its ports when several start at once; a second try loads what the first
@@ -273,7 +271,8 @@ def duration(seconds: float) -> str:
 
 
 def run_in_slot(command: Sequence[str]) -> int:
-    """Run a command with a GPU for itself: wait for a free one and hide the others.
+    """Run a command with a GPU for itself: wait for a free one of those that this process sees, and hide the
+    others.
 
     **Returns:** the command's exit status.
 
@@ -283,14 +282,16 @@ def run_in_slot(command: Sequence[str]) -> int:
         raise SettingsError("slot -- is followed by no command; give the one that needs a GPU")
     if not (gpus := torch.cuda.device_count()):
         raise SettingsError("slot waits for a GPU, and this machine has none; run the command without it")
+    # As they are named outside: by number, UUID or MIG name. What CUDA does not know ends the list for it.
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
     while True:
-        for index in range(gpus):
-            path = gpu_lock(index)
+        for card in given.replace(" ", "").split(",")[:gpus]:
+            path = gpu_lock(card)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                return subprocess.call(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(index)})
+                return subprocess.call(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": card})
         time.sleep(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...paths import StudyPaths, step_name
+from ...processes import available_cores
 from ...settings import Pair, Profile, SettingsError
 from ...training import metrics_file
 from ..grid.cells import grid_cells
@@ -58,7 +59,7 @@ def launch_command(worker: Sequence[str], processes: int) -> list[str]:
 
 def environment(processes: int) -> dict[str, str]:
     """Environment of the processes: cores shared out, and no GPU looked for where there is none."""
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+    cores = int(os.environ.get("OMP_NUM_THREADS") or available_cores())
     # The workflow engine sets them all, and each counts for some library.
     shared = {**os.environ, **dict.fromkeys(THREADS, str(max(1, cores // processes)))}
     return shared if torch.cuda.is_available() else {**shared, "ACCELERATE_USE_CPU": "true"}

@@ -16,10 +16,11 @@ from ... import data
 from ...faults import full_disk
 from ...paths import StudyPaths, shown
 from ...settings import Profile, SettingsError
+from ...settings.user_code import own_code
 from ..grid.cells import methods_of
 from ..grid.profiles import load_profile, whole_source
 from ..grid.weights import weight_to_train
-from .check import NOTE, OK, WRONG, Finding, check
+from .check import NOTE, OK, WRONG, Finding, check, images, looked
 from .estimate import Estimate, estimate, free_bytes
 from .execution import duration, elsewhere, engine_command, execute, failed_steps, owned
 from .plan import Step, make_plan, write_plan
@@ -86,7 +87,7 @@ def _study(
             weight_to_train(profile, pair, method)
     steps = make_plan(profile, source)
     if any(step.trains and not step.done for step in steps):
-        _refuse_wrong(validate(profile))
+        _refuse_wrong([*looked("data", images, profile), *validate(profile)])
     gpus = _gpus(options)
     expected = estimate(profile, steps, gpus or options.cores)
     _print_plan(profile, steps, expected, options.cores, whole=False)
@@ -140,10 +141,9 @@ def _print_check(profile: Profile) -> int:
     for network in dict.fromkeys(
         network for pair in profile.pairs for network in (pair.teacher, pair.student)
     ):
-        print(
-            "Candidate hint layers of "
-            f"{network}:\n{points_table(network, profile.data).to_string(index=False)}\n"
-        )
+        with own_code(network):
+            table = points_table(network, profile.data).to_string(index=False)
+        print(f"Candidate hint layers of {network}:\n{table}\n")
     findings = [*check(profile), *validate(profile)]
     if not any(finding.state == WRONG for finding in findings):
         findings += weigh(profile)

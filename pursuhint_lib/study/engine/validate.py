@@ -3,19 +3,23 @@ anything is trained.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, product
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ...data import DATASETS, DataError, describe, example_input, load_splits
+from ...data import DATASETS, DataError, describe, example_input, image_counts, load_splits
 from ...distillers import distiller
 from ...gradients import Convolutions, wrong_convolution
-from ...settings import Data, Pair, Profile, SettingsError, StudentSettings
+from ...models import load_checkpoint, save_weights
+from ...settings import Data, Pair, Profile, Schedule, SettingsError, StudentSettings
 from ...training import (
     FrozenTeacher,
+    Objective,
     autocast,
     build_objective,
     gradient_ratio,
@@ -24,13 +28,14 @@ from ...training import (
     teacher_weights,
 )
 from ..grid.cells import methods_of
-from ..grid.profiles import network_points
+from ..grid.profiles import check_logits, network_points
 from ..grid.weights import has_arms, hint_weight
-from .check import NOTE, OK, WRONG, Finding
-from .dry_run import Trial, trial, trial_runs
+from .check import NOTE, OK, WRONG, Finding, looked
+from .dry_run import Trial, random_batch, training_step, trial, trial_runs
 from .estimate import ROWS
 
-# Random images; some methods need two, and BatchNorm some more.
+CPU = torch.device("cpu")
+# Random images, where batches have so many; some methods need two, and BatchNorm some more.
 IMAGES = 4
 # Images that convolutions are tried on at least: with fewer, torch may compute some otherwise.
 LEAST_IMAGES = 16
@@ -87,65 +92,117 @@ def _sizes(model: nn.Module, example: Tensor, names: Sequence[str]) -> list[int]
 
 
 def validate(profile: Profile) -> list[Finding]:
-    """A finding for every pair, and one for every method that would fail or learn nothing from some
-    sub-blocks.
+    """What is wrong with a network, in training and after its weights were saved; where nothing is, a finding
+    for every pair, and one for every method that would fail or learn nothing from some sub-blocks.
 
-    Where a convolution has wrong gradients, that alone: it may kill the process that meets it.
+    Gradients of convolutions come before all training: a wrong one may kill the process that meets it.
     """
-    unsound = _unsound(profile)
-    return (
-        [unsound]
-        if unsound
-        else [finding for pair in profile.pairs for finding in _validate_pair(profile, pair)]
-    )
+    convolutions, learnt = Convolutions(), [profile.student_data]
+    if profile.tuning:
+        learnt.append(profile.tuning_data)
+    sizes = _batch_sizes(profile, profile.student, *learnt)
+    own = _batch_sizes(profile, profile.teacher, profile.data)
+    teachers = dict.fromkeys(pair.teacher for pair in profile.all_pairs)
+    students = dict.fromkeys(pair.student for pair in profile.all_pairs)
+    # One that is given does not learn.
+    learning = [name for name in teachers if name not in profile.checkpoints]
+    trained = dict.fromkeys([*product(students, sizes), *product(learning, own)])
+    running = dict.fromkeys([*students, *learning])
+    for stage in (
+        [(f"network {name}", _run, profile, name, convolutions) for name in running],
+        [("gradients", _compare_gradients, convolutions)],
+        [(f"network {name} on a batch of {size}", _learn, profile, name, size) for name, size in trained],
+        [(f"network {name}", _save_and_load, profile, name) for name in teachers | students],
+        [(f"pair {pair.name}", _try_pair, profile, pair, sizes) for pair in profile.pairs],
+    ):
+        if found := [finding for look in stage for finding in looked(*look)]:
+            break
+    return found
 
 
-def _unsound(profile: Profile) -> Finding | None:
+def _batch_sizes(profile: Profile, schedule: Schedule, *learnt: Data) -> list[int]:
+    """Numbers of images that are learnt at once, in the last batch of an epoch and in the others, the largest
+    first; of many, as many as tell whatever more would.
+    """
+    most, size = max(IMAGES, ROWS // describe(profile.data).image_size), schedule.batch_size
+    counts = [image_counts(data)[0] for data in learnt]
+    sizes = {min(most, n) for images in counts for n in (min(size, images), images % size or size)}
+    return sorted(sizes, reverse=True)
+
+
+def _run(profile: Profile, network: str, convolutions: Convolutions) -> None:
+    """A forward pass in training mode."""
+    entry = describe(profile.data)
+    count = min(profile.student.batch_size, max(LEAST_IMAGES, ROWS // entry.image_size))
+    images = random_batch(profile.data, max(IMAGES, count), CPU).images
+    with torch.no_grad(), autocast(CPU, profile.precision), convolutions:
+        check_logits(network, seeded_model(network, profile.data, 0), images, entry.classes)
+
+
+def _compare_gradients(convolutions: Convolutions) -> Iterator[Finding]:
     """What is wrong with the gradients of a convolution of the networks, if they learn on a CPU."""
-    if torch.cuda.is_available():
-        return None
-    size = describe(profile.data).image_size
-    count = min(profile.student.batch_size, max(LEAST_IMAGES, ROWS // size))
-    images = torch.zeros(count, *example_input(profile.data).shape[1:]).contiguous(
-        memory_format=torch.channels_last
-    )
-    with torch.no_grad(), autocast(images.device, profile.precision), Convolutions() as convolutions:
-        for network in dict.fromkeys(
-            network for pair in profile.pairs for network in (pair.teacher, pair.student)
-        ):
-            seeded_model(network, profile.data, 0)(images)
-    wrong = wrong_convolution(convolutions.found)
-    remedy = "take another version of torch, or other networks"
-    return Finding("gradients", WRONG, f"{wrong}; {remedy}") if wrong else None
+    wrong = None if torch.cuda.is_available() else wrong_convolution(convolutions.found)
+    if wrong:
+        yield Finding("gradients", WRONG, f"{wrong}; take another version of torch, or other networks")
 
 
-def _validate_pair(profile: Profile, pair: Pair) -> Iterator[Finding]:
+def _learn(profile: Profile, network: str, size: int) -> None:
+    """One training step on so many images."""
+    objective = Objective(seeded_model(network, profile.data, 0))
+    _require_finite("loss", training_step(profile, objective, random_batch(profile.data, size, CPU), None)())
+    _require_finite("gradient", *objective.parameters())
+
+
+def _save_and_load(profile: Profile, network: str) -> None:
+    """Weights on their way through a file, as those of every student and teacher go."""
+    first, second = (seeded_model(network, profile.data, seed).eval() for seed in (0, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(first, file := Path(folder, "saved.safetensors"))
+        load_checkpoint(second, file)
+    images = random_batch(profile.data, IMAGES, CPU).images
+    with torch.no_grad():
+        answers = first(images), second(images)
+    if not torch.allclose(*answers, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise SettingsError(
+            "it answers otherwise once its weights were saved and loaded; what it answers by must be "
+            "parameters or persistent buffers, and nothing may be drawn in evaluation"
+        )
+
+
+def _try_pair(profile: Profile, pair: Pair, sizes: Sequence[int]) -> Iterator[Finding]:
+    """Every method of a pair, on batches of these sizes."""
     what, points = f"pair {pair.teacher} → {pair.student}", network_points(pair.teacher, profile.data)
-    tried = trial(profile, pair, IMAGES, torch.device("cpu"))
-    wrong = []
-    methods = methods_of(profile, pair)
+    whole = trial(profile, pair, max(IMAGES, sizes[0]), CPU)
+    methods, wrong = methods_of(profile, pair), 0
     for method in methods:
-        try:
-            runs = trial_runs(profile, pair, method)
-            blind = [shape for shape, run in runs.items() if not _reaches_student(run, tried)]
-        except (SettingsError, ValueError, RuntimeError) as error:
-            wrong.append(method)
-            yield Finding(f"{what}, {method}", WRONG, " ".join(str(error).split()))
-            continue
-        if blind:
-            yield Finding(
-                f"{what}, {method}",
-                NOTE,
-                f"nothing is learned from sub-blocks of shape {', '.join(blind)}: no gradient reaches the "
-                "student",
-            )
+        found = looked(f"{what}, {method}", _blind, profile, pair, method, whole)
+        for size in [] if found else sizes[1:]:
+            last = f"{what}, {method} on a batch of {size}"
+            found += looked(last, _teach, profile, pair, method, whole.first(size))
+        wrong += any(finding.state == WRONG for finding in found)
+        yield from found
     count = (
-        f"{len(methods) - len(wrong)} of {len(methods)} methods, with each of {len(set(points.shapes))} "
+        f"{len(methods) - wrong} of {len(methods)} methods, with each of {len(set(points.shapes))} "
         "shapes of sub-blocks"
     )
     yield Finding(
         what, OK, f"{count}: parts built, loss finite, gradient in the student and not in the teacher"
     )
+
+
+def _blind(profile: Profile, pair: Pair, method: str, tried: Trial) -> Iterator[Finding]:
+    """Shapes of sub-blocks from which a method teaches nothing."""
+    runs = trial_runs(profile, pair, method)
+    blind = [shape for shape, run in runs.items() if not _reaches_student(run, tried)]
+    if blind:
+        shapes, what = ", ".join(blind), f"pair {pair.teacher} → {pair.student}, {method}"
+        said = f"nothing is learned from sub-blocks of shape {shapes}: no gradient reaches the student"
+        yield Finding(what, NOTE, said)
+
+
+def _teach(profile: Profile, pair: Pair, method: str, tried: Trial) -> None:
+    """A method's loss and gradients on a last batch, from the middles of segments or without hint layers."""
+    _reaches_student(next(iter(trial_runs(profile, pair, method).values())), tried)
 
 
 def _reaches_student(run: StudentSettings, tried: Trial) -> bool:

@@ -7,13 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data import describe, example_input
 from ...distillers import distiller
 from ...models import build_model
 from ...paths import CONFIG
 from ...settings import Data, Pair, Profile, SettingsError, choose, read_profile
+from ...settings.user_code import own_code
 from ...similarity import check_metric
 from ...taps import candidate_points, point_shapes, stage_ends
 from ...training import resolve_precision
@@ -47,18 +48,22 @@ def network_points(network: str, data: Data) -> Points:
     """Sub-blocks of a network on images of the data set's shape (one dry forward pass)."""
     entry, example = describe(data), example_input(data)
     model = build_model(network, entry.classes, entry.channels)
-    candidates = candidate_points(model, example)
-    shapes = tuple(tuple(shape) for shape in point_shapes(model, example, candidates))
-    ends = stage_ends(model, example)
-    with torch.no_grad():
-        logits = model.eval()(example)
-    if not isinstance(logits, Tensor) or logits.shape != (1, entry.classes):
+    with own_code(network), torch.no_grad():
+        candidates = candidate_points(model, example)
+        shapes = tuple(tuple(shape) for shape in point_shapes(model, example, candidates))
+        check_logits(network, model.eval(), example, entry.classes)
+        return Points(candidates, stage_ends(model, example), shapes)
+
+
+def check_logits(network: str, model: nn.Module, images: Tensor, classes: int) -> None:
+    """Refuse a network that gives anything but logits for images [B, C, H, W] in the mode that it is in."""
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise SettingsError(
-            f"network {network} gives {found} for one image; it must give logits of shape (1, "
-            f"{entry.classes})"
+            f"network {network} gives {found} for {len(images)} images{' in training' * model.training}; it "
+            f"must give logits of shape ({len(images)}, {classes})"
         )
-    return Points(candidates, ends, shapes)
 
 
 @cache
@@ -97,7 +102,13 @@ def load_profile(profile: str) -> Profile:
 
     **Raises:** ``SettingsError`` naming the first thing that is wrong and the valid choices.
     """
-    found = checked(read_profile(profile_path(profile)))
+    path = profile_path(profile)
+    found = checked(read_profile(path))
+    if path.resolve().parent != CONFIG and (CONFIG / f"{found.name}.yaml").is_file():
+        raise SettingsError(
+            f"{path.name}.name is {found.name}, as config/ has it, and its results would be written among "
+            "those; give another name"
+        )
     if found.shortcut_seeds and not any(distiller(method).hints for method in found.methods):
         raise SettingsError(
             f"shortcut_seeds is {found.shortcut_seeds}, but none of the methods has hints to compare with; "
@@ -116,7 +127,7 @@ def checked(profile: Profile) -> Profile:
     """Check names and pairs of a profile, and fill in each pair's student points and number of hint layers,
     and the precision.
     """
-    for data in (images := (profile.data, *([profile.tuning_data] if profile.tuning else []))):
+    for data in (profile.data, *([profile.tuning_data] if profile.tuning else [])):
         _check_data(data)
     if profile.deterministic:
         # Read when the GPU is first used, which is after a profile is.
@@ -127,8 +138,6 @@ def checked(profile: Profile) -> Profile:
         distiller(method)
     for method in profile.methods:
         _check_weight(method, profile)
-        for data in (profile.student_data, *images[1:]):
-            _check_last_batch(method, data, profile.student.batch_size)
     _check_titles(profile.methods)
     profile = replace(profile, arms=_with_stage_sets(profile))
     for arm in profile.arms:
@@ -251,18 +260,6 @@ def _check_weight(method: str, profile: Profile) -> None:
         raise SettingsError(
             f"weights leave nothing of the loss of method {method} without hints; give ce or kd a weight "
             "above 0, or leave it out"
-        )
-
-
-def _check_last_batch(method: str, data: Data, size: int) -> None:
-    """Refuse a last batch that is too small for a method, which would stop it in the middle of an epoch."""
-    # The images of a folder are counted when it is read.
-    images = data.train_images or describe(data).counts[0] - (data.held_out or 0)
-    last = images % size
-    if 0 < last < distiller(method).least_images:
-        raise SettingsError(
-            f"method {method} compares the images of a batch, but the last of {images} in batches of {size} "
-            f"is {last} image; give another batch_size"
         )
 
 

@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 
 from ...digits import settled
 from ...files import sealed, write_json
-from ...paths import TEMPLATES, VECTOR, StudyPaths, step_name
+from ...inherited import TRAINING, forget
+from ...paths import TEMPLATES, VECTOR, StudyPaths, file_name, step_name
 from ...plots.saving import png, svg
+from ...plots.style import style
 from ...settings import Profile
 from ...statistics import arms_of
 from ..grid.notes import NUMBER_NAME, shown_note
@@ -49,6 +51,8 @@ class Page:
     """
 
     def __init__(self, profile: Profile, notebook: str, *parts: str):
+        # Also where the notebook is run by hand, in a shell or pod of another training.
+        forget(*TRAINING)
         self.profile, self.step, self.paths = profile, step_name(notebook, *parts), StudyPaths(profile.name)
         self._fragments: dict[str, str] = {}
         self._numbers: dict[str, dict | str] = {}
@@ -65,7 +69,8 @@ class Page:
         ``note`` whether the profile's note stands on it.
         """
         if self.profile.note and note:
-            figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
+            with style():
+                figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
         stem = self.paths.figures / f"{self.step}-{name}"
         pixels, vector = png(figure, FILE_DPI), svg(figure)
         self._write(stem, {".png": pixels, VECTOR: vector, ".md": f"{caption}\n".encode()})
@@ -112,6 +117,8 @@ class Page:
 
         **Raises:** ``ValueError`` for a name that a note cannot hold.
         """
+        # Names of networks and methods of the user's own have a colon.
+        name = file_name(name)
         if not re.fullmatch(NUMBER_NAME, name):
             raise ValueError(f"{name!r} cannot name a number; give letters, digits, . _ + and - only")
         plain = settled([np.asarray(value).item() for value in values])

@@ -23,6 +23,7 @@ import PIL.Image
 
 from ...files import replacing, sha256
 from ...paths import SUMS, StudyPaths
+from ...processes import available_cores
 from ...settings import Profile, SettingsError
 from ...training.runs import RECORDS_ONLY
 from ..engine.estimate import NOTEBOOK_SECONDS, Estimate
@@ -172,7 +173,7 @@ def _execute(profile: Profile, steps: Sequence[Step]) -> list[str]:
     """
     lacking = [step for step in steps if step.runs[0] != step.runs[1]]
     chosen = lacking or steps
-    cores = os.cpu_count()
+    cores = available_cores()
     expected = Estimate({step.name: NOTEBOOK_SECONDS for step in chosen}, cores, 0, 0.0)
     with owned(profile.name) as run, contextlib.redirect_stdout(sys.stderr):
         # What lacks a record would lack it in a second try, too.
