@@ -83,12 +83,7 @@ def parser() -> argparse.ArgumentParser:
     stamp.add_argument("section", nargs="+", help="a step, or answer")
     add("docs", _docs, "Write the parts of README.md and docs/ that follow from code and results.")
     add("slot", _slot, "Run the command that follows -- with a GPU for itself.")
-    train = add("train", _train, "One of the processes that train a pair and method together.")
-    for name in ("profile", "pair", "method"):
-        train.add_argument(name)
-    finish = add("take-over", _take_over, "Take an executed notebook over into the results.")
-    for name in ("profile", "step", "key"):
-        finish.add_argument(name)
+    _add_inner_commands(add)
     add("gradients", _gradients, "Compare the gradients of convolutions, read as JSON, with plain ones.")
     return whole
 
@@ -108,6 +103,18 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
     board = "write TensorBoard's files beside the metrics (needs the package tensorboard)"
     run.add_argument("--tensorboard", action="store_true", help=board)
     run.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use (default: all)")
+
+
+def _add_inner_commands(add: Callable) -> None:
+    """Those of the processes that a run starts."""
+    for name, command, about, *given in (
+        ("train", _train, "One that trains a pair and method with others.", "profile", "pair", "method"),
+        ("fork", _fork, "What the steps of a run are forked from.", "profile", "listener"),
+        ("take-over", _take_over, "Take an executed notebook over as results.", "profile", "step", "key"),
+    ):
+        inner = add(name, command, about)
+        for argument in given:
+            inner.add_argument(argument)
 
 
 def _add_export_options(export: argparse.ArgumentParser) -> None:
@@ -183,6 +190,12 @@ def _train(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile)
     run_cell(profile, profile.pair(options.pair), options.method)
+
+
+def _fork(options: argparse.Namespace) -> None:
+    from .study.engine.execution import fork_steps
+
+    fork_steps(options.profile, int(options.listener))
 
 
 def _take_over(options: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +19,12 @@ from typing import TextIO
 import psutil
 import torch
 
+from ...forks import run, serve
 from ...paths import SNAKEFILE, StudyPaths, gpu_lock
 from ...settings import SettingsError
+from ..grid.profiles import load_profile
 from .estimate import Estimate
+from .launch import THREADS
 from .plan import Step
 
 # Every process of a run carries the run's id in its environment, so that orphans of a killed run can be
@@ -40,6 +45,15 @@ OUT_OF_MEMORY = {
     "CUDA out of memory": "not enough memory on the GPU: give a smaller batch_size or fewer arms, or end "
     "what else uses the card",
 }
+# What steps import, beside what is imported here.
+IMPORTED = (
+    "ipykernel.kernelapp",
+    "ipywidgets",
+    "matplotlib_inline.backend_inline",
+    "papermill.cli",
+    "pursuhint_lib.study.engine.take_over",
+    "pursuhint_lib.study.publish.published",
+)
 # Seconds that the engine has to cancel the jobs of a cluster.
 CANCEL = 60.0
 
@@ -120,7 +134,7 @@ def execute(
             # A log of an earlier run would make a step that never began look failed.
             paths.step_log(step.name).unlink(missing_ok=True)
     environment = {**os.environ, MARK: run}
-    with paths.engine_log.open("w") as log:
+    with paths.engine_log.open("w") as log, _forking(paths, steps, command, environment, log):
         engine = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -138,6 +152,56 @@ def execute(
         finally:
             end_orphans(run)
     return engine.returncode
+
+
+def _forking(
+    paths: StudyPaths, steps: Sequence[Step], command: Sequence[str], environment: dict[str, str], log: TextIO
+) -> contextlib.AbstractContextManager:
+    """A process from which the steps of one core are forked, or nothing where that cannot be: steps are then
+    processes of their own.
+    """
+    source = steps[0].parameters["profile"]
+    # A fork cannot use a GPU that the process has looked at.
+    if sys.platform != "linux" or torch.cuda.is_available() or elsewhere(command):
+        return contextlib.nullcontext()
+    paths.forks.unlink(missing_ok=True)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            # By its name alone, for an address has 107 bytes at most.
+            with contextlib.chdir(paths.forks.parent):
+                listener.bind(paths.forks.name)
+            listener.listen()
+            given = [sys.executable, "-m", "pursuhint_lib", "fork", source, str(listener.fileno())]
+            return subprocess.Popen(
+                given,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment | dict.fromkeys(THREADS, "1"),
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+    except OSError:
+        # Not every disk can hold a socket.
+        return contextlib.nullcontext()
+
+
+def fork_steps(source: str, listener: int) -> None:
+    """Be the process that steps are forked from: with all that they import, and the profile checked.
+
+    **Arguments:** ``listener`` number of the open socket at which they are asked for.
+    """
+    # As a kernel does before matplotlib is imported.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    for module in IMPORTED:
+        importlib.import_module(module)
+    load_profile(source)
+    try:
+        command = serve(socket.socket(fileno=listener))
+    except EOFError:
+        end_orphans(os.environ[MARK])
+    else:
+        run(command)
 
 
 def engine_command(plan: Path, cores: int, gpus: int, options: Sequence[str]) -> list[str]:
