@@ -22,6 +22,7 @@ import torch
 from ...forks import run, serve
 from ...paths import SNAKEFILE, StudyPaths, gpu_lock
 from ...settings import SettingsError
+from ..grid.cells import results_frame
 from ..grid.profiles import load_profile
 from .estimate import Estimate
 from .launch import THREADS
@@ -187,7 +188,8 @@ def _forking(
 
 
 def fork_steps(source: str, listener: int) -> None:
-    """Be the process that steps are forked from: with all that they import, and the profile checked.
+    """Be the process that steps are forked from: with all that they import, the profile checked, and the
+    records read.
 
     **Arguments:** ``listener`` number of the open socket at which they are asked for.
     """
@@ -195,7 +197,7 @@ def fork_steps(source: str, listener: int) -> None:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for module in IMPORTED:
         importlib.import_module(module)
-    load_profile(source)
+    results_frame(load_profile(source))
     try:
         command = serve(socket.socket(fileno=listener))
     except EOFError:
