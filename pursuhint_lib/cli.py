@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .faults import told
+from .paths import StudyPaths, shown
 
 PROFILE = "a name in config/ or a YAML file of your own"
 
@@ -132,10 +133,21 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not (options.plan or options.check or options.force):
+        _print_answer(options.profile)
     from .study.engine.run import run
     from .study.publish.report import conclude
 
     return run(options, conclude)
+
+
+def _print_answer(profile: str) -> None:
+    """What results that are whole say, before anything is imported that takes a while."""
+    from .study.grid.notes import ANSWER, read_notes, shown_note
+
+    paths = StudyPaths(profile)
+    if paths.sums.is_file() and ANSWER in read_notes(profile):
+        print(f"On record in {shown(paths.results)}: {shown_note(profile, ANSWER)}\n", flush=True)
 
 
 def _tune(options: argparse.Namespace) -> None:
