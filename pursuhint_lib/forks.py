@@ -9,14 +9,15 @@ that it was forked from dies.
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import runpy
-import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
+from multiprocessing.connection import wait
 
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
@@ -25,89 +26,87 @@ REQUEST = 1 << 20
 # Of Linux's prctl: the signal that a process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
 NOTEBOOK, KERNEL = "papermill", "ipykernel_launcher"
+# Its processes leave without taking apart what they have imported, which would copy all of its memory.
+FORK = multiprocessing.get_context("fork")
 
 
-def serve(listener: socket.socket) -> list[str]:
-    """Fork for every request, as long as standard input is open.
-
-    **Returns:** in a fork only, the module to run and its arguments.
-
-    **Raises:** ``EOFError`` when standard input is closed.
-    """
-    running: dict[int, tuple[int, socket.socket]] = {}
+def serve(listener: socket.socket) -> None:
+    """Fork for every request, as long as standard input is open; then end what is forked."""
+    running: dict[int, tuple] = {}
     while True:
-        ready, _, _ = select.select([sys.stdin, listener, *running], [], [])
+        ready = wait([sys.stdin, listener, *running])
         if sys.stdin in ready:
-            raise EOFError("who started the process that steps are forked from is gone")
+            for process, _ in running.values():
+                process.terminate()
+            return
         for ended in running.keys() & {*ready}:
-            pid, asked = running.pop(ended)
-            os.close(ended)
-            _, status = os.waitpid(pid, 0)
+            process, asked = running.pop(ended)
+            process.join()
             with asked, contextlib.suppress(OSError):
-                asked.send(b"%d" % os.waitstatus_to_exitcode(status))
+                asked.send(b"%d" % process.exitcode)
         if listener in ready:
             asked, _ = listener.accept()
             # The last of them stays as it is: who asked sees it closed when the fork and its kernel are gone.
             request, streams, _, _ = socket.recv_fds(asked, REQUEST, 4)
-            if not (pid := fork()):
-                for other, (_, connection) in running.items():
-                    os.close(other)
-                    connection.close()
-                listener.close()
-                asked.close()
-                return _become(json.loads(request), streams)
+            others = [listener, asked, *(connection for _, connection in running.values())]
+            process = FORK.Process(target=_forked, args=(request, streams, others))
+            process.start()
             for stream in streams:
                 os.close(stream)
             asked.send(b"forked")
-            running[os.pidfd_open(pid)] = pid, asked
+            running[process.sentinel] = process, asked
 
 
-def fork() -> int:
-    """``os.fork``; the fork has a session of its own, and gets SIGTERM when its parent dies."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent = os.getpid()
-    if not (pid := os.fork()):
-        os.setsid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            sys.exit(f"process {parent} is gone")
-    return pid
-
-
-def _become(request: Mapping, streams: Sequence[int] = ()) -> list[str]:
-    """Take on environment, folder and streams of a request.
-
-    **Returns:** its command.
-    """
+def _forked(request: bytes, streams: Sequence[int], others: Sequence[socket.socket]) -> None:
+    """In a fork: take on the session, environment, folder and streams of a request, and run its command."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != multiprocessing.parent_process().pid:
+        sys.exit("the process that this was forked from is gone")
+    for connection in others:
+        connection.close()
     for number, stream in enumerate(streams[:3]):
         os.dup2(stream, number)
         os.close(stream)
+    told = json.loads(request)
     os.environ.clear()
-    os.environ.update(request["environment"])
-    os.chdir(request["folder"])
-    return request["command"]
+    os.environ.update(told["environment"])
+    os.chdir(told["folder"])
+    _run(told["command"])
 
 
-def run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> None:
     """Run a module with its arguments, as ``python -m`` does. What executes a notebook gets a kernel that is
     a fork as well.
-
-    **Raises:** what the module raises, and ``SystemExit`` with its exit status.
     """
     if command[0] == NOTEBOOK:
-        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Before there is anything that a kernel must not share: threads, sockets, an event loop.
-        if pid := fork():
-            its.close()
-            _offer(Fork(pid), mine)
-        else:
-            mine.close()
-            if not (request := its.recv(REQUEST)):
-                return
-            command = _become(json.loads(request))
+        _offer_kernel()
     sys.argv[:] = command
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    finally:
+        if ForkedKernel.waiting:
+            ForkedKernel.waiting[1].close()
+
+
+def _offer_kernel() -> None:
+    """Fork what will be the first kernel of this process: before there is anything that a kernel must not
+    share, such as threads, sockets and an event loop.
+    """
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = FORK.Process(target=_wait_to_be_kernel, args=(its, mine))
+    process.start()
+    its.close()
+    ForkedKernel.waiting = Fork(process), mine
+    factory = KernelProvisionerFactory.instance()
+    factory.default_provisioner_name = "forked"
+    factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:ForkedKernel", factory.GROUP_NAME)
+
+
+def _wait_to_be_kernel(connection: socket.socket, other: socket.socket) -> None:
+    other.close()
+    if request := connection.recv(REQUEST):
+        _forked(request, (), [connection])
 
 
 class Fork:
@@ -115,16 +114,12 @@ class Fork:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, pid: int):
-        self.pid = pid
-        self.returncode: int | None = None
+    def __init__(self, process):
+        self.process, self.pid = process, process.pid
 
     def poll(self) -> int | None:
         """Its exit status, once it has ended."""
-        if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
-        return self.returncode
+        return self.process.exitcode
 
     # It is waited for once it has ended.
     wait = poll
@@ -153,11 +148,3 @@ class ForkedKernel(LocalProvisioner):
         with connection:
             connection.send(json.dumps(request).encode())
         return self.connection_info
-
-
-def _offer(process: Fork, connection: socket.socket) -> None:
-    """Make a fork the next kernel of this process."""
-    ForkedKernel.waiting = process, connection
-    factory = KernelProvisionerFactory.instance()
-    factory.default_provisioner_name = "forked"
-    factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:ForkedKernel", factory.GROUP_NAME)

@@ -20,9 +20,9 @@ from pursuhint_lib.paths import ROOT
 SERVER = """
 import socket, sys
 import ipykernel.kernelapp, papermill.cli
-from pursuhint_lib.forks import run, serve
+from pursuhint_lib.forks import serve
 
-run(serve(socket.socket(fileno=int(sys.argv[1]))))
+serve(socket.socket(fileno=int(sys.argv[1])))
 """
 TELLS = """
 import json, os, sys

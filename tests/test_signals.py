@@ -52,7 +52,7 @@ def stand_in(seconds: float, ran: Path) -> Callable[[], int]:
             ran.write_text(str(started.pid))
             return started
 
-        engine._forking = lambda *_: contextlib.nullcontext()
+        engine.forking = lambda *_: contextlib.nullcontext()
         engine.subprocess = SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
         with engine.owned("smoke") as run:
             expected = Estimate({step.name: 1.0 for step in steps}, 1, 0, 0.0)

@@ -19,7 +19,7 @@ from typing import TextIO
 import psutil
 import torch
 
-from ...forks import run, serve
+from ...forks import serve
 from ...paths import SNAKEFILE, StudyPaths, gpu_lock
 from ...settings import SettingsError
 from ..grid.cells import results_frame
@@ -135,7 +135,9 @@ def execute(
             # A log of an earlier run would make a step that never began look failed.
             paths.step_log(step.name).unlink(missing_ok=True)
     environment = {**os.environ, MARK: run}
-    with paths.engine_log.open("w") as log, _forking(paths, steps, command, environment, log):
+    source = steps[0].parameters["profile"]
+    here = contextlib.nullcontext() if elsewhere(command) else forking(source, paths.forks, environment)
+    with paths.engine_log.open("w") as log, here:
         engine = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -155,29 +157,28 @@ def execute(
     return engine.returncode
 
 
-def _forking(
-    paths: StudyPaths, steps: Sequence[Step], command: Sequence[str], environment: dict[str, str], log: TextIO
-) -> contextlib.AbstractContextManager:
-    """A process from which the steps of one core are forked, or nothing where that cannot be: steps are then
-    processes of their own.
+def forking(source: str, place: Path, environment: dict[str, str]) -> contextlib.AbstractContextManager:
+    """A process from which steps of one core are forked, or nothing where that cannot be: each is then a
+    process of its own.
+
+    **Arguments:** ``source`` a profile; ``place`` the socket at which forks are asked for; ``environment`` of
+    the process.
     """
-    source = steps[0].parameters["profile"]
-    # A fork cannot use a GPU that the process has looked at.
-    if sys.platform != "linux" or torch.cuda.is_available() or elsewhere(command):
+    # A fork cannot use a GPU that the process before it has looked at.
+    if sys.platform != "linux" or torch.cuda.is_available():
         return contextlib.nullcontext()
-    paths.forks.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             # By its name alone, for an address has 107 bytes at most.
-            with contextlib.chdir(paths.forks.parent):
-                listener.bind(paths.forks.name)
+            with contextlib.chdir(place.parent):
+                listener.bind(place.name)
             listener.listen()
-            given = [sys.executable, "-m", "pursuhint_lib", "fork", source, str(listener.fileno())]
             return subprocess.Popen(
-                given,
+                [sys.executable, "-m", "pursuhint_lib", "fork", source, str(listener.fileno())],
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 env=environment | dict.fromkeys(THREADS, "1"),
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
@@ -198,12 +199,9 @@ def fork_steps(source: str, listener: int) -> None:
     for module in IMPORTED:
         importlib.import_module(module)
     results_frame(load_profile(source))
-    try:
-        command = serve(socket.socket(fileno=listener))
-    except EOFError:
-        end_orphans(os.environ[MARK])
-    else:
-        run(command)
+    serve(socket.socket(fileno=listener))
+    # The run is gone; what is left of it must not outlive it.
+    end_orphans(os.environ[MARK])
 
 
 def engine_command(plan: Path, cores: int, gpus: int, options: Sequence[str]) -> list[str]:
