@@ -10,7 +10,8 @@ LIBRARY = ROOT / "pursuhint_lib"
 
 # From the ground up; a module imports from its own room and from lower layers only.
 LAYERS = [
-    {"paths", "files", "settings", "digits", "forks", "gradients"},
+    {"paths", "settings", "digits", "forks", "gradients"},
+    {"files"},
     {"faults", "progress", "processes", "similarity", "clustering", "quality", "losses", "statistics"},
     {"data", "models", "taps", "teachers", "plots"},
     {"profiling", "attention", "distillers", "records"},
