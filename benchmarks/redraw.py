@@ -71,11 +71,10 @@ def measure(name: str, count: int, turns: int) -> dict:
 
     **Raises:** ``SettingsError`` where a run of it is not on record.
     """
-    results = StudyPaths(name).results
+    profile, results = load_profile(name), StudyPaths(name).results
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PURSUHINT_RESULTS"], os.environ["PURSUHINT_WORK"] = f"{folder}/results", f"{folder}/work"
         shutil.copytree(results, StudyPaths(name).results, dirs_exist_ok=True)
-        profile = load_profile(name)
         steps = [step for step in make_plan(profile, name) if not step.experiment.alone]
         if any(step.runs[0] != step.runs[1] for step in steps):
             raise SettingsError(f"some run of {name} is not on record; run ./run_all.sh {name}")
