@@ -1,10 +1,9 @@
 """PURSUhInT: which teacher layers should give the hints?
 
 The library behind the notebooks. Modules form layers and import downward only:
-``paths files settings digits gradients`` →
-``faults inherited progress similarity clustering losses statistics`` →
-``data models taps teachers plots`` → ``profiling attention distillers records`` → ``training export`` →
-``study`` → ``cli``.
+``paths settings digits forks gradients`` → ``files`` → ``faults inherited progress similarity
+clustering losses statistics`` → ``data models taps teachers plots`` → ``profiling attention distillers
+records`` → ``training export`` → ``study`` → ``cli``.
 """
 
 import os

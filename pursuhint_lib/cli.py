@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .faults import told
+from .paths import StudyPaths, shown
 
 PROFILE = "a name in config/ or a YAML file of your own"
 
@@ -82,12 +83,7 @@ def parser() -> argparse.ArgumentParser:
     stamp.add_argument("section", nargs="+", help="a step, or answer")
     add("docs", _docs, "Write the parts of README.md and docs/ that follow from code and results.")
     add("slot", _slot, "Run the command that follows -- with a GPU for itself.")
-    train = add("train", _train, "One of the processes that train a pair and method together.")
-    for name in ("profile", "pair", "method"):
-        train.add_argument(name)
-    finish = add("take-over", _take_over, "Take an executed notebook over into the results.")
-    for name in ("profile", "step", "key"):
-        finish.add_argument(name)
+    _add_inner_commands(add)
     add("gradients", _gradients, "Compare the gradients of convolutions, read as JSON, with plain ones.")
     return whole
 
@@ -109,6 +105,18 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--cores", type=int, help="CPU cores to use (default: all that are available)")
 
 
+def _add_inner_commands(add: Callable) -> None:
+    """Those of the processes that a run starts."""
+    for name, command, about, *given in (
+        ("train", _train, "One that trains a pair and method with others.", "profile", "pair", "method"),
+        ("fork", _fork, "What the steps of a run are forked from.", "profile", "listener"),
+        ("take-over", _take_over, "Take an executed notebook over as results.", "profile", "step", "key"),
+    ):
+        inner = add(name, command, about)
+        for argument in given:
+            inner.add_argument(argument)
+
+
 def _add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("profile", help=PROFILE)
     for name, about in (
@@ -124,12 +132,23 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not (options.plan or options.check or options.force):
+        _print_answer(options.profile)
     from .processes import available_cores
     from .study.engine.run import run
     from .study.publish.report import conclude
 
     options.cores = available_cores() if options.cores is None else options.cores
     return run(options, conclude)
+
+
+def _print_answer(profile: str) -> None:
+    """What results that are whole say, before anything is imported that takes a while."""
+    from .study.grid.notes import ANSWER, read_notes, shown_note
+
+    paths = StudyPaths(profile)
+    if paths.sums.is_file() and ANSWER in read_notes(profile):
+        print(f"On record in {shown(paths.results)}: {shown_note(profile, ANSWER)}\n", flush=True)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -184,6 +203,12 @@ def _train(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile)
     run_cell(profile, profile.pair(options.pair), options.method)
+
+
+def _fork(options: argparse.Namespace) -> None:
+    from .study.engine.execution import fork_steps
+
+    fork_steps(options.profile, int(options.listener))
 
 
 def _take_over(options: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from .settings import SettingsError
+
 # The entry of a JSON object that holds the checksum of all others.
 SEAL = "sha256"
 # This machine, in few characters, for file names have a limit.
@@ -122,6 +124,30 @@ def unsealed(content: dict) -> dict:
     if SEAL in content and content[SEAL] != _digest(rest):
         raise ValueError(f"it is not what was written: its {SEAL} is of something else")
     return rest
+
+
+def read_json(path: Path) -> dict | None:
+    """A stored JSON object, or nothing where there is no file; a damaged one is named."""
+    if not path.is_file():
+        return None
+    try:
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise SettingsError(f"{path} is damaged ({error}); delete it to make it again") from None
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Say of a stored object without checksum that it is damaged where something in it is missing or of the
+    wrong kind.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); delete it to make "
+            "it again"
+        ) from None
 
 
 def _digest(content: dict) -> str:

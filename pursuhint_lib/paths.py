@@ -149,10 +149,11 @@ class StudyPaths:
     tuned_weights = _place(results_root, "weights.json")
     tuning_lock = _place(work_root, "weights.lock")
 
-    # Of a run of the study.
+    # Of a run of the study; at the socket ``forks`` its steps are asked for.
     work = _place(work_root, "")
     plan = _place(work_root, "plan.json")
     run_lock = _place(work_root, "run.json")
+    forks = _place(work_root, "forks")
     engine_log = _place(work_root, "engine.log")
 
     # Of a training or a trained network, by the name of its record: the files of its export, final weights,
@@ -163,12 +164,11 @@ class StudyPaths:
     metrics = _place(work_root, "metrics/{}.jsonl")
 
     # Of a step, by its name: a stamp that it is done with the settings behind a key, its notebook under
-    # execution, the paths that this has published so far, time and peak memory as the engine measures them.
+    # execution, the paths that this has published so far, what it prints, and how far it is.
     stamp = _place(work_root, "steps/{}-{}.json")
     draft = _place(work_root, "notebooks/{}.ipynb")
     outputs_log = _place(work_root, "published/{}.txt")
     step_log = _place(work_root, "logs/{}.log")
-    usage = _place(work_root, "usage/{}.tsv")
     progress = _place(work_root, "progress/{}.json")
 
 

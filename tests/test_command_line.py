@@ -21,13 +21,14 @@ from pursuhint_lib import training
 from pursuhint_lib.cli import main
 from pursuhint_lib.files import write_json
 from pursuhint_lib.models import build_model, save_weights
-from pursuhint_lib.paths import CONFIG, StudyPaths
+from pursuhint_lib.paths import CONFIG, ROOT, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.engine import execution as engine
 from pursuhint_lib.study.engine import run
 from pursuhint_lib.study.engine.estimate import Estimate
 from pursuhint_lib.study.engine.plan import make_plan, write_plan
 from pursuhint_lib.study.engine.take_over import quiet
+from pursuhint_lib.study.grid.notes import ANSWER, read_notes
 from pursuhint_lib.study.grid.profiles import load_profile
 from pursuhint_lib.study.publish.report import conclude
 
@@ -45,6 +46,23 @@ REFUSED = {
 @pytest.fixture(autouse=True)
 def no_training(monkeypatch):
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
+
+
+@pytest.mark.parametrize(("options", "told"), [([], True), (["--plan"], False), (["--force"], False)])
+def test_the_answer_on_record_is_told_before_anything_heavy_is_imported(options, told):
+    # The engine cannot be imported here, so that nothing follows.
+    script = (
+        "import sys\nfrom pursuhint_lib.cli import main\n"
+        "sys.modules['pursuhint_lib.study.engine.run'] = None\n"
+        f"try:\n    main(['run', 'quick', *{options}])\n"
+        "except ImportError:\n    sys.exit('torch' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PURSUHINT_RESULTS": str(ROOT / "results"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = read_notes("quick")[ANSWER][1].splitlines()[0]
+    assert done.stdout.startswith(f"On record in results/quick: {answer}") == told
+    assert (done.stdout == "") != told
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)

@@ -1,8 +1,12 @@
 """pyproject.toml, environment.yml and requirements.lock name the same packages."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 
+import pytest
 import yaml
 
 from pursuhint_lib.paths import ROOT
@@ -54,3 +58,39 @@ def test_the_lock_pins_every_line_and_names_no_place():
 
 def test_the_workflow_engine_is_pinned_exactly():
     assert pyproject()["snakemake"][0] == "=="
+
+
+# A python that has what is needed once something is installed, and writes down what it is asked for.
+PYTHON = """#!/bin/sh
+echo "python $*" >>"$LOG"
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip") touch "$ROOT/installed" ;;
+"- $ROOT") test -e "$ROOT/installed" ;;
+esac
+"""
+UV = """#!/bin/sh
+echo "uv $*" >>"$LOG"
+%s
+"""
+
+
+@pytest.mark.parametrize(("uv", "by"), [('touch "$ROOT/installed"', "uv"), ("exit 1", "python")])
+def test_the_environment_is_made_by_uv_or_else_by_pip_from_the_same_lock(uv, by, tmp_path):
+    for name, text in (("python3", PYTHON), ("python", PYTHON), ("uv", UV % uv)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "workflow").mkdir()
+    shutil.copy(ROOT / "workflow" / "environment.sh", tmp_path / "workflow")
+    log = tmp_path / "log"
+    told = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "LOG": str(log), "ROOT": str(tmp_path)}
+    script = f'set -euo pipefail; source "{tmp_path}/workflow/environment.sh"; echo "by $PYTHON"'
+    for _ in range(2):
+        done = subprocess.run(["bash", "-c", script], env=told, capture_output=True, text=True, timeout=60)
+        assert done.stdout.endswith(f"by {tmp_path}/.venv/bin/python\n"), done.stdout + done.stderr
+    asked = [line for line in log.read_text().splitlines() if "install" in line]
+    mine = [line for line in asked if line.startswith(by)]
+    ends = [["-r", f"{tmp_path}/requirements.lock"], ["-e", str(tmp_path)]]
+    assert [line.split()[-2:] for line in mine] == ends
+    assert asked[-2:] == mine

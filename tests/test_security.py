@@ -156,8 +156,8 @@ def test_every_value_in_the_command_of_a_step_is_quoted():
     _, _, shell = SNAKEFILE.read_text().partition("shell:")
     values = re.findall(r"\{([^}]*)\}", shell)
     assert len(values) > 8
-    # The slot is a command of the Snakefile's own, and threads are a number.
-    assert {value for value in values if not value.endswith(":q")} == {"params.slot", "threads"}
+    # Threads are a number.
+    assert {value for value in values if not value.endswith(":q")} == {"threads"}
 
 
 HOSTILE = {
@@ -218,12 +218,14 @@ def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(tmp_path)
     ]
     plan = write_plan(profile, steps, 1, 0)
     # Names that no profile could have: the shell must take them all the same.
-    content = json.loads(plan.read_text()) | {"profile": "pro $(touch pwned) file"}
+    content = json.loads(plan.read_text()) | {
+        "profile": "pro $(touch pwned) file",
+        "forks": str(odd / "forks"),
+    }
     for number, entry in enumerate(content["steps"]):
         entry |= {
             "log": str(odd / f"log{number}.txt"),
             "draft": str(odd / f"draft{number}.ipynb"),
-            "usage": str(odd / f"usage{number}.tsv"),
         }
     write_json(plan, content)
     said = printed_command(plan, tmp_path)
@@ -232,7 +234,10 @@ def test_hostile_values_reach_the_notebook_as_they_are_and_run_nothing(tmp_path)
     given = []
     for command in commands:
         (tmp_path / "words.json").unlink(missing_ok=True)
+        by = ["-I", "-S", str(ROOT / "workflow" / "forked.py"), str(odd / "forks")]
         papermill, finish = words_of(command, tmp_path)
+        assert papermill[:4] == finish[:4] == by
+        papermill, finish = papermill[5:], finish[5:]
         assert papermill[:2] == ["-m", "papermill"]
         given.append(yaml.safe_load(papermill[papermill.index("--parameters_yaml") + 1]))
         assert finish[:4] == ["-m", "pursuhint_lib", "take-over", "pro $(touch pwned) file"]

@@ -50,6 +50,17 @@ base_python() {
     return 1
 }
 
+# Make .venv from the lock: by uv, the user's or the package index's, which takes a fraction of pip's time; by pip where uv fails.
+set_up() {
+    local python="$root/.venv/bin/python" uv=uv
+    "$base" -m venv "$root/.venv" || return
+    command -v uv || { "$python" -m pip install --disable-pip-version-check uv && uv="$root/.venv/bin/uv"; }
+    local own=(--no-deps --no-build-isolation -e "$root")
+    { "$uv" pip install --python "$python" -r "$root/requirements.lock" && "$uv" pip install --python "$python" "${own[@]}"; } ||
+        { "$python" -m pip install --disable-pip-version-check -r "$root/requirements.lock" &&
+            "$python" -m pip install --disable-pip-version-check "${own[@]}"; }
+}
+
 if ! find_python; then
     if ! base="$(base_python)"; then
         echo "error: no Python 3.11 or later found; install one, or activate an environment made from environment.yml" >&2
@@ -58,10 +69,14 @@ if ! find_python; then
     folder="$root/work"
     log="$folder/setup.log"
     mkdir -p "$folder" || { echo "error: cannot write to $root; make it writable" >&2; exit 2; }
-    echo "Setting up .venv from requirements.lock (once; some 6 GB, mostly PyTorch; a few minutes) …"
-    if ! { "$base" -m venv "$root/.venv" &&
-        "$root/.venv/bin/python" -m pip install --disable-pip-version-check -r "$root/requirements.lock" &&
-        "$root/.venv/bin/python" -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e "$root"; } >"$log" 2>&1; then
+    echo "Setting up .venv from requirements.lock (once; some 6 GB, mostly PyTorch; one minute to a few) …"
+    while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        echo "  $SECONDS s: $(du -sm "$root/.venv" | cut -f 1) MB"
+    done &
+    progress=$! made=0
+    set_up >"$log" 2>&1 || made=$?
+    kill $progress
+    if [ $made != 0 ]; then
         echo "error: the set-up failed: $(grep -iE '^error' "$log" | tail -n 1); whole log: $log" >&2
         exit 2
     fi

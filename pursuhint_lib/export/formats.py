@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
 import torch
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -86,6 +84,8 @@ def _load_program(path: Path, _: Callable[[], nn.Module]) -> Runner:
 
 
 def _write_onnx(_: nn.Module, program: ExportedProgram, path: Path) -> None:
+    import onnx
+
     names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ANY_BATCH}
     found = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
     model = found.model_proto
@@ -100,6 +100,9 @@ def _write_onnx(_: nn.Module, program: ExportedProgram, path: Path) -> None:
 
 def load_onnx(path: Path, _: Callable[[], nn.Module] | None = None) -> Runner:
     """An ONNX file in ONNX Runtime on the CPU, with as many threads as torch has."""
+    # Where it is used only: from then on it has threads, which a fork of this process would lack.
+    from onnxruntime import InferenceSession, SessionOptions
+
     options = SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = (
         torch.get_num_threads(),

@@ -6,9 +6,11 @@ an SVG.
 
 import io
 import re
+from functools import lru_cache
 
 import numpy as np
 import PIL.Image
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.path import Path
@@ -21,6 +23,8 @@ STEPS = 100
 # border of one half.
 BORDER = 0.6180339887
 PADDING = 0.06  # inches
+# A figure that is saved gets no new layout.
+LAID_OUT = {"figure.constrained_layout.use": False}
 NUMBER = re.compile(r"(?<=[\s\"(,])-?\d+(?:\.\d+)?")
 HASHED = re.compile(r'(?<=[#"])([A-Za-z]*)[0-9a-f]{10}(?=["\)])')
 
@@ -37,7 +41,7 @@ def svg(figure: Figure) -> bytes:
     """
     buffer = io.StringIO()
     # The style also says how text and ids are written.
-    with style():
+    with style(), rc_context(LAID_OUT):
         undated = {"Date": None, "Creator": None}
         figure.savefig(buffer, format="svg", bbox_inches=_extent(figure), facecolor="white", metadata=undated)
     text = re.sub("<[^>]+>", _shortened, buffer.getvalue())
@@ -69,7 +73,7 @@ def _shortened(tag: re.Match) -> str:
 def png(figure: Figure, dpi: int) -> bytes:
     """Pixel image of 256 colours, which a chart does not miss and which makes it a third as large."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    with style():
+    with style(), rc_context(LAID_OUT):
         canvas = SteadyCanvas(figure)
         canvas.print_figure(drawn, format="png", bbox_inches=_extent(figure), facecolor="white", dpi=dpi)
     with PIL.Image.open(drawn) as image:
@@ -78,12 +82,14 @@ def png(figure: Figure, dpi: int) -> bytes:
     return small.getvalue()
 
 
+@lru_cache(maxsize=1)
 def _extent(figure: Figure) -> Bbox:
     """What is drawn of a figure with a rim, in inches. From here on its layout stays, in whatever form it is
     saved.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    # With no engine at all, not even one that leaves everything as it is, each form is drawn only once.
+    figure.set_layout_engine(None)
     return Bbox(on_grid(figure.get_tightbbox().padded(PADDING).get_points()))
 
 

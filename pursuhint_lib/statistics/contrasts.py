@@ -34,6 +34,7 @@ def contrasts(
     reference: str,
     by: Sequence[str] = CELL,
     margin: pd.Series | None = None,
+    noise: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Accuracy of an arm, or of the mean of a family, minus that of a reference, in every cell that has both.
 
@@ -43,7 +44,8 @@ def contrasts(
 
     **Arguments:** ``frame`` as ``run_noise`` takes it, of the whole experiment, since all its cells tell of
     the noise; ``family``, ``reference`` as ``comparisons.arms_of`` takes them; ``margin`` in pp by cell,
-    below which a difference does not matter (``margins``).
+    below which a difference does not matter (``margins``); ``noise`` that of the frame, where it is known
+    already.
 
     **Returns:** one row per cell: ``by``, mean, error, low, high (pp), n (seeds), freedom, p, margin, and
     what ``worded`` adds.
@@ -58,7 +60,8 @@ def contrasts(
         asked[cell] = {arm: 1 / len(ours) for arm in ours.values()}
         if ours:
             asked[cell] |= {arm: -1 / len(theirs) for arm in theirs.values()}
-    return worded(_estimates(frame, asked, by, margin, sampled))
+    known = run_noise(frame, by) if noise is None else noise
+    return worded(_estimates(frame, asked, known, margin, sampled))
 
 
 def combination(frame: pd.DataFrame, shares: Mapping[str, float], by: Sequence[str] = CELL) -> pd.DataFrame:
@@ -68,18 +71,19 @@ def combination(frame: pd.DataFrame, shares: Mapping[str, float], by: Sequence[s
     """
     cells = frame.groupby(list(by), sort=False)["arm"].agg(set)
     asked = {cell: shares for cell, arms in cells.items() if arms >= shares.keys()}
-    return worded(_estimates(frame, asked, by))
+    return worded(_estimates(frame, asked, run_noise(frame, by)))
 
 
 def _estimates(
     frame: pd.DataFrame,
     asked: Mapping[tuple, Mapping[str, float]],
-    by: Sequence[str],
+    noise: pd.DataFrame,
     margin: pd.Series | None = None,
     sampled: bool = False,
 ) -> pd.DataFrame:
     """One row per cell: the sum of its arms times their shares; nothing is known where it asks for none."""
-    noise, groups, rows = run_noise(frame, by), frame.groupby(list(by), sort=False), []
+    by = [*noise.index.names]
+    groups, rows = frame.groupby(by, sort=False), []
     for cell, shares in asked.items():
         runs = groups.get_group(cell).drop_duplicates(["seed", "arm"])
         table = runs.pivot(index="seed", columns="arm", values="accuracy").reindex(columns=[*shares]).dropna()
@@ -153,9 +157,9 @@ def compared(frame: pd.DataFrame, family: str = PURSUHINT) -> pd.DataFrame:
     **Returns:** the rows of ``contrasts`` with a column minus, which names the reference; each reference is a
     family of its own for Holm's adjustment.
     """
-    margin, tables = margins(frame), []
+    margin, noise, tables = margins(frame), run_noise(frame), []
     for title, reference in REFERENCES.items():
-        tables.append(contrasts(frame, family, reference, margin=margin).assign(minus=title))
+        tables.append(contrasts(frame, family, reference, CELL, margin, noise).assign(minus=title))
     found = [table for table in tables if len(table)]
     return pd.concat(found, ignore_index=True) if found else tables[0]
 
@@ -166,7 +170,8 @@ def against(frame: pd.DataFrame, reference: str, by: Sequence[str] = CELL) -> pd
     **Returns:** the rows of ``contrasts`` with a column arm.
     """
     arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm not in (*arms_of(frame, reference), "alone")]
-    tables = [contrasts(frame, arm, reference, by).assign(arm=arm) for arm in arms]
+    noise = run_noise(frame, by)
+    tables = [contrasts(frame, arm, reference, by, noise=noise).assign(arm=arm) for arm in arms]
     found = [table.drop(columns=["p_holm", "word"]) for table in tables if len(table)]
     if not found:
         return contrasts(frame, reference, reference, by).assign(arm="")

@@ -37,11 +37,12 @@ def run_noise(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
 def _residual(runs: pd.DataFrame) -> tuple[float, int]:
     """Mean square of what arms (by their layers) and seeds do not explain, and its degrees of freedom."""
     design = pd.get_dummies(runs[["points", "seed"]].astype(str), dtype=float).to_numpy()
-    freedom = len(runs) - int(np.linalg.matrix_rank(design)) if len(runs) else 0
+    accuracy = runs["accuracy"].to_numpy(float)
+    effects, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)
+    freedom = len(runs) - int(rank)
     if freedom < 1:
         return float("nan"), 0
-    accuracy = runs["accuracy"].to_numpy(float)
-    fitted = design @ np.linalg.lstsq(design, accuracy, rcond=None)[0]
+    fitted = design @ effects
     return float(np.sum((accuracy - fitted) ** 2) / freedom), freedom
 
 

@@ -23,8 +23,9 @@ from ..grid.stored import Stored
 from .dry_run import Trial, training_step, trial, trial_runs
 from .plan import Step
 
-# A kernel's start and the imports of a notebook, in seconds on one core (measured).
-NOTEBOOK_SECONDS = 7.0
+# A notebook that only draws, in seconds on one core (measured: 4 where it is forked, 13 as processes of its
+# own).
+NOTEBOOK_SECONDS = 4.5
 # Comparing all layers, per image and squared number of their channels (measured: 0.65 s for 10 000 and 2016,
 # and as much again for RBF CKA).
 COMPARISON_SECONDS = 3e-11

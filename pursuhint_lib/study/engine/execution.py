@@ -2,10 +2,12 @@
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +19,13 @@ from typing import TextIO
 import psutil
 import torch
 
+from ...forks import serve
 from ...paths import SNAKEFILE, StudyPaths, gpu_lock
 from ...settings import SettingsError
+from ..grid.cells import results_frame
+from ..grid.profiles import load_profile
 from .estimate import Estimate
+from .launch import THREADS
 from .plan import Step
 
 # Every process of a run carries the run's id in its environment, so that orphans of a killed run can be
@@ -40,6 +46,15 @@ OUT_OF_MEMORY = {
     "CUDA out of memory": "not enough memory on the GPU: give a smaller batch_size or fewer arms, or end "
     "what else uses the card",
 }
+# What steps import, beside what is imported here.
+IMPORTED = (
+    "ipykernel.kernelapp",
+    "ipywidgets",
+    "matplotlib_inline.backend_inline",
+    "papermill.cli",
+    "pursuhint_lib.study.engine.take_over",
+    "pursuhint_lib.study.publish.published",
+)
 # Seconds that the engine has to cancel the jobs of a cluster.
 CANCEL = 60.0
 
@@ -118,7 +133,9 @@ def execute(profile: str, run: str, steps: Sequence[Step], expected: Estimate, c
             # A log of an earlier run would make a step that never began look failed.
             paths.step_log(step.name).unlink(missing_ok=True)
     environment = {**os.environ, MARK: run}
-    with paths.engine_log.open("w") as log:
+    source = steps[0].parameters["profile"]
+    here = contextlib.nullcontext() if elsewhere(command) else forking(source, paths.forks, environment)
+    with paths.engine_log.open("w") as log, here:
         engine = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -136,6 +153,53 @@ def execute(profile: str, run: str, steps: Sequence[Step], expected: Estimate, c
         finally:
             end_orphans(run)
     return engine.returncode
+
+
+def forking(source: str, place: Path, environment: dict[str, str]) -> contextlib.AbstractContextManager:
+    """A process from which steps of one core are forked, or nothing where that cannot be: each is then a
+    process of its own.
+
+    **Arguments:** ``source`` a profile; ``place`` the socket at which forks are asked for; ``environment`` of
+    the process.
+    """
+    # A fork cannot use a GPU that the process before it has looked at.
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return contextlib.nullcontext()
+    place.unlink(missing_ok=True)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            # By its name alone, for an address has 107 bytes at most.
+            with contextlib.chdir(place.parent):
+                listener.bind(place.name)
+            listener.listen()
+            return subprocess.Popen(
+                [sys.executable, "-m", "pursuhint_lib", "fork", source, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment | dict.fromkeys(THREADS, "1"),
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+    except OSError:
+        # Not every disk can hold a socket.
+        return contextlib.nullcontext()
+
+
+def fork_steps(source: str, listener: int) -> None:
+    """Be the process that steps are forked from: with all that they import, the profile checked, and the
+    records read.
+
+    **Arguments:** ``listener`` number of the open socket at which they are asked for.
+    """
+    # As a kernel does before matplotlib is imported.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    for module in IMPORTED:
+        importlib.import_module(module)
+    results_frame(load_profile(source))
+    serve(socket.socket(fileno=listener))
+    # The run is gone; what is left of it must not outlive it.
+    end_orphans(os.environ[MARK])
 
 
 def engine_command(plan: Path, cores: int, gpus: int, options: Sequence[str]) -> list[str]:

@@ -162,7 +162,6 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
             "draft": paths.draft(step.name),
             "log": paths.step_log(step.name),
             "progress": paths.progress(step.name),
-            "usage": paths.usage(step.name),
         }
         for file in files.values():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +174,8 @@ def write_plan(profile: Profile, steps: list[Step], cores: int, gpus: int) -> Pa
         told |= {key: str(file) for key, file in files.items()}
         told |= {"threads": threads, "gpus": cards if step.trains else 0}
         entries.append(told | {"needs": [name for name in step.needs if name in names]})
-    write_json(paths.plan, {"profile": profile.name, "gpus": gpus, "steps": entries})
+    told = {"profile": profile.name, "forks": str(paths.forks), "gpus": gpus, "steps": entries}
+    write_json(paths.plan, told)
     return paths.plan
 
 

@@ -12,12 +12,11 @@ import pandas as pd
 
 from ... import records
 from ...distillers import distiller
-from ...files import sealed, write_json
+from ...files import read_json, sealed, write_json
 from ...paths import StudyPaths
 from ...settings import DistillSettings, Pair, Profile, SettingsError, choose
 from ..grid.arms import Choice
 from ..grid.cells import Cell
-from ..grid.stored import read_json
 from ..grid.weights import hint_weight, tuning_conditions
 
 # Steps over which ρ, the gradient of the weighted hint loss over that of CE + KD, is averaged.

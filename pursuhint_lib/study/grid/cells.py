@@ -13,7 +13,7 @@ import pandas as pd
 from ... import records
 from ...distillers import Distiller, distiller
 from ...models import parameter_count
-from ...paths import ROOT
+from ...paths import ROOT, StudyPaths
 from ...records import Record
 from ...settings import Arm, DistillSettings, Pair, Profile, StudentSettings, TeacherSettings, resolved
 from ...statistics import mean_with_interval
@@ -25,6 +25,9 @@ from .weights import NotTuned, has_arms, hint_weight, weight_to_train
 
 # Rows of the results frame that stand for the student trained without a teacher.
 ALONE = "alone"
+# The frame of results that was asked for last, and what it was read from: the forks of a process that has
+# read it need not do so again.
+_last: dict = {}
 # What a fork's name ends in. Git ignores the results of such names.
 OWN_PAIR = "-own-pair"
 
@@ -244,6 +247,15 @@ def results_frame(profile: Profile) -> pd.DataFrame:
     **Returns:** columns pair, teacher, student, method, arm, seed, points, accuracy and optimistic (%;
     missing for failed runs), parameters, status, record.
     """
+    paths = StudyPaths(profile.name)
+    files = [paths.tuned_weights, *paths.hints.glob("*"), *paths.records.glob("*")]
+    state = [resolved(profile), {file: file.stat().st_mtime_ns for file in files if file.is_file()}]
+    if _last.get("state") != state:
+        _last.update(state=state, frame=_read_results(profile))
+    return _last["frame"].copy()
+
+
+def _read_results(profile: Profile) -> pd.DataFrame:
     rows = []
     for pair in profile.pairs:
         methods = methods_of(profile, pair)

@@ -14,7 +14,7 @@ from ... import training
 from ...attention import keep_maps
 from ...data import Images, load_splits
 from ...digits import settled
-from ...files import sealed, write_json
+from ...files import naming_damage, read_json, sealed, write_json
 from ...paths import StudyPaths
 from ...profiling import profile_layers
 from ...quality import layer_quality
@@ -24,7 +24,7 @@ from ...settings.user_code import sources
 from ...similarity import rank, similarity_matrices
 from .arms import Choice, LayerMap, choose_points
 from .profiles import network_points
-from .stored import Stored, naming_damage, read_json
+from .stored import Stored
 
 # Digits kept of a similarity. Points are always chosen from the stored matrix, so a reader gets the same
 # ones.

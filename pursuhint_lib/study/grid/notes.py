@@ -12,10 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 
-from ...files import replacing
+from ...files import naming_damage, read_json, replacing
 from ...paths import StudyPaths, notes_file, shown
 from ...settings import SettingsError, choose
-from .stored import naming_damage, read_json
 
 ANSWER = "answer"
 NUMBER_NAME = r"[\w.+-]+"

@@ -1,14 +1,12 @@
 """Results that take time but are no runs: JSON files, which count while their settings are those wanted."""
 
-import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import sealed, unsealed, write_json
+from ...files import naming_damage, read_json, sealed, write_json
 from ...records import differing
 from ...settings import SettingsError
 from ...training.runs import RECORDS_ONLY
@@ -68,27 +66,3 @@ class Stored:
     def about(self) -> dict:
         """What decides it."""
         return self.wanted
-
-
-def read_json(path: Path) -> dict | None:
-    """A stored JSON object, or nothing where there is no file; a damaged one is named."""
-    if not path.is_file():
-        return None
-    try:
-        return unsealed(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise SettingsError(f"{path} is damaged ({error}); delete it to make it again") from None
-
-
-@contextlib.contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Say of a stored object without checksum that it is damaged where something in it is missing or of the
-    wrong kind.
-    """
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); delete it to make "
-            "it again"
-        ) from None

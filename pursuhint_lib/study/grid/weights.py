@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from ...distillers import distiller
+from ...files import naming_damage, read_json
 from ...paths import StudyPaths
 from ...records import differing
 from ...settings import Pair, Profile, SettingsError, resolved
 from ...settings.user_code import sources
-from .stored import naming_damage, read_json
 
 
 class NotTuned(SettingsError):

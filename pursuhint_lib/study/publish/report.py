@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ... import records
 from ...distillers import distiller
-from ...files import replacing
+from ...files import read_json, replacing
 from ...paths import NOTEBOOKS, VECTOR, StudyPaths, shown
 from ...plots.style import SAFE
 from ...settings import Profile, SettingsError
@@ -23,7 +23,6 @@ from ..engine.execution import duration
 from ..engine.plan import Step
 from ..grid.cells import results_frame
 from ..grid.notes import ANSWER, read_notes, shown_note
-from ..grid.stored import read_json
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
 from .page import environment
 from .readme import heading
