@@ -55,6 +55,8 @@ IMPORTED = (
     "pursuhint_lib.study.engine.take_over",
     "pursuhint_lib.study.publish.published",
 )
+# What a kernel tells matplotlib before that is imported.
+INLINE = "module://matplotlib_inline.backend_inline"
 # Seconds that the engine has to cancel the jobs of a cluster.
 CANCEL = 60.0
 
@@ -166,6 +168,7 @@ def forking(source: str, place: Path, environment: dict[str, str]) -> contextlib
     if sys.platform != "linux" or torch.cuda.is_available():
         return contextlib.nullcontext()
     place.unlink(missing_ok=True)
+    told = {"MPLBACKEND": INLINE} | environment | dict.fromkeys(THREADS, "1")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             # By its name alone, for an address has 107 bytes at most.
@@ -177,7 +180,7 @@ def forking(source: str, place: Path, environment: dict[str, str]) -> contextlib
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=environment | dict.fromkeys(THREADS, "1"),
+                env=told,
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
@@ -192,8 +195,6 @@ def fork_steps(source: str, listener: int) -> None:
 
     **Arguments:** ``listener`` number of the open socket at which they are asked for.
     """
-    # As a kernel does before matplotlib is imported.
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for module in IMPORTED:
         importlib.import_module(module)
     results_frame(load_profile(source))
