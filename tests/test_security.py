@@ -65,8 +65,9 @@ def wrong_in(source: str) -> list[str]:
 
 def _reason(node: ast.AST) -> str | None:
     text = ast.unparse(node) if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call)) else ""
-    # The error that torch raises where it refuses pickled code lives there.
-    if isinstance(node, (ast.Import, ast.ImportFrom)) and text != "from pickle import UnpicklingError":
+    # The error that torch raises where it refuses pickled code lives there, and a count of cores.
+    harmless = ("from pickle import UnpicklingError", "from joblib import cpu_count")
+    if isinstance(node, (ast.Import, ast.ImportFrom)) and text not in harmless:
         names = [getattr(node, "module", None) or ""] + [alias.name for alias in node.names]
         return "loads code" if LOADS_CODE & {name.partition(".")[0] for name in names} else None
     if isinstance(node, ast.Constant) and re.match(r"(http|ftp)://", str(node.value)):
@@ -177,7 +178,7 @@ HOSTILE = {
 
 def printed_command(plan: Path, folder: Path) -> str:
     """The command of the plan's step as snakemake would give it to the shell."""
-    options = ["--snakefile", str(SNAKEFILE), "--directory", str(folder)]
+    options = ["--snakefile", str(SNAKEFILE), "--directory", str(plan.parent)]
     command = [sys.executable, "-m", "snakemake", *options, "--nolock", "--cores", "1", "-n", "-p"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
