@@ -134,11 +134,9 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     if not (options.plan or options.check or options.force):
         _print_answer(options.profile)
-    from .processes import available_cores
     from .study.engine.run import run
     from .study.publish.report import conclude
 
-    options.cores = available_cores() if options.cores is None else options.cores
     return run(options, conclude)
 
 

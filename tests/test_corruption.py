@@ -285,11 +285,10 @@ def test_a_damaged_jpeg_is_refused_or_gives_another_data_checksum():
 
 def test_a_damaged_profile_is_refused_or_gives_runs_of_another_name(tmp_path):
     path = tmp_path / "mine.yaml"
-    shutil.copy(CONFIG / "smoke.yaml", path)
+    content = (CONFIG / "quick.yaml").read_bytes().replace(b"name: quick", b"name: mine")
+    path.write_bytes(content)
     # A wrong value is named itself, not the file.
-    kind = Kind(
-        path, (CONFIG / "quick.yaml").read_bytes(), lambda: load_profile(str(path)), flips=150, named=("",)
-    )
+    kind = Kind(path, content, lambda: load_profile(str(path)), flips=150, named=("",))
     found = outcomes(kind)
     assert {found[name] for name in ("empty", "zeros", "zeros in the middle")} == {"refused"}
 

@@ -390,7 +390,8 @@ def test_only_one_place_imports_by_name():
             for call in calls
         ):
             found.add(file.name)
-    assert found == {"user_code.py"}
+    # Besides the user's code, only the study's own commands and the imports of what they are forked from.
+    assert found == {"user_code.py", "forks.py", "execution.py"}
 
 
 def test_the_checksum_of_a_file_is_of_that_file_alone(beside):

@@ -111,7 +111,7 @@ def test_the_example_is_looked_at_planned_and_trained(mine, images, capsys):
 
 def test_the_page_s_own_method_metric_and_network_work_together(mine, images, capsys):
     assert main(["run", written(mine, **CHANGES), "--check"]) == 0
-    assert "my_networks:small (4 points: 0, 1, 2, 3); 4 methods, 5 arms" in capsys.readouterr().out
+    assert "my_networks:small (4 hint layers: 0, 1, 2, 3); 4 methods, 5 arms" in capsys.readouterr().out
     pair = {"teacher": "resnet14", "student": "my_networks:small", "student_points": ["0", "1", "2"]}
     profile = load_profile(
         small(
@@ -190,7 +190,7 @@ MISTAKES = [
     ),
     (
         {"pairs": [{"teacher": "twins:logits", "student": "resnet8"}]},
-        ("network twins:logits gives shape (1, 12) for one image", "shape (1, 10)"),
+        ("network twins:logits gives shape (1, 12) for a batch of 1", "shape (1, 10)"),
     ),
 ]
 TWINS = """
@@ -214,7 +214,7 @@ def test_a_mistake_is_told_with_its_remedy(mine, changes, words):
 
 @pytest.mark.parametrize(
     ("metrics", "images", "refused"),
-    [("r2", 64, 1), ("pwcca", 60, 1), ("r2", 65, 0), ("svcca", 9, 0), ("cka-rbf", 9, 0)],
+    [("r2", 64, 1), ("pwcca", 60, 1), ("r2", 65, 0), ("svcca", 12, 0), ("cka-rbf", 12, 0)],
 )
 def test_too_few_images_for_a_metric_are_noticed_before_the_teacher_is_trained(
     mine, metrics, images, refused, capsys

@@ -164,7 +164,7 @@ def test_the_engine_takes_a_folder_of_any_name(name, tmp_path, monkeypatch):
     monkeypatch.setenv("PURSUHINT_WORK", str(tmp_path / name))
     plan = StudyPaths("smoke").plan
     plan.parent.mkdir(parents=True)
-    plan.write_text('{"profile": "smoke", "gpus": 0, "steps": []}')
+    plan.write_text('{"profile": "smoke", "gpus": 0, "forks": "", "steps": []}')
     command = [*execution.engine_command(plan, 1, 0, []), "--dry-run"]
     inherited.settle("run")
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)

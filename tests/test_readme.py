@@ -62,7 +62,7 @@ def test_every_number_in_the_prose_is_that_of_its_source():
     )
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"][0]["url"].rpartition("/")[2]
     size = re.search(
-        r"once; some (\d+) GB, mostly PyTorch; a few minutes",
+        r"once; some (\d+) GB, mostly PyTorch; one minute to a few",
         (ROOT / "workflow" / "environment.sh").read_text(),
     )[1]
     assert set(re.findall(r"\d[\d.,]*\d|\d", written())) == {python, paper, size}

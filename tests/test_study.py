@@ -121,7 +121,7 @@ BAD_PROFILES = {
     ),
     "stage ends that don't fit": (
         {"pairs": [{"teacher": "resnet14", "student": "vgg8"}], "data": {"dataset": "cifar10"}},
-        "stage-ends has 3 points.*but k is 4",
+        "stage-ends has 3 hint layers.*but k is 4",
     ),
     "more random arms than sets": (
         {"arms": ["none", "random-21"]},

@@ -313,14 +313,14 @@ def test_the_weight_is_stated_or_tuned_or_the_literatures(two):
     )
     assert [hint_weight(two, pair, "at") for pair in two.pairs] == [10.0, 100.0, 10.0]
     assert [hint_weight(two, pair, "sp") for pair in two.pairs] == [3.0] * 3
-    # What is not tuned has the literature's weight, and the parts of a sum keep theirs.
+    # What is not tuned has the literature's weight; the parts of a sum have their own.
     assert {method: hint_weight(two, two.pairs[0], method) for method in ("fitnet", "wsl", "ce")} == {
         "fitnet": 100.0,
         "wsl": 2.25,
         "ce": 0.0,
     }
     cell = cell_settings(two, two.pairs[1], "at+rkd", 0, {})
-    assert (cell.hint_weight, cell.part_weights) == (1.0, (1000.0, 1.0))
+    assert (cell.hint_weight, cell.part_weights) == (1.0, (100.0, 1.0))
     assert cell_settings(two, two.pairs[1], "at", 0, {}).hint_weight == 100.0
     stated = replace(two, weights=Weights(hint={"at": 7.0}))
     assert [hint_weight(stated, pair, "at") for pair in two.pairs] == [7.0] * 3

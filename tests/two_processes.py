@@ -82,7 +82,8 @@ CASES = {
     # Memories of all images, and negatives drawn for the whole batch.
     "crd": settings("crd", hint_weight=0.8),
     # The other methods of the profile imagenet.
-    "fitnet": settings("fitnet"),
+    # Its regressor has BatchNorm.
+    "fitnet": settings("fitnet", hint_weight=1.0, schedule=replace(SCHEDULE, sync_batchnorm=True)),
     "vid": settings("vid", hint_weight=1.0),
     "crd-batch": settings("crd-batch", hint_weight=0.8),
     "wsl": settings("wsl", arms=ARMS[:1], student_points=(), kd_weight=0.0, hint_weight=2.25),

@@ -75,8 +75,8 @@ if ! find_python; then
     done &
     progress=$! made=0
     set_up >"$log" 2>&1 || made=$?
-    kill $progress
-    if [ $made != 0 ]; then
+    kill "$progress"
+    if [ "$made" != 0 ]; then
         echo "error: the set-up failed: $(grep -iE '^error' "$log" | tail -n 1); whole log: $log" >&2
         exit 2
     fi

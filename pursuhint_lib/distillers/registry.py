@@ -86,7 +86,7 @@ DISTILLERS: dict[str, Distiller] = {
         FitNet,
         100.0,
         formula=r"\sum_{layers}\overline{\big(r(S)-T\big)^2},"
-        r"\quad r\text{ a trained }1\times1\text{ convolution}",
+        r"\quad r\text{ a trained convolution with BatchNorm}",
     ),
     "fitnet-stages": Distiller(
         "FitNet in two stages",
@@ -96,7 +96,7 @@ DISTILLERS: dict[str, Distiller] = {
         100.0,
         stages=True,
         formula=r"\sum_{layers}\overline{\big(r(S)-T\big)^2},"
-        r"\quad r\text{ a trained }1\times1\text{ convolution}",
+        r"\quad r\text{ a trained convolution with BatchNorm}",
     ),
     "at": Distiller(
         "AT",

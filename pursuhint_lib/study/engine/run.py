@@ -15,6 +15,7 @@ import torch
 from ... import data
 from ...faults import full_disk
 from ...paths import StudyPaths, shown
+from ...processes import available_cores
 from ...settings import Profile, SettingsError
 from ...settings.user_code import own_code
 from ..grid.cells import methods_of
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace, publish: Callable[[Profile, list[Step], flo
 
     **Returns:** the exit status.
     """
+    options.cores = available_cores() if options.cores is None else options.cores
     if options.cores < 1:
         raise SettingsError(f"--cores {options.cores} is not possible; give 1 to {os.cpu_count()}")
     _tell_processes(options)

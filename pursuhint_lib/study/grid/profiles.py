@@ -60,9 +60,10 @@ def check_logits(network: str, model: nn.Module, images: Tensor, classes: int) -
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        mode = " in training" * model.training
         raise SettingsError(
-            f"network {network} gives {found} for {len(images)} images{' in training' * model.training}; it "
-            f"must give logits of shape ({len(images)}, {classes})"
+            f"network {network} gives {found} for a batch of {len(images)}{mode}; it must give logits of "
+            f"shape ({len(images)}, {classes})"
         )
 
 
