@@ -215,9 +215,7 @@ FAULTS = {
     "a pointer of Git LFS": (
         {"checkpoints": {"resnet8x0.5": "FOLDER/t.pth"}},
         ("t.pth", "pointer of Git LFS", "git lfs pull"),
-        lambda root: (root / "t.pth").write_text(
-            "version https://git-lfs.github.com/spec/v1\n"
-        ),
+        lambda root: (root / "t.pth").write_text("version https://git-lfs.github.com/spec/v1\n"),
     ),
     "a web page": (
         {"checkpoints": {"resnet8x0.5": "FOLDER/t.pth"}},
@@ -300,7 +298,9 @@ def test_weights_under_two_names_are_saved(tmp_path, capsys, monkeypatch):
     assert checked(tmp_path, capsys, **pair("tied")) == (0, [])
 
 
-@pytest.mark.parametrize("abilities, told", [({"avx2": True}, 1), ({"avx2": True, "avx512_bf16": True}, 0)])
+@pytest.mark.parametrize(
+    ("abilities", "told"), [({"avx2": True}, 1), ({"avx2": True, "avx512_bf16": True}, 0)]
+)
 def test_a_cpu_that_computes_bf16_in_software_is_noted(abilities, told, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)

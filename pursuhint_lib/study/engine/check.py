@@ -82,7 +82,9 @@ def _device(precision: str) -> Iterator[Finding]:
     if precision == "bf16" and resolve_precision("auto") != "bf16":
         # Measured on a CPU of 2017 with AVX2: a step of resnet8 takes 7.5 times as long in bf16 as in fp32.
         slow = "this machine computes bf16 in software, several times as slowly as fp32"
-        yield Finding("precision", NOTE, f"{slow}: train this profile on another; redrawing needs no training")
+        yield Finding(
+            "precision", NOTE, f"{slow}: train this profile on another; redrawing needs no training"
+        )
 
 
 def _processes(profile: Profile) -> Iterator[Finding]:
