@@ -66,7 +66,7 @@ def environment(folder: Path) -> dict:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [str(ROOT / "run_all.sh"), "smoke", *arguments]
-    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=900)
 
 
 def records(folder: Path) -> dict[str, int]:
@@ -294,7 +294,7 @@ def test_results_are_what_their_records_give_bit_for_bit(finished, copied):
             [sys.executable, "-m", "pursuhint_lib", "verify", str(copied)],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=900,
         )
 
     fresh = command()
