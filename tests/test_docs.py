@@ -226,7 +226,7 @@ def test_environment_variables_are_those_of_the_code():
 
 
 def test_arms_and_metrics_are_those_of_the_code():
-    text = page("statistics")
+    text = page("arms")
     named = [name for cells in rows(text, "arm") for name in re.findall(r"`([^`]+)`", cells[0])]
     for name in named:
         check_arm(name.replace("<metric>", "r2"), METRICS)
