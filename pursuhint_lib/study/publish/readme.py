@@ -21,6 +21,7 @@ from ..experiments.speed_check import APART
 from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
 from .catalogue import catalogue
+from .keys import keys
 from .verify import sums_file
 
 # The profile whose results are the answer: the first that has any.
@@ -105,7 +106,7 @@ def cost() -> str:
     )
 
 
-BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost}
+BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost, "keys": keys}
 
 
 def filled(page: str) -> str:
