@@ -29,7 +29,7 @@ class Pair:
 
     **Arguments:**
 
-    - ``teacher``, ``student``: networks, by name or by import path.
+    - ``teacher``, ``student``: names for ``models.build_model``.
     - ``student_points``: the student's hint layers; its stage ends when not given.
     - ``k``: number of hint layers; must equal the number of the student's.
     - ``methods``: those of the profile's methods with hints that this pair takes part in; all when not given.
@@ -50,14 +50,9 @@ class Pair:
 
 @validated
 class Weights:
-    """Weights of the loss.
+    """Weights of the loss; ``hint`` overrides the literature's weight of a method, or a tuned one.
 
-    **Arguments:**
-
-    - ``ce``: of the cross-entropy with the labels. ``kd``: of the KL divergence from the teacher's logits.
-    - ``temperature``: that softens the logits for KD.
-    - ``hint``: method → weight, in place of the literature's or of a tuned one.
-    - ``tuned_by``: a profile whose tuned weights this one takes.
+    ``tuned_by`` is a profile whose tuned weights this one takes (``study.tuning``).
     """
 
     ce: NotNegative = 1.0
@@ -88,12 +83,8 @@ class Stability:
 class Sweep:
     """How the weight of the hint loss is varied, on the first pair.
 
-    **Arguments:**
-
-    - ``method``: one with hints.
-    - ``weights``: besides that of the grid and 0, which is the arm ``none``.
-    - ``arms``: with hints, in the grid or not.
-    - ``seeds``: how many of the profile's.
+    **Arguments:** ``method``; ``weights`` besides that of the grid and 0, which is the arm ``none``; ``arms``
+    with hints, in the grid or not; ``seeds`` how many of the profile's.
     """
 
     method: Text
@@ -107,10 +98,8 @@ class Exchange:
     """How the deepest hint layer is told from the others: the stage ends and the paper's layers with theirs
     exchanged.
 
-    **Arguments:**
-
-    - ``metric``: of the paper's layers.
-    - ``methods``: those of the profile's with hints; all when not given.
+    **Arguments:** ``metric`` of the paper's layers; ``methods`` those of the profile's with hints; all when
+    not given.
     """
 
     metric: Text
@@ -123,7 +112,7 @@ class Tuning:
 
     **Arguments:**
 
-    - ``methods``: each with hints → the weights to begin with, best a decade apart.
+    - ``methods``: with hints → the weights to begin with, best a decade apart from each other.
     - ``arms``: the sets of layers; a weight is chosen for all of them together. ``seeds``: none of the
       comparison's.
     - ``held_out``: so many training images, which the students of the comparison do not learn either.
@@ -146,9 +135,7 @@ class Tuning:
 class Launch:
     """Training of students in processes of their own, which share every batch.
 
-    **Arguments:**
-
-    - ``processes``: how many on this machine; one per GPU when not given.
+    **Arguments:** ``processes``: how many on this machine; one per GPU when not given.
     """
 
     processes: Count | None = None
@@ -160,14 +147,13 @@ class Profile:
 
     **Arguments:**
 
-    - ``name``: of the study and of its folder under results/.
-    - ``title``: shown to readers. ``note``: stands on every figure.
-    - ``data``: the images. ``teacher``: its training. ``student``: its training, too.
-    - ``pairs``: each a teacher and a student. ``methods``: of distillation; ``kd`` and ``ce`` have no arms.
-    - ``arms``: ways to choose the teacher's hint layers. ``seeds``: one student of each kind from each.
+    - ``name``: also the folder under results/.
+    - ``title``, ``note``: shown to readers; a note stands on every figure.
+    - ``data``: the images. ``teacher``, ``student``: the two schedules.
+    - ``pairs``, ``methods``, ``arms``, ``seeds``: the grid. ``kd`` and ``ce`` have no arms.
     - ``metrics``: similarity metrics to profile the teachers with.
-    - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``, which is ``bf16`` where the
-      hardware has it.
+    - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``: ``bf16`` where the hardware
+      has it.
     - ``deterministic``: whether every run gives the same bits on the same kind of machine
       (``training.device``), at some cost of speed.
     - ``profile_images``: training images used to compare the teacher's layers.

@@ -15,10 +15,10 @@ class Data:
 
     **Arguments:**
 
-    - ``dataset``: one of ``data.DATASETS``.
+    - ``dataset``: name in ``data.DATASETS``.
     - ``train_images``: size of a fixed stratified subset of the training images; all when not given.
     - ``subset_seed``: which subset.
-    - ``test_images``: the same for the test images, to try the code only.
+    - ``test_images``: the same for the test images, for smoke tests only.
     - ``held_out``: so many other training images, a fixed stratified subset too, take the place of the test
       images, which are not looked at then.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
@@ -58,11 +58,9 @@ class Schedule:
 
     **Arguments:**
 
-    - ``epochs``: how often the training images are seen. ``batch_size``: of all processes together.
-    - ``learning_rate``: at the beginning.
-    - ``milestones``: epochs (0-based) from which on it is multiplied by ``decay``, each time. ``decay``: 0.1
-      divides by ten.
-    - ``momentum``: of SGD. ``weight_decay``: of SGD too; it acts on every parameter, adapters included.
+    - ``epochs``, ``batch_size``: the batch is the global one, over all processes.
+    - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
+    - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
     - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
     - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes
       share it, not each from its part.

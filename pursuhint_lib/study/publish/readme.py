@@ -21,7 +21,6 @@ from ..experiments.speed_check import APART
 from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
 from .catalogue import catalogue
-from .keys import keys
 from .verify import sums_file
 
 # The profile whose results are the answer: the first that has any.
@@ -106,7 +105,7 @@ def cost() -> str:
     )
 
 
-BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost, "keys": keys}
+BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost}
 
 
 def filled(page: str) -> str:
