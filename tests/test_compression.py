@@ -3,6 +3,7 @@ that exports one student.
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -165,7 +166,7 @@ def test_stored_measurements_need_no_weights_and_count_as_records(own, monkeypat
     missing.unlink()
     with pytest.raises(
         SettingsError,
-        match=f"{missing.name} is missing, and nothing may be trained or measured in its place here",
+        match=f"{re.escape(missing.name)} is missing, and nothing may be trained or measured in its place here",
     ):
         measurements(own)
 
@@ -177,14 +178,14 @@ def test_a_damaged_measurement_is_named(own):
     text = path.read_text()
     content = unsealed(json.loads(text))
     path.write_text(text.replace('"flops": ', '"flops": 1', 1))
-    with pytest.raises(SettingsError, match=f"{path.name} is damaged .*delete it to make it again"):
+    with pytest.raises(SettingsError, match=f"{re.escape(path.name)} is damaged .*delete it to make it again"):
         measurement_file(own, chosen).found()
     path.write_text(text[: len(text) // 2])
-    with pytest.raises(SettingsError, match=f"{path.name} is damaged"):
+    with pytest.raises(SettingsError, match=f"{re.escape(path.name)} is damaged"):
         measurement_file(own, chosen).found()
     for key in ("metrics", "measured"):
         write_json(path, sealed({name: value for name, value in content.items() if name != key}))
-        with pytest.raises(SettingsError, match=f"{path.name} is damaged .KeyError: '{key}'"):
+        with pytest.raises(SettingsError, match=f"{re.escape(path.name)} is damaged .KeyError: '{key}'"):
             measurement_file(own, chosen).found()
 
 

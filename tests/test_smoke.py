@@ -84,7 +84,7 @@ def finished(tmp_path_factory):
     with subprocess.Popen(
         [str(ROOT / "run_all.sh"), "smoke"], env=environment(folder), stdout=subprocess.DEVNULL
     ) as first:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         # Some students are done, others are not.
         while not any(name.startswith("resnet8") for name in records(folder)):
             assert first.poll() is None, "ended before it could be killed"
