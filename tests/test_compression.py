@@ -178,7 +178,9 @@ def test_a_damaged_measurement_is_named(own):
     text = path.read_text()
     content = unsealed(json.loads(text))
     path.write_text(text.replace('"flops": ', '"flops": 1', 1))
-    with pytest.raises(SettingsError, match=f"{re.escape(path.name)} is damaged .*delete it to make it again"):
+    with pytest.raises(
+        SettingsError, match=f"{re.escape(path.name)} is damaged .*delete it to make it again"
+    ):
         measurement_file(own, chosen).found()
     path.write_text(text[: len(text) // 2])
     with pytest.raises(SettingsError, match=f"{re.escape(path.name)} is damaged"):
