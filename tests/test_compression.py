@@ -164,10 +164,8 @@ def test_stored_measurements_need_no_weights_and_count_as_records(own, monkeypat
     pd.testing.assert_frame_equal(cost_frame(measurements(own)), before)
     missing = sorted(StudyPaths("smoke").exports.iterdir())[0]
     missing.unlink()
-    with pytest.raises(
-        SettingsError,
-        match=f"{re.escape(missing.name)} is missing, and nothing may be trained or measured in its place here",
-    ):
+    told = f"{missing.name} is missing, and nothing may be trained or measured in its place here"
+    with pytest.raises(SettingsError, match=re.escape(told)):
         measurements(own)
 
 
