@@ -130,6 +130,7 @@ class StudyPaths:
     tables = _place(results_root, "tables")
     notebooks = _place(results_root, "notebooks")
     report = _place(results_root, "report.html")
+    index = _place(results_root, "index.html")
     # Of a step, by its name: the parts of a page that show what it published, and its numbers by name.
     fragments = _place(results_root, "fragments/{}.json")
     numbers = _place(results_root, "numbers/{}.json")

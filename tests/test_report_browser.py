@@ -196,7 +196,7 @@ def test_tables_are_sorted_up_and_down_by_each_column(browser, by):
 def test_a_figure_opens_large_by_key_and_can_be_moved(browser):
     opened(browser, NARROW)
     figure = browser.find_element("id", "figure-02_hint_points-resnet14-3-one")
-    button = figure.find_element("css selector", "button.enlarge")
+    button = figure.find_element("css selector", "a.enlarge")
     small = figure.find_element("css selector", "img").size["width"]
     button.send_keys(Keys.ENTER)
     viewer = browser.find_element("id", "viewer")

@@ -21,7 +21,7 @@ from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.study.publish import verify
 
-STEPS = 12
+STEPS = 11
 # What 05_results and its predecessors must have published.
 FIGURES = (
     "00_start_here-toy",
@@ -40,11 +40,13 @@ FIGURES = (
     "05_results-hints",
     "08_export-costs-resnet14",
     "11_tuning-resnet14-resnet8x0.25-fitnet-curve",
+    "12_without_hints-resnet14-resnet8x0.25-gains",
 )
 TABLES = (
     "01_teacher_and_layers-resnet14-sub-blocks",
     "02_hint_points-resnet14-3-points",
     "02_hint_points-resnet14-3-stability",
+    "05_results-methods",
     "05_results-networks",
     "05_results-effects",
     "08_export-costs",
@@ -332,7 +334,7 @@ def test_a_failing_notebook_ends_the_run_with_the_reason_and_loses_nothing(finis
     (folder / "results" / "smoke" / "records" / removed).unlink()
     failing = run(folder)
     assert failing.returncode == 1
-    assert "step 03_distillation-resnet14-resnet8x0.25-kd failed: " in failing.stderr
+    assert "step 12_without_hints-resnet14-resnet8x0.25 failed: " in failing.stderr
     assert f"{weights.name} has changed: sha256 is" in failing.stderr
     assert {name for name in before if name != removed} == set(records(folder))
     weights.write_bytes(content)

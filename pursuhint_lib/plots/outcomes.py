@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -68,27 +69,27 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
 
 
 @styled
-def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
-    """Accuracy of each arm: a small dot per seed, a large one with a 95 % interval for the mean; one panel
-    per method.
+def accuracy_by_arm(
+    frame: pd.DataFrame, title: str, layers: Mapping[str, Sequence[int]], stage_ends: Sequence[int]
+) -> Figure:
+    """Which of the teacher's sub-blocks each arm takes, and its accuracy: a small dot per seed, a large one
+    with a 95 % interval for the mean; one panel per method.
 
     **Arguments:** columns method (as titled), arm, seed, accuracy; mean, low, high per (method, arm) in every
-    row.
+    row; arm → 0-based sub-blocks; those that end the teacher's stages.
     """
     methods, arms = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["arm"]))
     rows = -(-len(methods) // COLUMNS)
     columns = -(-len(methods) // rows)
     figure, axes = new_figure(
-        0.7 + (0.3 + 0.24 * len(arms)) * rows,
-        nrows=rows,
-        ncols=columns,
-        sharey=True,
-        sharex=True,
-        squeeze=False,
+        0.7 + (0.3 + 0.24 * len(arms)) * rows, nrows=rows, ncols=1 + columns, sharey=True, squeeze=False
     )
-    for axis in axes.flat[len(methods) :]:
+    for strip in axes[:, 0]:
+        _layer_strip(strip, [layers.get(arm, ()) for arm in arms], [*map(arm_colour, arms)], stage_ends)
+    panels = list(axes[:, 1:].flat)
+    for axis in panels[len(methods) :]:
         axis.set_axis_off()
-    for axis, method in zip(axes.flat, methods, strict=False):
+    for axis, method in zip(panels, methods, strict=False):
         for row, arm in enumerate(arms):
             cell = frame[(frame["method"] == method) & (frame["arm"] == arm)]
             if cell.empty:
@@ -97,16 +98,30 @@ def accuracy_by_arm(frame: pd.DataFrame, title: str = "") -> Figure:
             means = cell[["mean", "low", "high"]].iloc[0]
             axis.scatter(cell["accuracy"], [row] * len(cell), s=9, color=colour, alpha=0.45, lw=0)
             mean_with_interval(axis, row, means, colour, 1.6, s=30, edgecolor="white", linewidth=0.6)
-        axis.set(title=method, ylim=(len(arms) - 0.5, -0.5))
+        axis.set(title=method, xlim=accuracy_limits(frame, 1))
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
-    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms)
-    axes[0, 0].set_xlim(*accuracy_limits(frame, 1))
+    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     figure.supxlabel(
         "test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9
     )
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _layer_strip(
+    axis: Axes, taken: Sequence[Sequence[int]], colours: Sequence[str], stage_ends: Sequence[int]
+) -> None:
+    """A row per arm with dots at its sub-blocks (0-based), depth from left to right, stage borders as
+    lines.
+    """
+    for row, (indices, colour) in enumerate(zip(taken, colours, strict=True)):
+        axis.hlines(row, 1, stage_ends[-1] + 1, color="#e3e3e3", lw=3, zorder=1)
+        axis.scatter([index + 1 for index in indices], [row] * len(indices), s=16, color=colour, zorder=3)
+    for end in stage_ends[:-1]:
+        axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":", zorder=2)
+    axis.set(title="hint layers", xlabel="teacher's sub-block", xticks=[1, *(end + 1 for end in stage_ends)])
+    axis.tick_params(axis="x", labelsize=7)
 
 
 @styled
@@ -129,7 +144,8 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
             face = {} if getattr(row, "known", True) else {"facecolor": "white"}
             values, colour = (row.mean, row.low, row.high), arm_colour(row.arm)
             mean_with_interval(axis, position, values, colour, 1.5, s=22, **face)
-        axis.set_title(textwrap.fill(title, 16), fontsize=8.5)
+        # Side by side, long titles would meet.
+        axis.set_title(textwrap.fill(title, 16 if len(panels) > 1 else 60), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
     labelled_rows(axes[0, 0], labels)
     axes[0, 0].tick_params(axis="y", labelsize=7)

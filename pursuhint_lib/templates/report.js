@@ -138,7 +138,12 @@
     view.focus();
   }
 
-  all(".picture").forEach((picture) => one(".enlarge", picture).addEventListener("click", () => enlarge(picture)));
+  for (const picture of all(".picture")) {
+    one(".enlarge", picture).addEventListener("click", (event) => {
+      event.preventDefault();
+      enlarge(picture);
+    });
+  }
   for (const button of all("button[type=button]", viewer)) {
     button.addEventListener("click", () => {
       const image = one("img", view);

@@ -92,9 +92,15 @@ EXPERIMENTS: list[Experiment] = [
         lambda profile, pair, method: [(distillation.LAYERS, {"teacher": profile.pair(pair).teacher})],
         alone=True,
     ),
+    Experiment(
+        distillation.PLAIN,
+        distillation.plain_executions,
+        distillation.plain_cells,
+        lambda profile, pair: [(distillation.LAYERS, {"teacher": profile.pair(pair).teacher})],
+    ),
     _students(spread=False),
     _students(spread=True),
-    Experiment(distillation.RESULTS, _once, needs=after(*distillation.DISTILLING)),
+    Experiment(distillation.RESULTS, _once, needs=after(distillation.PLAIN, *distillation.DISTILLING)),
     Experiment(
         distillation.OWN_PAIR,
         lambda profile: [{"example": True}] if profile.example_pair else [],

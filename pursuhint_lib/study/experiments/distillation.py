@@ -4,8 +4,11 @@ same for a pair of one's own.
 
 from collections.abc import Iterable, Iterator
 
+import pandas as pd
+
 from ...paths import NOTEBOOKS
-from ...settings import Profile, SettingsError
+from ...settings import Pair, Profile, SettingsError
+from ...statistics import against
 from ..grid.cells import Cell, Teaching, fork, grid_cells, methods_of
 from ..grid.hint_layers import similarity_file
 from ..grid.notebook import declared
@@ -15,7 +18,7 @@ from ..grid.weights import has_arms
 LAYERS, POINTS = "01_teacher_and_layers", "02_hint_points"
 # The notebook that trains students in its own process, and the one that trains them in several.
 DISTILLING = ("03_distillation", "04_imagenet")
-RESULTS, OWN_PAIR, TUNING = "05_results", "06_your_own_pair", "11_tuning"
+RESULTS, OWN_PAIR, TUNING, PLAIN = "05_results", "06_your_own_pair", "11_tuning", "12_without_hints"
 
 
 def teacher_cells(profile: Profile, teacher: str) -> Iterator[Teaching | Stored]:
@@ -35,12 +38,45 @@ def point_executions(profile: Profile) -> list[dict]:
     return [{"teacher": teacher, "k": k} for teacher, k in wanted]
 
 
+def plain_methods(profile: Profile, pair: Pair) -> list[str]:
+    """Methods of a pair without hint layers."""
+    return [method for method in methods_of(profile, pair) if not has_arms(method)]
+
+
+def plain_executions(profile: Profile) -> list[dict]:
+    """One for every pair, with all of its methods without hint layers; none where students train in several
+    processes, which is one method's at a time.
+    """
+    pairs = () if profile.launch else profile.pairs
+    return [{"pair": pair.name} for pair in pairs if plain_methods(profile, pair)]
+
+
+def plain_cells(profile: Profile, pair: str) -> list[Cell]:
+    """All seeds of a pair with its methods without hint layers."""
+    found = profile.pair(pair)
+    return [cell for method in plain_methods(profile, found) for cell in grid_cells(profile, found, method)]
+
+
+def plain_effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every method without hint layers minus the student alone, in each pair that has both.
+
+    **Arguments:** ``frame`` as ``cells.results_frame`` gives it, of all pairs.
+
+    **Returns:** as ``statistics.against`` does; its column arm holds the method.
+    """
+    plain = frame[~frame["method"].map(has_arms)]
+    return against(plain.assign(arm=plain["method"], points=plain["method"], method="any"), "ce")
+
+
 def student_executions(profile: Profile) -> list[dict]:
-    """One for every pair and method."""
+    """One for every pair and method; those without hint layers have a notebook of their own, unless students
+    train in several processes.
+    """
     return [
         {"pair": pair.name, "method": method}
         for pair in profile.pairs
         for method in methods_of(profile, pair)
+        if profile.launch or has_arms(method)
     ]
 
 
@@ -56,9 +92,10 @@ def before_students(profile: Profile, pair: str, method: str) -> Iterator[tuple[
     found = profile.pair(pair)
     yield POINTS, {"teacher": found.teacher, "k": found.k}
     yield TUNING, {"method": method}
-    for other in methods_of(profile, found):
-        if has_arms(method) and not has_arms(other):
-            yield from ((notebook, {"pair": pair, "method": other}) for notebook in DISTILLING)
+    if has_arms(method):
+        yield PLAIN, {"pair": pair}
+        for other in plain_methods(profile, found):
+            yield DISTILLING[1], {"pair": pair, "method": other}
 
 
 def own_pair_cells(profile: Profile, example: bool) -> Iterable[Teaching | Stored | Cell]:

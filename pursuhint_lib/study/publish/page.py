@@ -92,8 +92,11 @@ class Page:
         table = settled(table)
         stem = self.paths.tables / f"{self.step}-{name}"
         csv = table.to_csv(index=False, float_format="%.6g").encode()
-        markdown = table.to_markdown(index=False, floatfmt=f".{decimals}f")
-        latex = table.to_latex(index=False, float_format=f"%.{decimals}f", caption=caption, escape=True)
+        shown = table.astype(object).where(table.notna(), None)
+        markdown = shown.to_markdown(index=False, floatfmt=f".{decimals}f", missingval=NOTHING[1])
+        latex = table.to_latex(
+            index=False, float_format=f"%.{decimals}f", caption=caption, escape=True, na_rep=NOTHING[1]
+        )
         self._write(stem, {".csv": csv, ".md": f"{caption}\n\n{markdown}\n".encode(), ".tex": latex.encode()})
         records = [[names] if isinstance(names, str) else [*dict.fromkeys(names)] for names in runs]
         rows = [[_cell(value, decimals) for value in row] for row in table.itertuples(index=False)]

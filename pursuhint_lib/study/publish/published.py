@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from ...distillers import distiller
 from ...paths import CONFIG
-from ...records import Record
+from ...records import Record, load
 from ...settings import Pair, Profile
+from ...statistics import PURSUHINT
 from ...teachers import TEACHERS
 
 # (data set, teacher, student) → method → top-1 in % and who has published it. CIFAR-100, 240 epochs:
@@ -42,28 +44,35 @@ def published_alone(dataset: str, network: str) -> tuple[float, str] | None:
     return next(found, None)
 
 
-def published_table(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy of every pair and method beside what is published for them; methods with hint layers in
-    the arm ``stage-ends``.
+def methods_table(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy of each pair's teacher, student alone and methods, beside what is published for them, in
+    %; a published method with hint layers has those that its authors use.
 
-    **Arguments:** ``frame`` as ``runs.results_frame`` gives it.
+    **Arguments:** ``frame`` as ``cells.results_frame`` gives it.
 
-    **Returns:** columns pair, method, here, n (seeds), published, by, difference; empty where nothing is
-    published.
+    **Returns:** columns pair, method, no hints, stage ends, PURSUhInT (mean over its metrics), published, by;
+    missing where there is no such run or figure.
     """
     rows = []
-    for (pair, teacher, student, method), cell in frame.groupby(
-        ["pair", "teacher", "student", "method"], sort=False
-    ):
-        known = published(profile.data.dataset, teacher, student, method)
-        arms = list(dict.fromkeys(cell["arm"]))
-        own = cell[cell["arm"] == ("stage-ends" if len(arms) > 1 else arms[0])]["accuracy"].dropna()
-        if known and len(own):
-            shared = {"pair": pair, "method": method, "here": own.mean(), "n": len(own)}
-            rows.append(
-                {**shared, "published": known[0], "by": known[1], "difference": own.mean() - known[0]}
-            )
-    return pd.DataFrame(rows, columns=["pair", "method", "here", "n", "published", "by", "difference"])
+    for pair in profile.pairs:
+        mine, shared = frame[frame["pair"] == pair.name], {"pair": f"{pair.teacher} → {pair.student}"}
+        teacher = load(profile.name, profile.teacher_settings(pair.teacher))
+        accuracy = teacher.metrics["accuracy"] if teacher else float("nan")
+        known = published_alone(profile.data.dataset, pair.teacher)
+        rows.append(shared | {"method": "the teacher", "no hints": accuracy} | _by(known))
+        for method, cell in mine.groupby("method", sort=False):
+            means = cell.groupby("arm")["accuracy"].mean()
+            paper = cell[cell["arm"].str.startswith(PURSUHINT)].drop_duplicates("record")["accuracy"]
+            row = shared | {"method": distiller(method).title}
+            row["no hints"] = means.get("alone" if method == "ce" else "none")
+            row |= {"stage ends": means.get("stage-ends"), "PURSUhInT": paper.mean()}
+            rows.append(row | _by(published(profile.data.dataset, pair.teacher, pair.student, method)))
+    columns = ["pair", "method", "no hints", "stage ends", "PURSUhInT", "published", "by"]
+    return pd.DataFrame(rows, columns=columns).dropna(axis=1, how="all")
+
+
+def _by(known: tuple[float, str] | None) -> dict:
+    return dict(zip(("published", "by"), known, strict=True)) if known else {}
 
 
 def accuracy_table(

@@ -1,5 +1,5 @@
-"""One page with everything that a profile has published: figures, tables, their records, and the layer map.
-It asks nothing of any other place.
+"""Two pages on what a profile has published. The report has everything inside it: figures, tables, their
+records, and the layer map. The index is small: questions, answers and figures, which it only points to.
 """
 
 import re
@@ -28,33 +28,53 @@ from .page import environment
 from .readme import heading
 from .verify import write_sums
 
-# What stands in the summary, and in no other part.
-EFFECTS = ("table-05_results-effects", "picture-05_results-effects")
+# What stands in the summary, and in no other part; with it, the layers and accuracies of the first pair.
+EFFECTS, LAYERS = "05_results-effects", "picture-05_results-accuracy-{}"
 COLUMNS = ("pair", "method", "minus", "mean", "low", "high", "word")
 IMAGE = re.compile(r"src='(figures/[^']+)'")
 
 
 def write_report(profile: Profile, steps: Sequence[Step]) -> Path:
-    """Write ``results/<profile>/report.html``; the same files give the same bytes.
+    """Write ``results/<profile>/report.html`` and ``index.html``; the same files give the same bytes.
 
     **Arguments:** ``steps`` as ``make_plan`` gives them.
 
-    **Returns:** the page.
+    **Returns:** the report.
 
     **Raises:** ``SettingsError`` naming a file that is missing or damaged.
     """
-    path = StudyPaths(profile.name).report
-    page = _page(profile, steps)
-    with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    paths, content = StudyPaths(profile.name), _content(profile, steps)
+    for path, page in ((paths.index, _index(content)), (paths.report, _report(profile, content))):
+        with replacing(path) as draft:
+            draft.write_text(page, encoding="utf-8", newline="\n")
+    return paths.report
 
 
-def _page(profile: Profile, steps: Sequence[Step]) -> str:
-    frame = results_frame(profile)
+def _content(profile: Profile, steps: Sequence[Step]) -> dict:
+    """What both pages show, with figures as addresses."""
     chapters = list(_chapters(profile, steps))
-    parts = [part for chapter in chapters for part in chapter["parts"]]
-    published = {name: html for part in parts for name, html in part["fragments"].items()}
+    published = {
+        name: html
+        for chapter in chapters
+        for part in chapter["parts"]
+        for name, html in part["fragments"].items()
+    }
+    first = (f"picture-{EFFECTS}", LAYERS.format(profile.pairs[0].name), f"table-{EFFECTS}")
+    return {
+        "profile": profile,
+        "colours": SAFE,
+        "chapters": chapters,
+        "summarised": {name: published[name] for name in first if name in published},
+        "answer": _note(profile, ANSWER),
+    }
+
+
+def _index(content: dict) -> str:
+    return environment().get_template("index.html.j2").render(content)
+
+
+def _report(profile: Profile, content: dict) -> str:
+    frame = results_frame(profile)
     templates = environment()
     # The order of entries has a meaning: it is that of the profile.
     templates.policies["json.dumps_kwargs"] = {
@@ -62,14 +82,12 @@ def _page(profile: Profile, steps: Sequence[Step]) -> str:
         "ensure_ascii": False,
         "separators": (",", ":"),
     }
+    folder = StudyPaths(profile.name).results
+    templates.filters["inside"] = lambda html: _with_images(folder, html)
     layer_map = layer_map_data(profile)
     return templates.get_template("report.html.j2").render(
-        profile=profile,
-        colours=SAFE,
-        chapters=chapters,
-        effects={name: published[name] for name in EFFECTS if name in published},
+        **content,
         summary=_summary(profile, frame),
-        answer=_note(profile, ANSWER),
         runs=[_run(row) for row in frame.to_dict("records")],
         accuracies=_accuracies(profile),
         layer_map=layer_map,
@@ -113,13 +131,14 @@ def _part(profile: Profile, name: str, group: str, label: str) -> dict:
 
 
 def _fragments(paths: StudyPaths, step: str) -> dict[str, Markup]:
-    """What a step has published as parts of a page, with its images inside them."""
-
-    def inside(image: re.Match) -> str:
-        return f"src='{image_source(paths.results / unquote(image[1]))}'"
-
+    """What a step has published as parts of a page."""
     found = read_json(paths.fragments(step)) or {}
-    return {name: Markup(IMAGE.sub(inside, html)) for name, html in found.items()}
+    return {name: Markup(html) for name, html in found.items()}
+
+
+def _with_images(folder: Path, html: Markup) -> Markup:
+    """A part of a page with its images inside it."""
+    return Markup(IMAGE.sub(lambda image: f"src='{image_source(folder / unquote(image[1]))}'", html))
 
 
 def _about(profile: Profile, step: Step) -> tuple[str, str]:
@@ -127,7 +146,8 @@ def _about(profile: Profile, step: Step) -> tuple[str, str]:
     given = step.parameters
     if "pair" in given:
         pair = profile.pair(given["pair"])
-        return f"{pair.teacher} → {pair.student}", distiller(given["method"]).title
+        about = f"{pair.teacher} → {pair.student}"
+        return (about, distiller(given["method"]).title) if "method" in given else ("", about)
     number = f"K = {given['k']}" if "k" in given else ""
     return "", ", ".join(filter(None, (given.get("teacher"), number)))
 
@@ -222,7 +242,7 @@ def conclude(profile: Profile, steps: list[Step], seconds: float) -> None:
     print(f"\nAll {len(steps)} steps are done ({duration(seconds)}): {shown(paths.results)}")
     for folder, ending in ((paths.figures, VECTOR), (paths.tables, ".csv"), (paths.notebooks, ".ipynb")):
         print(f"  {folder.name}: {sum(1 for _ in folder.glob(f'*{ending}'))}")
-    effects = paths.tables / f"{EFFECTS[0].removeprefix('table-')}.csv"
+    effects = paths.tables / f"{EFFECTS}.csv"
     if effects.is_file():
         print(f"\nPURSUhInT's layers against others{f' ({profile.note})' if profile.note else ''}:")
         try:
