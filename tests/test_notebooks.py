@@ -90,6 +90,10 @@ class TestEveryNotebook:
         ]
         assert [node.name for node in defined if node.end_lineno - node.lineno >= 12] == []
 
+    def test_has_no_line_of_code_over_95_columns(self, file):
+        lines = [line for source in code(file) for line in source.splitlines()]
+        assert [line for line in lines if len(line) > 95] == []
+
     def test_asks_first_and_explains_itself(self, file):
         assert prose(file)[0].startswith("# ")
         assert "?" in prose(file)[0]
