@@ -41,13 +41,10 @@ def metric_colour(number: int) -> str:
 
 
 @styled
-def similarity_heatmaps(
-    matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints], layer: str = "sub-block"
-) -> Figure:
+def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str, HintPoints]) -> Figure:
     """One heatmap per metric: clusters as frames on the diagonal and a band at the side, hint layers as dots.
 
-    **Arguments:** metric → [L, L] similarity; metric → the hint layers chosen on it; ``layer`` what one is
-    called.
+    **Arguments:** metric → [L, L] similarity; metric → the hint layers chosen on it.
     """
     columns = min(COLUMNS, len(matrices))
     rows = -(-len(matrices) // columns)
@@ -68,10 +65,10 @@ def similarity_heatmaps(
         ticks = number_ticks(layers, 9 if columns < COLUMNS else 5)
         axis.set(
             title=metric,
-            xlabel=layer,
+            xlabel="sub-block",
             xticks=ticks,
             yticks=ticks,
-            ylabel="" if place % columns else layer,
+            ylabel="" if place % columns else "sub-block",
         )
         axis.spines[:].set_visible(False)
     vector_colorbar(figure, image, ax=axes, label="similarity", shrink=0.72 if rows == 1 else 0.5)
