@@ -139,9 +139,9 @@ class Reader(HTMLParser):
             element.text += data
 
 
-def page() -> Element:
-    """The report, read."""
-    return Reader(PATHS.report.read_text(encoding="utf-8")).root
+def page(name: str = "report") -> Element:
+    """The report, or the index, read."""
+    return Reader(getattr(PATHS, name).read_text(encoding="utf-8")).root
 
 
 def rows_of(table: Element) -> list[list[Element]]:

@@ -69,10 +69,43 @@ def all_elements(element: Element) -> list[Element]:
     return [element, *(inner for child in element.inside for inner in all_elements(child))]
 
 
-def test_what_files_say_is_text_and_not_part_of_the_page():
-    root = page()
+def test_the_index_is_small_has_no_script_and_only_points_to_what_is_there():
+    root = page("index")
+    assert root.find("script") == []
+    assert PATHS.index.stat().st_size < 30_000
+    links = [e.attrs[name] for e in all_elements(root) for name in ("href", "src") if name in e.attrs]
+    assert len(links) > 10
+    ids = [element.attrs["id"] for element in all_elements(root) if "id" in element.attrs]
+    for link in links:
+        if link.startswith("#"):
+            assert unquote(link[1:]) in ids
+        elif link != "data:,":
+            assert (PATHS.results / unquote(link)).is_file(), link
+    pictures = [image.attrs["src"] for image in root.find("img")]
+    assert pictures[0] == "figures/05_results-effects.svg", "the answer comes first"
+    assert len(pictures) == len(set(pictures)) == len(page().find("img"))
+    questions = [text.text for text in root.find("p", **{"class": "question"})]
+    assert questions == [text.text for text in page().find("p", **{"class": "question"})]
+
+
+def test_a_note_leads_to_the_pages_of_the_project(monkeypatch, tmp_path):
+    notes = tmp_path / "smoke.md"
+    notes.write_text(
+        "## answer\nSee [it](docs/protocol.md), [this](#summary) or [that](https://example.org).\n"
+    )
+    monkeypatch.setattr("pursuhint_lib.study.grid.notes.notes_file", lambda profile: notes)
+    profile, old = small_profile(), PATHS.report.read_bytes()
+    found = write_report(profile, make_plan(profile, "smoke")).read_text()
+    PATHS.report.write_bytes(old)
+    for link in ("../../docs/protocol.md", "#summary", "https://example.org"):
+        assert f'<a href="{link}">' in found
+
+
+@pytest.mark.parametrize(("name", "count"), [("report", 3), ("index", 2)])
+def test_what_files_say_is_text_and_not_part_of_the_page(name, count):
+    root = page(name)
     captions = [caption.text for caption in root.find("figcaption") if "alert(1)" in caption.text]
-    assert len(captions) == 3
+    assert len(captions) == count
     assert all(NASTY.replace("`", "") in caption for caption in captions)
     assert not [script for script in root.find("script") if "alert(1)" in script.text]
     assert not any(element.tag == "b" and "50 %" in element.text for element in all_elements(root))

@@ -179,7 +179,9 @@ def _note(profile: Profile, section: str) -> str:
     """What a person has written, as a part of the page; empty where nobody has."""
     if section not in read_notes(profile.name):
         return ""
-    return Markup(mistune.create_markdown()(shown_note(profile.name, section)))
+    html = mistune.create_markdown()(shown_note(profile.name, section))
+    # A note's links start at the root of the project, where README shows it too.
+    return Markup(re.sub(r'href="(?![a-z]+:|#)', 'href="../../', html))
 
 
 def _summary(profile: Profile, frame: pd.DataFrame) -> str:
