@@ -194,12 +194,12 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _executed(name: str, stem: str) -> str:
     """Link to the executed copy of a notebook in a profile's results, or to that of the first pair or
-    teacher; empty if there is none.
+    teacher and to the folder of all; empty if there is none.
     """
     files, main = StudyPaths(name).notebooks.glob("*.ipynb"), _profiles()[name].pairs[0]
     copies = [file.name for file in files if file.stem == stem or file.stem.startswith(f"{stem}-")]
     copies.sort(key=lambda copy: (main.name not in copy, main.teacher not in copy, copy))
-    more = f", one of {len(copies)}" if len(copies) > 1 else ""
+    more = f", one of [{len(copies)}](results/{name}/notebooks)" if len(copies) > 1 else ""
     return f"[`{name}`](results/{name}/notebooks/{copies[0]}){more}" if copies else ""
 
 
