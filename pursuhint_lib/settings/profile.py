@@ -29,7 +29,7 @@ class Pair:
 
     **Arguments:**
 
-    - ``teacher``, ``student``: names for ``models.build_model``.
+    - ``teacher``, ``student``: a network, by name or by import path.
     - ``student_points``: the student's hint layers; its stage ends when not given.
     - ``k``: number of hint layers; must equal the number of the student's.
     - ``methods``: those of the profile's methods with hints that this pair takes part in; all when not given.
@@ -50,9 +50,15 @@ class Pair:
 
 @validated
 class Weights:
-    """Weights of the loss; ``hint`` overrides the literature's weight of a method, or a tuned one.
+    """Weights of the loss.
 
-    ``tuned_by`` is a profile whose tuned weights this one takes (``study.tuning``).
+    **Arguments:**
+
+    - ``ce``: weight of the cross-entropy with the labels.
+    - ``kd``: weight of the KL divergence from the teacher's logits.
+    - ``temperature``: softens the logits for KD.
+    - ``hint``: method → weight of its hint loss, in place of the literature's or of a tuned one.
+    - ``tuned_by``: a profile whose tuned weights this one takes.
     """
 
     ce: NotNegative = 1.0
@@ -83,8 +89,12 @@ class Stability:
 class Sweep:
     """How the weight of the hint loss is varied, on the first pair.
 
-    **Arguments:** ``method``; ``weights`` besides that of the grid and 0, which is the arm ``none``; ``arms``
-    with hints, in the grid or not; ``seeds`` how many of the profile's.
+    **Arguments:**
+
+    - ``method``: one with hints.
+    - ``weights``: those to try, besides that of the grid and 0, which is the arm ``none``.
+    - ``arms``: those with hints to try, in the grid or not.
+    - ``seeds``: how many of the profile's seeds.
     """
 
     method: Text
@@ -98,8 +108,10 @@ class Exchange:
     """How the deepest hint layer is told from the others: the stage ends and the paper's layers with theirs
     exchanged.
 
-    **Arguments:** ``metric`` of the paper's layers; ``methods`` those of the profile's with hints; all when
-    not given.
+    **Arguments:**
+
+    - ``metric``: by which the paper's layers are chosen.
+    - ``methods``: those of the profile's with hints; all when not given.
     """
 
     metric: Text
@@ -112,10 +124,10 @@ class Tuning:
 
     **Arguments:**
 
-    - ``methods``: with hints → the weights to begin with, best a decade apart from each other.
-    - ``arms``: the sets of layers; a weight is chosen for all of them together. ``seeds``: none of the
-      comparison's.
-    - ``held_out``: so many training images, which the students of the comparison do not learn either.
+    - ``methods``: each with hints → the weights to begin with, best a decade apart.
+    - ``arms``: the sets of layers; a weight is chosen for all of them together.
+    - ``seeds``: of the students that the weight is chosen by; none of the comparison's.
+    - ``held_out``: so many training images, which the students of the comparison do not learn from either.
     - ``pairs``: name of a pair → its own methods, of those above. The first pair has all of them; a pair that
       is not named takes the weights of the first.
     """
@@ -135,7 +147,9 @@ class Tuning:
 class Launch:
     """Training of students in processes of their own, which share every batch.
 
-    **Arguments:** ``processes``: how many on this machine; one per GPU when not given.
+    **Arguments:**
+
+    - ``processes``: how many on this machine; one per GPU when not given.
     """
 
     processes: Count | None = None
@@ -147,12 +161,15 @@ class Profile:
 
     **Arguments:**
 
-    - ``name``: also the folder under results/.
-    - ``title``, ``note``: shown to readers; a note stands on every figure.
-    - ``data``: the images. ``teacher``, ``student``: the two schedules.
-    - ``pairs``, ``methods``, ``arms``, ``seeds``: the grid. ``kd`` and ``ce`` have no arms.
+    - ``name``: of the study and of its folder under results/.
+    - ``title``: shown to readers. ``note``: stands on every figure.
+    - ``data``: the images. ``teacher``: schedule of the teachers. ``student``: schedule of the students.
+    - ``pairs``: each a teacher and a student. ``methods``: ways to learn; ``kd`` and ``ce`` have no arms.
+    - ``arms``: ways to choose the teacher's hint layers.
+    - ``seeds``: of the students; every pair, method and arm is trained from each.
     - ``metrics``: similarity metrics to profile the teachers with.
-    - ``weights``: of the losses. ``precision``: ``fp32``, ``bf16``, or ``auto``: ``bf16`` where the hardware
+    - ``weights``: of the losses.
+    - ``precision``: of the networks: ``fp32``, ``bf16``, or ``auto``, which is ``bf16`` where the hardware
       has it.
     - ``deterministic``: whether every run gives the same bits on the same kind of machine
       (``training.device``), at some cost of speed.

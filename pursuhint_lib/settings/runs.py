@@ -15,10 +15,10 @@ class Data:
 
     **Arguments:**
 
-    - ``dataset``: name in ``data.DATASETS``.
+    - ``dataset``: one of ``data.DATASETS``.
     - ``train_images``: size of a fixed stratified subset of the training images; all when not given.
-    - ``subset_seed``: which subset.
-    - ``test_images``: the same for the test images, for smoke tests only.
+    - ``subset_seed``: seed of that subset.
+    - ``test_images``: the same for the test images, to try the code only.
     - ``held_out``: so many other training images, a fixed stratified subset too, take the place of the test
       images, which are not looked at then.
     - ``root``: folder of an ImageFolder tree, relative to the data folder (``imagefolder`` only).
@@ -58,9 +58,12 @@ class Schedule:
 
     **Arguments:**
 
-    - ``epochs``, ``batch_size``: the batch is the global one, over all processes.
-    - ``learning_rate``: multiplied by ``decay`` from each epoch of ``milestones`` on (0-based).
-    - ``momentum``, ``weight_decay``: of SGD; the decay acts on every parameter, adapters included.
+    - ``epochs``: how often the training images are seen.
+    - ``batch_size``: images of a step, of all processes together.
+    - ``learning_rate``: that of the first epochs.
+    - ``milestones``: epochs (0-based) from which on the learning rate is multiplied by ``decay``, each time.
+    - ``decay``: that factor; 0.1 divides by ten.
+    - ``momentum``: of SGD. ``weight_decay``: L2 penalty of SGD, on every parameter, adapters included.
     - ``evaluate_every``: epochs between two test evaluations; the last epoch is always evaluated.
     - ``sync_batchnorm``: whether BatchNorm takes its statistics from the whole batch where several processes
       share it, not each from its part.
