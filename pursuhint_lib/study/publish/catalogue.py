@@ -1,14 +1,18 @@
-"""Every method and every network as tables, made from the registries: ``python -m
-pursuhint_lib.study.publish.catalogue`` prints docs/catalogue.md.
+"""Every method, every network and every key of a profile as tables, made from the code. ``python -m
+pursuhint_lib docs`` writes them.
 """
 
+import re
 import sys
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import torch
 
 from ...distillers import DISTILLERS, Task
 from ...models import MODELS, build_model, parameter_count
+from ...settings import Profile
 from ...taps import candidate_points, stage_ends
 
 # Two hint layers [C, H, W] of each side and two images to build a method for.
@@ -17,6 +21,8 @@ _STUDENT, _TEACHER = (
     [torch.Size((4, 8, 8)), torch.Size((8, 4, 4))],
 )
 _TASK = Task(_STUDENT, _TEACHER, torch.arange(2))
+# Names at the beginning of an argument's description, or of a sentence in it.
+_NAMES = re.compile(r"(?:^|(?<=\. ))((?:``\w+``, )*``\w+``): ")
 
 
 def methods_table() -> pd.DataFrame:
@@ -106,3 +112,51 @@ Parameters at 100 classes; sub-blocks are the candidate hint layers on 32×32 im
 
 {networks_table().to_markdown(index=False, intfmt=",")}
 """
+
+
+def keys() -> str:
+    """A table of the profile's keys, and one of each group's inside it."""
+    places: dict[type, list[str]] = {}
+    for name, kind in get_type_hints(Profile).items():
+        if group := _group(kind):
+            places.setdefault(group, []).append(name)
+    inside = (
+        f"Inside {' and '.join(f'`{name}:`' for name in names)}:\n\n{_table(group)}"
+        for group, names in places.items()
+    )
+    return "\n\n".join((_table(Profile), *inside))
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """What a docstring says of each argument: name → text; names before one colon share theirs."""
+    _, _, arguments = settings.__doc__.partition("**Arguments:**")
+    found = {}
+    for bullet in re.split(r"^\s*- ", arguments, flags=re.M)[1:]:
+        _, *parts = _NAMES.split(" ".join(bullet.split()))
+        for names, text in zip(parts[::2], parts[1::2], strict=True):
+            found |= dict.fromkeys(re.findall(r"\w+", names), text.strip().rstrip(".").replace("``", "`"))
+    return found
+
+
+def _table(settings: type) -> str:
+    said = meanings(settings)
+    rows = [(f"`{field.name}`", _default(field), said[field.name]) for field in fields(settings)]
+    return pd.DataFrame(rows, columns=["key", "default", "meaning"]).to_markdown(index=False)
+
+
+def _group(kind: Any) -> type | None:
+    """The settings class in a type such as ``tuple[Pair, ...]`` or ``Launch | None``."""
+    if is_dataclass(kind):
+        return kind
+    return next((group for part in get_args(kind) if (group := _group(part))), None)
+
+
+def _default(field: Field) -> str:
+    if field.default is MISSING:
+        return "must be given" if field.default_factory is MISSING else "none"
+    if is_dataclass(field.default):
+        return "see below"
+    if field.default in (None, (), ""):
+        return "none"
+    text = str(list(field.default) if isinstance(field.default, tuple) else field.default)
+    return f"`{text.lower() if isinstance(field.default, bool) else text}`".replace("'", "")

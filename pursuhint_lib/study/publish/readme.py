@@ -1,4 +1,4 @@
-"""The parts of README.md and docs/ that follow from profiles, notebooks and results: ``python -m
+"""The parts of README.md and docs/ that follow from profiles, notebooks, results and settings: ``python -m
 pursuhint_lib docs`` writes them anew.
 
 Such a part stands between two comments, ``<!-- answer -->`` and ``<!-- end of answer -->``; its name is one
@@ -20,7 +20,7 @@ from ..engine.execution import duration
 from ..experiments.speed_check import APART
 from ..grid.notes import ANSWER, current, read_notes
 from ..grid.profiles import profile_path
-from .catalogue import catalogue
+from .catalogue import catalogue, keys
 from .verify import sums_file
 
 # The profile whose results are the answer: the first that has any.
@@ -105,7 +105,7 @@ def cost() -> str:
     )
 
 
-BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost}
+BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost, "keys": keys}
 
 
 def filled(page: str) -> str:
