@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pursuhint_lib import plots
 from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
+from pursuhint_lib.plots.style import metric_title
 from pursuhint_lib.similarity import METRICS
 from pursuhint_lib.statistics import paired_effect
 
@@ -21,6 +22,8 @@ MATRIX = np.exp(-np.abs(np.subtract.outer(np.arange(LAYERS), np.arange(LAYERS)))
 POINTS = HintPoints((1, 4, 7), (0, 0, 0, 1, 1, 1, 2, 2, 2), "kmeans-index", 1.0, True, 2)
 OTHER_POINTS = HintPoints((0, 8), (0,) * 5 + (1,) * 4, "kmeans-index", 1.0, True, 2)
 ARMS = ("none", "stage-ends", "pursuhint-r2", "random-1")
+# Which of nine sub-blocks they take, and which of these end a stage.
+TAKEN, ENDS = {"stage-ends": (2, 5, 8), "pursuhint-r2": (1, 4, 7), "random-1": (0, 1, 8)}, (2, 5, 8)
 INFINITY = float("inf")
 # Other than the study's own style, so that a leak of the latter shows.
 NOTEBOOK_STYLE = {
@@ -123,7 +126,7 @@ FIGURES = {
     ),
     "depth_strip": lambda: plots.depth_strip(DEPTHS, LAYERS, (2, 5, 8)),
     "training_curves": lambda: plots.training_curves(histories()),
-    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), title="some pair"),
+    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), "some pair", TAKEN, ENDS),
     "forest": lambda: plots.forest(
         {"minus the stage ends": panel(), "minus random sets": panel()}, ("worse", "better")
     ),
@@ -162,7 +165,7 @@ SINGLE = {
     ),
     "depth_strip": lambda: plots.depth_strip({"last": ((0, 0),)}, 1, (0,)),
     "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
-    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY)),
+    "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY), "", TAKEN, ENDS),
     "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}),
     "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10),
 }
@@ -250,7 +253,7 @@ def test_heatmaps_mark_exactly_the_hint_points():
             (line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"
         ]
         assert marks == [(index + 1, index + 1) for index in points.indices]
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["r2", "cka"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["R²-CCA", "cka"]
 
 
 def test_a_heatmaps_cells_lie_at_their_numbers():
@@ -334,7 +337,7 @@ def test_a_difference_that_is_not_known_is_a_hollow_dot():
 
 @pytest.mark.parametrize("name", ["forest", "accuracy_by_arm"])
 def test_an_infinite_interval_is_left_out_and_the_mean_is_kept(name):
-    for axis in SINGLE[name]().axes:
+    for axis in SINGLE[name]().axes[name == "accuracy_by_arm" :]:
         assert spans(axis) == []
         assert dots(axis)
 
@@ -344,19 +347,20 @@ def test_the_interval_of_three_seeds_of_one_arm_is_shown_whole():
         {"method": "student alone", "arm": "alone", "seed": range(3), "accuracy": [33.92, 32.08, 32.34]}
     )
     effect = paired_effect(frame["accuracy"])
-    low, high = (
-        plots.accuracy_by_arm(frame.assign(mean=effect.mean, low=effect.low, high=effect.high))
-        .axes[0]
-        .get_xlim()
-    )
+    shown = frame.assign(mean=effect.mean, low=effect.low, high=effect.high)
+    low, high = plots.accuracy_by_arm(shown, "", TAKEN, ENDS).axes[1].get_xlim()
     assert low < effect.low < effect.high < high
 
 
 def test_accuracies_are_shown_per_seed_and_on_average():
     figure = FIGURES["accuracy_by_arm"]()
-    assert [axis.get_title() for axis in figure.axes] == ["FitNet", "AT"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(ARMS)
-    for axis, arms in zip(figure.axes, (ARMS, ARMS[:3]), strict=True):
+    strip, *panels = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["hint layers", "FitNet", "AT"]
+    assert [label.get_text() for label in strip.get_yticklabels()] == list(ARMS)
+    taken = [(row, arm, layer + 1) for row, arm in enumerate(ARMS) for layer in TAKEN.get(arm, ())]
+    assert dots(strip) == [(layer, row, plots.arm_colour(arm)) for row, arm, layer in taken]
+    assert [border.get_xdata()[0] for border in strip.lines] == [3.5, 6.5]
+    for axis, arms in zip(panels, (ARMS, ARMS[:3]), strict=True):
         colours = [(row, plots.arm_colour(arm)) for row, arm in enumerate(arms)]
         assert sorted(dots(axis)) == sorted(
             (value, *rest) for value in (90.0, 90.5, 91.0) for rest in colours
@@ -377,7 +381,7 @@ def test_curves_show_the_mean_of_the_measured_epochs():
 
 def test_each_sub_block_is_compared_with_the_next():
     axis = FIGURES["neighbour_similarity"]().axes[0]
-    for line, metric, matrix in zip(axis.lines, ("r2", "cka"), (MATRIX, MATRIX**2), strict=False):
+    for line, metric, matrix in zip(axis.lines, ("R²-CCA", "cka"), (MATRIX, MATRIX**2), strict=False):
         assert line.get_label() == metric
         assert list(line.get_xdata()) == list(range(1, LAYERS))
         assert list(line.get_ydata()) == pytest.approx([matrix[i, i + 1] for i in range(LAYERS - 1)])
@@ -388,7 +392,7 @@ def test_the_lines_of_all_metrics_can_be_told_apart():
     axis = plots.neighbour_similarity(
         {metric: MATRIX ** (number + 1) for number, metric in enumerate(METRICS)}, (2, 5, 8)
     ).axes[0]
-    lines = [line for line in axis.lines if line.get_label() in METRICS]
+    lines = [line for line in axis.lines if line.get_label() in map(metric_title, METRICS)]
     assert len(lines) == len(METRICS)
     assert len(
         {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}
@@ -465,7 +469,7 @@ def test_a_curve_marks_the_number_it_prefers():
     axis = FIGURES["k_curves"]().axes[0]
     rings = [line for line in axis.lines if line.get_markersize() == 9]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3, 0.4), (3, 0.4)]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["r2: 3", "cka: 3"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["R²-CCA: 3", "cka: 3"]
 
 
 def test_the_ablation_leaves_a_row_empty_where_there_is_no_answer():

@@ -15,6 +15,7 @@ from .style import (
     WIDTH,
     arm_colour,
     labelled_rows,
+    metric_title,
     new_figure,
     number_ticks,
     styled,
@@ -64,7 +65,7 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
             axis.plot(index + 1, index + 1, "o", color="white", markeredgecolor="black", markersize=6)
         ticks = number_ticks(layers, 9 if columns < COLUMNS else 5)
         axis.set(
-            title=metric,
+            title=metric_title(metric),
             xlabel="sub-block",
             xticks=ticks,
             yticks=ticks,
@@ -164,7 +165,7 @@ def neighbour_similarity(matrices: Mapping[str, np.ndarray], stage_ends: Sequenc
             marker="o",
             markersize=3.5,
             color=metric_colour(number),
-            label=metric,
+            label=metric_title(metric),
         )
     for end in stage_ends[:-1]:
         axis.axvline(end + 1, color="#999999", lw=0.8, ls=":", zorder=0)

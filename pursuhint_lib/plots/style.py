@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
 from ..digits import settled
+from ..similarity.metrics import TITLES
 
 WIDTH = 7.0  # inches: a page of text
 
@@ -65,6 +66,11 @@ def arm_colour(arm: str) -> str:
     if arm.startswith("pursuhint-") and arm not in _ARM_COLOURS:
         return _OTHER_METRICS[zlib.crc32(arm.encode()) % len(_OTHER_METRICS)]
     return next((colour for prefix, colour in _ARM_COLOURS.items() if arm.startswith(prefix)), SAFE[7])
+
+
+def metric_title(metric: str) -> str:
+    """A similarity metric as a reader knows it; one of the user's own by its name."""
+    return TITLES.get(metric, metric)
 
 
 def style():

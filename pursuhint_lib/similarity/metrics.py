@@ -21,6 +21,17 @@ from .user_metrics import own_function, own_matrix
 
 # Every metric of this package; RBF CKA is the only one that needs more than second moments.
 METRICS = (*MOMENT_METRICS, "cka-rbf")
+# As a reader knows them.
+TITLES = {
+    "r2": "R²-CCA",
+    "r2-raw": "R²-CCA, not centred",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "procrustes": "Procrustes",
+    "cka-linear": "linear CKA",
+    "cka-linear-debiased": "debiased linear CKA",
+    "cka-rbf": "RBF CKA",
+}
 # Those that refuse layers with as many directions as there are images.
 CANONICAL = ("r2", "r2-raw", "pwcca")
 
