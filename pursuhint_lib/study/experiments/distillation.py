@@ -104,7 +104,8 @@ def own_pair_cells(profile: Profile, example: bool) -> Iterable[Teaching | Store
     **Raises:** ``SettingsError`` where the profile cannot have them.
     """
     given = declared(NOTEBOOKS / f"{OWN_PAIR}.ipynb")
-    grid = {"methods": ("ce", "kd", given["method"])} | {key: tuple(given[key]) for key in ("arms", "seeds")}
+    grid = {"methods": ("ce", "kd", given["method"]), "seeds": tuple(given["seeds"])}
+    grid["arms"] = ("none", *given["arms"])
     try:
         mine = fork(profile, profile.example_pair, apart=False, **grid)
     except SettingsError as error:
