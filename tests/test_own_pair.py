@@ -2,25 +2,30 @@
 they are.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import papermill
+import PIL.Image
 import pytest
 import yaml
 
 from pursuhint_lib import records, training
 from pursuhint_lib.cli import main
-from pursuhint_lib.models import load_checkpoint
+from pursuhint_lib.models import load_checkpoint, save_weights
 from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
-from pursuhint_lib.settings import Pair
+from pursuhint_lib.settings import Data, Pair, SettingsError
 from pursuhint_lib.study.engine.check import NOTE, check
 from pursuhint_lib.study.engine.plan import make_plan
+from pursuhint_lib.study.experiments.distillation import own_pair_cells
 from pursuhint_lib.study.grid.cells import OWN_PAIR, fork, results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices
 from pursuhint_lib.study.grid.profiles import load_profile
 
 OTHER_CPU = "Another CPU"
+NOTEBOOK = NOTEBOOKS / "06_your_own_pair.ipynb"
 
 
 @pytest.fixture
@@ -52,10 +57,78 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def run_notebook(folder: Path, **parameters) -> None:
     """Execute notebook 06 on the smoke profile, as papermill or JupyterLab do."""
-    file, given = NOTEBOOKS / "06_your_own_pair.ipynb", {"profile": "smoke", **parameters}
+    given = {"profile": "smoke", **parameters}
     papermill.execute_notebook(
-        str(file), str(folder / "executed.ipynb"), given, cwd=str(NOTEBOOKS), progress_bar=False
+        str(NOTEBOOK), str(folder / "executed.ipynb"), given, cwd=str(NOTEBOOKS), progress_bar=False
     )
+
+
+def begun(**parameters) -> dict:
+    """What the notebook's variables are once it has looked at its parameters, before anything is trained."""
+    found, cells = {}, json.loads(NOTEBOOK.read_text())["cells"]
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exec(source, found)
+            if "parameters" in cell["metadata"].get("tags", []):
+                found |= {"profile": "smoke", **parameters}
+            if "page = Page(" in source:
+                return found
+    raise AssertionError("the notebook makes no page")
+
+
+def image_tree(folder: Path) -> str:
+    """Four images each of two classes to learn from, and to test."""
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            image = PIL.Image.fromarray(np.full((9, 9, 3), 20 * number, dtype=np.uint8))
+            image.save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"teacher": "resnt20", "student": "resnet8"}, "unknown network 'resnt20' (did you mean"),
+        ({"checkpoint": "nowhere/weights.pth"}, "/nowhere/weights.pth; give a file that is there"),
+        ({"checkpoint": "README.md"}, "README.md is damaged or holds more than tensors"),
+        ({"data": "nowhere"}, "data/nowhere has no train/<class>/<image>"),
+        ({"data": "nowhere", "image_size": 0}, "image_size is 0; it should be greater than 0"),
+        ({"hint_weight": -1.0}, "hint.at is -1.0; it should be greater than or equal to 0"),
+        ({"metrics": ["r2"]}, "metric 'cka-linear' is not computed; add it to metrics"),
+        ({"method": "kd"}, "methods with hints: 0; give 1 or more"),
+    ],
+)
+def test_a_wrong_parameter_is_told_in_one_line_before_anything_is_trained(parameters, said):
+    with pytest.raises(SettingsError) as caught:
+        begun(**parameters)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    own = StudyPaths(f"smoke{OWN_PAIR}")
+    assert not own.results.exists()
+    assert not own.work.exists()
+
+
+def test_weights_images_and_hint_weight_may_be_one_s_own(tmp_path):
+    images = Data("imagefolder", root=image_tree(tmp_path / "mine"), image_size=8)
+    weights = str(tmp_path / "weights.safetensors")
+    save_weights(training.seeded_model("resnet14", images, 3), Path(weights))
+    given = {"data": images.root, "image_size": 8, "checkpoint": weights, "hint_weight": 2.5}
+    with pytest.raises(SettingsError, match="r2 need more images than a sub-block of resnet14 has channels"):
+        begun(**given)
+    settings = begun(**given, metrics=["cka-linear"])["settings"]
+    assert (settings.data, settings.student_data) == (images, images)
+    assert settings.checkpoints == {"resnet14": weights}
+    assert settings.weights.hint == {"at": 2.5}
+    assert settings.note.startswith(f"Images of {images.root}")
+
+
+def test_the_example_is_what_the_plan_expects():
+    settings = begun(example=True)["settings"]
+    cells = [cell for cell in own_pair_cells(load_profile("smoke"), example=True) if hasattr(cell, "arms")]
+    assert cells
+    assert all((cell.profile, cell.pair) == (settings, settings.pairs[0]) for cell in cells)
 
 
 @pytest.mark.parametrize(
