@@ -18,35 +18,36 @@ from pursuhint_lib.paths import ROOT
 NARROW = "resnet8x0.25,resnet8x0.5"
 # Networks that one of our sizes is too small for.
 LARGE_ONLY = {"ResNet50"}
-# So deep that rounding alone, also that of contiguous fp32, adds up to more than in the others.
-DEEPEST = "resnet110"
+# Where rounding adds up to more than 1e-4, as in a hundred layers: at most so many times what it does in
+# contiguous fp32. A wrong kernel is off by half of all and more.
+ROUNDING = 8
 INSTRUCTIONS = ["AVX2", "ALL"]
 
 
-def largest_difference(networks: str, sizes: str, instructions: str, threads: int) -> float:
-    """Relative difference of gradients from those in contiguous double precision, in a process of its own."""
+def wrong(networks: str, sizes: str, instructions: str, threads: int) -> dict:
+    """Networks whose gradients are not those of contiguous double precision, in a process of its own."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, str(ROOT / "tests" / "strides.py"), networks, sizes, str(threads)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
-    return ast.literal_eval(done.stdout)[0]
+    found = ast.literal_eval(done.stdout)
+    assert len(found) == len(networks.split(",")) * len(sizes.split(","))
+    return {place: off for place, off in found.items() if off[0] > max(1e-4, ROUNDING * off[1])}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 def test_gradients_of_narrow_networks_are_right(instructions, threads):
-    assert largest_difference(NARROW, "8,32,64", instructions, threads) < 1e-4
+    assert wrong(NARROW, "8,32,64", instructions, threads) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 def test_gradients_of_all_networks_are_right(instructions, threads):
-    networks = [name for name in MODELS if name != DEEPEST]
-    small = ",".join(name for name in networks if name not in LARGE_ONLY)
-    assert largest_difference(small, "8,32", instructions, threads) < 1e-4
-    assert largest_difference(",".join(networks), "64", instructions, threads) < 1e-4
-    assert largest_difference(DEEPEST, "8,32,64", instructions, threads) < 2e-3
+    small = ",".join(name for name in MODELS if name not in LARGE_ONLY)
+    assert wrong(small, "8,32", instructions, threads) == {}
+    assert wrong(",".join(MODELS), "64", instructions, threads) == {}
 
 
 @pytest.mark.slow
