@@ -66,7 +66,8 @@ def environment(processes: int) -> dict[str, str]:
 
 
 def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -> None:
-    """Train what is missing of one (pair, method), and print a line for every epoch of every seed.
+    """Train what is missing of one (pair, method), and print a line for every epoch of every seed. Where
+    nothing is missing no process is started.
 
     **Arguments:** ``source`` what the profile was loaded from: a name or a YAML file.
 
@@ -76,7 +77,10 @@ def train_in_processes(profile: Profile, source: str, pair: Pair, method: str) -
     processes = process_count(profile)
     if has_arms(method):
         layer_similarity(profile, pair.teacher)
-    files = [metrics_file(cell.settings) for cell in grid_cells(profile, pair, method)]
+    cells = grid_cells(profile, pair, method)
+    if all(whole and all(there.values()) for there, whole in (cell.files() for cell in cells)):
+        return
+    files = [metrics_file(cell.settings) for cell in cells]
     log = StudyPaths(profile.name).step_log(step_name("processes", pair.name, method))
     log.parent.mkdir(parents=True, exist_ok=True)
     command = launch_command(["pursuhint_lib", "train", source, pair.name, method], processes)
