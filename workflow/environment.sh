@@ -8,6 +8,9 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # inherited is listed in pursuhint_lib/inherited.py.
 unset PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE=1
+# Containers often forbid to keep compiled files. Each of the study's processes would compile all that it imports anew, for
+# ten seconds.
+unset PYTHONDONTWRITEBYTECODE
 
 # Does this interpreter have every package of pyproject.toml, and this checkout's library?
 has_needed() {
