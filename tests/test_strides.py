@@ -18,9 +18,10 @@ from pursuhint_lib.paths import ROOT
 NARROW = "resnet8x0.25,resnet8x0.5"
 # Networks that one of our sizes is too small for.
 LARGE_ONLY = {"ResNet50"}
-# Where rounding adds up to more than 1e-4, as in a hundred layers: at most so many times what it does in
-# contiguous fp32. A wrong kernel is off by half of all and more.
-ROUNDING = 8
+# Where rounding adds up to more than 1e-4, in 50 and more layers at 64 px with one thread: at most so many
+# times what it does in contiguous fp32, since BatchNorm's sums over images and places are less exact in
+# channels-last. A wrong kernel is off by half of all and more.
+ROUNDING = 16
 INSTRUCTIONS = ["AVX2", "ALL"]
 
 
