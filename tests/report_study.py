@@ -28,9 +28,9 @@ ARMS = ("none", "stage-ends", "pursuhint-cka-linear", "segment-middles", "random
 
 
 def small_profile():
-    """The smoke profile with two methods, few arms, and a second teacher to choose in the layer map."""
+    """The smoke profile with few arms, and a second teacher to choose in the layer map."""
     changes = {
-        "methods": ("ce", "kd", "at"),
+        "methods": ("ce", "kd", "at", "sp", "vid"),
         "arms": ARMS,
         "shortcut_seeds": 0,
         "sweeps": (),

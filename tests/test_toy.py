@@ -1,24 +1,17 @@
-"""The toy of notebook 00, executed from its cells and tried over all that its sliders reach; and the table of
-published accuracies.
-"""
+"""The toy of notebook 00, executed from its cells and tried over all that its sliders reach."""
 
 import itertools
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib import rc_context
 
 from pursuhint_lib.clustering import choose_hint_points, kmeans_rounds, segment_middles
-from pursuhint_lib.distillers import distiller
-from pursuhint_lib.models import MODELS
 from pursuhint_lib.paths import NOTEBOOKS
 from pursuhint_lib.plots.saving import png, svg
 from pursuhint_lib.similarity import similarity_matrix
-from pursuhint_lib.study.grid.profiles import load_profile
-from pursuhint_lib.study.publish.published import PUBLISHED, published, published_alone, published_table
 
 CHANGES = [step / 20 for step in range(41)]
 KS, SEEDS = range(1, 7), range(10)
@@ -191,50 +184,3 @@ def test_the_picture_is_the_same_bytes_on_every_machine(toy):
         second = toy["picture"](matrix * noise, points)
     assert svg(first) == svg(second)
     assert png(first, 140) == png(second, 140)
-
-
-def test_published_accuracies_are_of_methods_and_networks_that_exist():
-    for (dataset, teacher, student), row in PUBLISHED.items():
-        assert dataset in ("cifar100", "imagenet")
-        assert all(name in MODELS or name.startswith("torchvision/") for name in (teacher, student))
-        assert all(50 < accuracy < 100 and source for accuracy, source in row.values())
-        assert all(distiller(method).title for method in row)
-    assert published("cifar100", "resnet56", "resnet20", "at") == (70.55, "RepDistiller")
-    assert published("cifar100", "wrn_40_2", "wrn_40_1", "fsp") is None
-    assert published("cifar100", "resnet32x4", "ShuffleV2", "crd") == (75.65, "RepDistiller")
-    assert published("cifar100", "ResNet50", "MobileNetV2", "nst") == (64.96, "RepDistiller")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "network", "expected"),
-    [
-        ("cifar100", "resnet56", (72.34, "RepDistiller")),
-        ("cifar100", "resnet20", (69.06, "RepDistiller")),
-        ("cifar100", "resnet8", None),
-        ("digits", "resnet20", None),
-        ("imagenet", "torchvision/resnet18", (69.76, "torchvision")),
-    ],
-)
-def test_the_published_accuracy_of_a_network_alone_is_of_the_same_data(dataset, network, expected):
-    assert published_alone(dataset, network) == expected
-
-
-def test_the_published_stand_beside_the_mean_of_the_arm_that_their_authors_use():
-    rows = [
-        ("resnet56-resnet20", "resnet56", "resnet20", method, arm, seed, accuracy + seed)
-        for (method, arm, accuracy), seed in itertools.product(
-            [
-                ("ce", "alone", 68.0),
-                ("kd", "none", 69.0),
-                ("at", "none", 69.0),
-                ("at", "stage-ends", 70.0),
-                ("at", "last", 10.0),
-            ],
-            (0, 1),
-        )
-    ]
-    frame = pd.DataFrame(rows, columns=["pair", "teacher", "student", "method", "arm", "seed", "accuracy"])
-    table = published_table(load_profile("cifar100-lite"), frame).set_index("method")
-    assert table["here"].to_dict() == {"ce": 68.5, "kd": 69.5, "at": 70.5}
-    assert table["difference"].round(6).to_dict() == {"ce": -0.56, "kd": -1.16, "at": -0.05}
-    assert published_table(load_profile("quick"), frame).empty
