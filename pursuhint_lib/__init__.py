@@ -12,6 +12,6 @@ import os
 # other work are those that the other threads need. Both are read when torch is loaded; what the user has set
 # counts.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5500")
 
 __version__ = "0.1.0"

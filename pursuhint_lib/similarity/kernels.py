@@ -9,8 +9,9 @@ from .moments import Layers, blocks
 
 # Side of the tiles in which kernels are made: 54 layers × 256² × 8 bytes = 28 MB at once.
 TILE = 256
-# Side of a tile of distances of one layer: 512² × 8 bytes = 2 MB, which a cache can hold.
-SIDE = 512
+# Side of a tile of distances of one layer: 1024² × 8 bytes = 8 MB. In smaller ones threads would wait for
+# each other more often.
+SIDE = 1024
 # Pairs of images drawn to find out where the median distance lies.
 SAMPLE = 200_000
 # A bracket that holds every distance, and leaves out the infinite ones that stand for no pair.
