@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pursuhint_lib import plots
 from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
-from pursuhint_lib.plots.style import metric_title
+from pursuhint_lib.plots.style import arm_title, metric_title
 from pursuhint_lib.similarity import METRICS
 from pursuhint_lib.statistics import paired_effect
 
@@ -38,8 +38,8 @@ NOTEBOOK_STYLE = {
 def histories(seeds: int = 2) -> dict:
     run = {"epoch": [0, 1, 2, 3], "accuracy": [None, 50.0, None, 70.0]}
     return {
-        arm: [run | {"accuracy": [None, 50.0 + seed, None, 70.0 + 2 * seed]} for seed in range(seeds)]
-        for arm in ARMS
+        arm: [run | {"accuracy": [None, 50.0 + seed, None, place + 70.0 + 2 * seed]} for seed in range(seeds)]
+        for place, arm in enumerate(ARMS)
     }
 
 
@@ -287,7 +287,11 @@ def test_a_heatmap_frames_each_run_of_one_cluster():
 
 def test_the_depth_strip_has_a_row_per_arm_with_dots_at_their_numbers():
     axis = FIGURES["depth_strip"]().axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == list(DEPTHS)
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "no hints",
+        "stage ends",
+        "PURSUhInT, R²-CCA",
+    ]
     expected = [
         (index + 1, row, plots.arm_colour(arm))
         for row, (arm, matched) in enumerate(DEPTHS.items())
@@ -356,7 +360,7 @@ def test_accuracies_are_shown_per_seed_and_on_average():
     figure = FIGURES["accuracy_by_arm"]()
     strip, *panels = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["hint layers", "FitNet", "AT"]
-    assert [label.get_text() for label in strip.get_yticklabels()] == list(ARMS)
+    assert [label.get_text() for label in strip.get_yticklabels()] == [*map(arm_title, ARMS)]
     taken = [(row, arm, layer + 1) for row, arm in enumerate(ARMS) for layer in TAKEN.get(arm, ())]
     assert dots(strip) == [(layer, row, plots.arm_colour(arm)) for row, arm, layer in taken]
     assert [border.get_xdata()[0] for border in strip.lines] == [3.5, 6.5]
@@ -368,13 +372,44 @@ def test_accuracies_are_shown_per_seed_and_on_average():
         assert spans(axis) == [(88.0, 92.0, row) for row in range(len(arms))]
 
 
+def test_arms_that_are_the_same_run_are_drawn_once():
+    same = TAKEN | {"segment-middles": TAKEN["pursuhint-r2"]}
+    frame = accuracies()
+    copy = frame[frame["arm"] == "pursuhint-r2"].assign(arm="segment-middles")
+    alone = plots.accuracy_by_arm(frame, "", TAKEN, ENDS)
+    both = plots.accuracy_by_arm(pd.concat([frame, copy]), "", same, ENDS)
+    assert [dots(axis) for axis in both.axes] == [dots(axis) for axis in alone.axes]
+    shared = "PURSUhInT, R²-CCA\n= segment middles"
+    labels = [label.get_text() for label in both.axes[0].get_yticklabels()]
+    assert labels == ["no hints", "stage ends", shared, "random 1"]
+
+    runs = histories()
+    axis = plots.training_curves(runs | {"segment-middles": runs["pursuhint-r2"]}).axes[0]
+    assert shared in [line.get_label() for line in axis.lines]
+    assert len(axis.lines) == len(plots.training_curves(runs).axes[0].lines)
+
+
+@pytest.mark.parametrize(
+    ("arm", "title"),
+    [
+        ("pursuhint-cka-linear-debiased", "PURSUhInT, debiased linear CKA"),
+        ("kmedoids-r2", "kmedoids, R²-CCA"),
+        ("stage-set-2-5-8", "stage set 2-5-8"),
+        ("alone", "student alone"),
+    ],
+)
+def test_arms_have_titles(arm, title):
+    assert arm_title(arm) == title
+
+
 def test_curves_show_the_mean_of_the_measured_epochs():
     axis = plots.training_curves(histories(3)).axes[0]
-    means = {line.get_label(): line for line in axis.lines if line.get_label() in ARMS}
+    titles = dict(zip(map(arm_title, ARMS), ARMS, strict=True))
+    means = {titles[line.get_label()]: line for line in axis.lines if line.get_label() in titles}
     assert tuple(means) == ARMS
-    for arm, line in means.items():
+    for place, (arm, line) in enumerate(means.items()):
         assert list(line.get_xdata()) == [1, 3]
-        assert list(line.get_ydata()) == [51.0, 72.0]
+        assert list(line.get_ydata()) == [51.0, 72.0 + place]
         assert to_hex(line.get_color()) == plots.arm_colour(arm)
     assert len(axis.lines) == len(ARMS) * (3 + 1)
 

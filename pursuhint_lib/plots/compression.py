@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from .style import accuracy_limits, arm_colour, new_figure, styled
+from .style import accuracy_limits, arm_colour, arm_title, new_figure, styled
 
 MARKERS = {"teacher": "s", "student alone": "o", "best student": "*"}
 # Inches of a panel, points of type between a point and its label, the share of the height that a label takes,
@@ -90,7 +90,7 @@ def _text(row: Mapping, networks: pd.DataFrame) -> str:
     if row["role"] != "best student":
         return row["network"]
     named = ((networks["pair"] == row["pair"]) & (networks["role"] == "student alone")).any()
-    text = ", ".join([*([] if named else [row["network"]]), row["method"], row["arm"]])
+    text = ", ".join([*([] if named else [row["network"]]), row["method"], arm_title(row["arm"])])
     return text if len(text) <= LETTERS else text.replace(", ", ",\n")
 
 

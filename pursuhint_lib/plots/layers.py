@@ -14,6 +14,7 @@ from .style import (
     SAFE,
     WIDTH,
     arm_colour,
+    arm_title,
     labelled_rows,
     metric_title,
     new_figure,
@@ -126,7 +127,7 @@ def depth_strip(
         axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":", zorder=2)
     labelled_rows(
         axis,
-        list(arms),
+        [*map(arm_title, arms)],
         xlim=(0.4, layers + 0.6),
         xticks=number_ticks(layers, 18),
         xlabel="sub-block of the teacher (dotted: borders of its stages; number: the student's hint layer "

@@ -14,10 +14,13 @@ from .style import (
     WIDTH,
     accuracy_limits,
     arm_colour,
+    arm_title,
+    drawn_once,
     labelled_rows,
     mean_with_interval,
     new_figure,
     numbered_cells,
+    shared_titles,
     styled,
     vector_colorbar,
 )
@@ -36,16 +39,18 @@ DEEPEST, DARK = 1.6, 1.1
 @styled
 def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "test accuracy, %") -> Figure:
     """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms
-    leave room for them.
+    leave room for them. Arms that are the same runs share a line.
 
     **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed.
     """
     figure, axis = new_figure(3.2)
-    for arm, runs in histories.items():
+    titles = shared_titles(drawn_once({arm: str(runs) if runs else "" for arm, runs in histories.items()}))
+    for arm, title in titles.items():
+        runs = histories[arm]
         colour, muted = arm_colour(arm), arm.startswith("random-")
         # Where the accuracy was measured.
         curves = [pd.DataFrame(run, columns=["epoch", "accuracy"]).dropna() for run in runs]
-        for curve in curves if len(curves) > 1 and len(histories) <= FEW_ARMS else []:
+        for curve in curves if len(curves) > 1 and len(titles) <= FEW_ARMS else []:
             axis.plot(curve["epoch"], curve["accuracy"], color=colour, lw=0.4, alpha=0.25)
         if not curves:
             # All runs of the arm have failed.
@@ -59,11 +64,11 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
             lw=1.0 if muted else 1.8,
             ls=":" if muted else "-",
             marker="." if len(epochs) < 15 else "",
-            label=arm,
+            label=title,
         )
     axis.set(xlabel="epoch", ylabel=ylabel)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if len(histories) > 1:
+    if len(titles) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
@@ -73,16 +78,20 @@ def accuracy_by_arm(
     frame: pd.DataFrame, title: str, layers: Mapping[str, Sequence[int]], stage_ends: Sequence[int]
 ) -> Figure:
     """Which of the teacher's sub-blocks each arm takes, and its accuracy: a small dot per seed, a large one
-    with a 95 % interval for the mean; one panel per method.
+    with a 95 % interval for the mean; one panel per method. Arms that take the same layers are the same run
+    and share a row.
 
     **Arguments:** columns method (as titled), arm, seed, accuracy; mean, low, high per (method, arm) in every
     row; arm → 0-based sub-blocks; those that end the teacher's stages.
     """
-    methods, arms = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["arm"]))
+    first_of = drawn_once({arm: tuple(layers.get(arm, ())) for arm in dict.fromkeys(frame["arm"])})
+    titles = shared_titles(first_of)
+    frame = frame.assign(arm=frame["arm"].map(first_of)).drop_duplicates(["method", "arm", "seed"])
+    methods, arms = list(dict.fromkeys(frame["method"])), list(titles)
     rows = -(-len(methods) // COLUMNS)
     columns = -(-len(methods) // rows)
     figure, axes = new_figure(
-        0.7 + (0.3 + 0.24 * len(arms)) * rows, nrows=rows, ncols=1 + columns, sharey=True, squeeze=False
+        0.7 + (0.3 + 0.24 * len(first_of)) * rows, nrows=rows, ncols=1 + columns, sharey=True, squeeze=False
     )
     for strip in axes[:, 0]:
         _layer_strip(strip, [layers.get(arm, ()) for arm in arms], [*map(arm_colour, arms)], stage_ends)
@@ -101,7 +110,7 @@ def accuracy_by_arm(
         axis.set(title=method, xlim=accuracy_limits(frame, 1))
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
-    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    axes[0, 0].set(yticks=range(len(arms)), yticklabels=titles.values(), ylim=(len(arms) - 0.5, -0.5))
     figure.supxlabel(
         "test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9
     )
@@ -180,7 +189,8 @@ def effect_grid(panels: Mapping[str, pd.DataFrame], level: float) -> Figure:
             texts[row, column].set_weight("bold")
             axis.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, lw=1.2))
         axis.set(title=title, yticks=range(len(labels)), yticklabels=labels, xticks=range(len(arms)))
-        axis.set_xticklabels(arms, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
+        slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
+        axis.set_xticklabels(map(arm_title, arms), **slanted)
         axis.tick_params(length=0)
     vector_colorbar(figure, axes[0, 0].images[0], ax=axes, extend="both", shrink=0.8)
     return figure
@@ -208,7 +218,7 @@ def weight_sweep(gains: pd.DataFrame, usual: float) -> Figure:
         x = line["weight"] * 1.06 ** (number - (len(arms) - 1) / 2)
         sure = np.isfinite(line["low"])
         axis.vlines(x[sure], line["low"][sure], line["high"][sure], color=arm_colour(arm), lw=1.2)
-        axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm)
+        axis.plot(x, line["mean"], color=arm_colour(arm), marker="o", ms=4, lw=1.2, label=arm_title(arm))
     axis.set(
         xscale="log",
         xlabel="weight of the hint loss (dotted: that of the grid)",
@@ -248,7 +258,8 @@ def tuning_curve(frame: pd.DataFrame, chosen: float, literature: float) -> Figur
         means = rows.groupby("weight")[["accuracy", "gradient_ratio"]].mean()
         for axis, column in ((above, "accuracy"), (below, "gradient_ratio")):
             axis.plot(rows["weight"], rows[column], ls="", marker=".", ms=3, color=arm_colour(arm), alpha=0.5)
-            axis.plot(means.index, means[column], marker="o", ms=4, lw=1.2, color=arm_colour(arm), label=arm)
+            look = {"marker": "o", "ms": 4, "lw": 1.2, "color": arm_colour(arm), "label": arm_title(arm)}
+            axis.plot(means.index, means[column], **look)
     for axis in (above, below):
         axis.axvline(literature, color="#777777", lw=0.8, ls=":")
         axis.axvline(chosen, color="#777777", lw=0.8)

@@ -1,7 +1,8 @@
 """One style for all figures, and one colour per kind of arm everywhere."""
 
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import matplotlib.style
 import numpy as np
@@ -57,6 +58,8 @@ _ARM_COLOURS = {
     "deepened-": "#6a3d9a",
     "shallowed-": "#c51b7d",
 }
+# Arms whose names say too little.
+_ARM_TITLES = {"none": "no hints", "alone": "student alone"}
 # The paper's rule under any other metric, one of the user's own among them, has one of these by its name.
 _OTHER_METRICS = ("#117733", "#882255", "#999933", "#44aa99", "#332288")
 
@@ -66,6 +69,32 @@ def arm_colour(arm: str) -> str:
     if arm.startswith("pursuhint-") and arm not in _ARM_COLOURS:
         return _OTHER_METRICS[zlib.crc32(arm.encode()) % len(_OTHER_METRICS)]
     return next((colour for prefix, colour in _ARM_COLOURS.items() if arm.startswith(prefix)), SAFE[7])
+
+
+def arm_title(arm: str) -> str:
+    """An arm as a reader knows it: ``pursuhint-cka-linear`` is "PURSUhInT, linear CKA"."""
+    metric = next((metric for metric in TITLES if arm.endswith(f"-{metric}")), None)
+    if metric:
+        return f"{arm_title(arm.removesuffix(f'-{metric}'))}, {TITLES[metric]}"
+    # A dash between numbers, as in stage-set-2-5-8, stays.
+    words = re.sub(r"(?<=[a-z])-|-(?=[a-z])", " ", arm)
+    return _ARM_TITLES.get(arm, words.replace("pursuhint", "PURSUhInT"))
+
+
+def drawn_once(arms: Mapping[str, Hashable]) -> dict[str, str]:
+    """Arm → the first one that has the same value, for arms that are the same run; without a value an arm
+    stands for itself.
+    """
+    firsts: dict[Hashable, str] = {}
+    return {arm: firsts.setdefault(value, arm) if value else arm for arm, value in arms.items()}
+
+
+def shared_titles(first_of: Mapping[str, str]) -> dict[str, str]:
+    """Titles of what ``drawn_once`` leaves: first arm → those of all that it stands for."""
+    groups: dict[str, list[str]] = {}
+    for arm, first in first_of.items():
+        groups.setdefault(first, []).append(arm_title(arm))
+    return {first: "\n= ".join(titles) for first, titles in groups.items()}
 
 
 def metric_title(metric: str) -> str:
