@@ -1,5 +1,4 @@
-"""Distillation the usual way, to measure against: one student at a time, as in the public implementations of
-the field.
+"""The usual way to distil, to measure against: one student at a time, as in public implementations.
 
 Images go through PIL transforms in worker processes; both networks run in single precision and in the default
 memory layout; every student has a teacher pass of its own; loss and accuracy are read off after every step.
@@ -24,7 +23,7 @@ from pursuhint_lib.training import build_objective
 
 
 class Pictures(Dataset):
-    """PIL images with the field's augmentation, from uint8 arrays [N, 3, H, W]."""
+    """PIL images with the usual augmentation, from uint8 arrays [N, 3, H, W]."""
 
     def __init__(self, images: Tensor, labels: Tensor, entry):
         self.images, self.labels = images.permute(0, 2, 3, 1).numpy(), labels.numpy()

@@ -7,9 +7,7 @@ from pursuhint_lib.study.publish.catalogue import catalogue, methods_table, netw
 
 
 def test_the_committed_page_is_up_to_date():
-    assert (ROOT / "docs" / "catalogue.md").read_text() == catalogue(), (
-        "run python -m pursuhint_lib docs"
-    )
+    assert (ROOT / "docs" / "catalogue.md").read_text() == catalogue(), "run python -m pursuhint_lib docs"
 
 
 def test_every_entry_has_a_row_with_its_source():

@@ -351,8 +351,8 @@ def test_arms_on_own_metrics_have_colours_that_are_not_those_of_others():
 
 def test_figures_are_drawn_where_all_runs_of_an_arm_or_of_all_arms_have_failed():
     history = {"epoch": [1, 2], "accuracy": [None, 50.0]}
-    figure = plots.training_curves({"none": [], "stage-ends": [history]})
-    assert [line.get_label() for line in figure.axes[0].lines] == ["stage-ends"]
+    figure = plots.training_curves({"none": [], "stage-ends": [history]}, [])
+    assert [line.get_label() for line in figure.axes[0].lines] == ["stage ends"]
     rows = pd.DataFrame({"label": ["AT"], "arm": ["none"], "mean": [float("nan")], "p_holm": [float("nan")]})
     assert not plots.effect_grid({"minus": rows}, 0.05).axes[0].texts
 

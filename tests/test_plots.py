@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pursuhint_lib import plots
 from pursuhint_lib.clustering import HintPoints, KCurve, choose_hint_points, kmeans_rounds
-from pursuhint_lib.plots.style import arm_title, metric_title
+from pursuhint_lib.plots.style import arm_title
 from pursuhint_lib.similarity import METRICS
 from pursuhint_lib.statistics import paired_effect
 
@@ -76,10 +76,6 @@ def networks(low: float = 70.0, high: float = 75.0) -> pd.DataFrame:
     )
 
 
-def channels() -> pd.DataFrame:
-    return pd.DataFrame({"sub-block": [1, 2, 3], "channels": [16, 32, 64], "dead": [0, 3, 5]})
-
-
 BY_K = {k: choose_hint_points(MATRIX, k, "kmedoids") for k in (2, 3, 4)}
 CURVE = KCurve("silhouette", "kmedoids", (2, 3, 4), (0.1, 0.4, 0.2), (0.0, 0.05, 0.1), 3)
 AGREEMENT = pd.DataFrame([[0.0, 1.25], [1.25, 0.0]], index=["first", "second"], columns=["first", "second"])
@@ -125,13 +121,12 @@ FIGURES = {
         {"r2": MATRIX, "cka": MATRIX}, {"r2": POINTS, "cka": OTHER_POINTS}
     ),
     "depth_strip": lambda: plots.depth_strip(DEPTHS, LAYERS, (2, 5, 8)),
-    "training_curves": lambda: plots.training_curves(histories()),
+    "training_curves": lambda: plots.training_curves(histories(), [2]),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(), "some pair", TAKEN, ENDS),
     "forest": lambda: plots.forest(
         {"minus the stage ends": panel(), "minus random sets": panel()}, ("worse", "better")
     ),
     "effect_grid": lambda: plots.effect_grid({"against the stage ends": panel().assign(p_holm=0.01)}, 0.05),
-    "channel_statistics": lambda: plots.channel_statistics(channels()),
     "neighbour_similarity": lambda: plots.neighbour_similarity({"r2": MATRIX, "cka": MATRIX**2}, (2, 5, 8)),
     "kmeans_rounds": lambda: plots.kmeans_rounds(
         {"r2": kmeans_rounds(MATRIX, 3), "cka": [(POINTS.indices, POINTS.labels)] * 9}
@@ -164,7 +159,7 @@ SINGLE = {
         {"r2": MATRIX[:1, :1]}, {"r2": HintPoints((0,), (0,), "kmedoids", 0.0, True, 1)}
     ),
     "depth_strip": lambda: plots.depth_strip({"last": ((0, 0),)}, 1, (0,)),
-    "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, ylabel="accuracy"),
+    "training_curves": lambda: plots.training_curves({"teacher": histories(1)["none"]}, []),
     "accuracy_by_arm": lambda: plots.accuracy_by_arm(accuracies(-INFINITY, INFINITY), "", TAKEN, ENDS),
     "forest": lambda: plots.forest({"one": panel(-INFINITY, INFINITY)}),
     "weight_sweep": lambda: plots.weight_sweep(panel(-INFINITY, INFINITY).assign(weight=10), 10),
@@ -199,7 +194,7 @@ def spans(axis) -> list[tuple[float, float, float]]:
 
 def test_the_table_of_figures_is_complete():
     drawn = {name for name, what in vars(plots).items() if callable(what)}
-    assert set(FIGURES) == drawn - {"arm_colour", "style"}
+    assert set(FIGURES) == drawn - {"arm_colour", "arm_title", "style"}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -232,7 +227,7 @@ def test_a_figure_that_fails_leaves_no_global_state():
     with matplotlib.rc_context(NOTEBOOK_STYLE):
         before = dict(matplotlib.rcParams)
         with pytest.raises(KeyError):
-            plots.channel_statistics(channels().drop(columns="dead"))
+            plots.layer_quality(qualities().drop(columns="quality"), [1])
         assert dict(matplotlib.rcParams) == before
 
 
@@ -361,15 +356,15 @@ def test_accuracies_are_shown_per_seed_and_on_average():
     strip, *panels = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["hint layers", "FitNet", "AT"]
     assert [label.get_text() for label in strip.get_yticklabels()] == [*map(arm_title, ARMS)]
-    taken = [(row, arm, layer + 1) for row, arm in enumerate(ARMS) for layer in TAKEN.get(arm, ())]
+    taken = [(row + 0.5, arm, layer + 1) for row, arm in enumerate(ARMS) for layer in TAKEN.get(arm, ())]
     assert dots(strip) == [(layer, row, plots.arm_colour(arm)) for row, arm, layer in taken]
     assert [border.get_xdata()[0] for border in strip.lines] == [3.5, 6.5]
     for axis, arms in zip(panels, (ARMS, ARMS[:3]), strict=True):
-        colours = [(row, plots.arm_colour(arm)) for row, arm in enumerate(arms)]
+        colours = [(row + 0.5, plots.arm_colour(arm)) for row, arm in enumerate(arms)]
         assert sorted(dots(axis)) == sorted(
             (value, *rest) for value in (90.0, 90.5, 91.0) for rest in colours
         )
-        assert spans(axis) == [(88.0, 92.0, row) for row in range(len(arms))]
+        assert spans(axis) == [(88.0, 92.0, row + 0.5) for row in range(len(arms))]
 
 
 def test_arms_that_are_the_same_run_are_drawn_once():
@@ -378,15 +373,16 @@ def test_arms_that_are_the_same_run_are_drawn_once():
     copy = frame[frame["arm"] == "pursuhint-r2"].assign(arm="segment-middles")
     alone = plots.accuracy_by_arm(frame, "", TAKEN, ENDS)
     both = plots.accuracy_by_arm(pd.concat([frame, copy]), "", same, ENDS)
-    assert [dots(axis) for axis in both.axes] == [dots(axis) for axis in alone.axes]
+    counts = [[len(dots(axis)) for axis in figure.axes] for figure in (alone, both)]
+    assert counts[0] == counts[1]
     shared = "PURSUhInT, R²-CCA\n= segment middles"
     labels = [label.get_text() for label in both.axes[0].get_yticklabels()]
     assert labels == ["no hints", "stage ends", shared, "random 1"]
 
     runs = histories()
-    axis = plots.training_curves(runs | {"segment-middles": runs["pursuhint-r2"]}).axes[0]
+    axis = plots.training_curves(runs | {"segment-middles": runs["pursuhint-r2"]}, []).axes[0]
     assert shared in [line.get_label() for line in axis.lines]
-    assert len(axis.lines) == len(plots.training_curves(runs).axes[0].lines)
+    assert len(axis.lines) == len(plots.training_curves(runs, []).axes[0].lines)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +399,7 @@ def test_arms_have_titles(arm, title):
 
 
 def test_curves_show_the_mean_of_the_measured_epochs():
-    axis = plots.training_curves(histories(3)).axes[0]
+    axis = plots.training_curves(histories(3), [2]).axes[0]
     titles = dict(zip(map(arm_title, ARMS), ARMS, strict=True))
     means = {titles[line.get_label()]: line for line in axis.lines if line.get_label() in titles}
     assert tuple(means) == ARMS
@@ -411,7 +407,9 @@ def test_curves_show_the_mean_of_the_measured_epochs():
         assert list(line.get_xdata()) == [1, 3]
         assert list(line.get_ydata()) == [51.0, 72.0 + place]
         assert to_hex(line.get_color()) == plots.arm_colour(arm)
-    assert len(axis.lines) == len(ARMS) * (3 + 1)
+    # Each arm's mean and three seeds, and the epoch after which the learning rate falls.
+    assert len(axis.lines) == len(ARMS) * (3 + 1) + 1
+    assert list(axis.lines[0].get_xdata()) == [2, 2]
 
 
 def test_each_sub_block_is_compared_with_the_next():
@@ -427,17 +425,11 @@ def test_the_lines_of_all_metrics_can_be_told_apart():
     axis = plots.neighbour_similarity(
         {metric: MATRIX ** (number + 1) for number, metric in enumerate(METRICS)}, (2, 5, 8)
     ).axes[0]
-    lines = [line for line in axis.lines if line.get_label() in map(metric_title, METRICS)]
+    lines = [line for line in axis.lines if line.get_label() in map(arm_title, METRICS)]
     assert len(lines) == len(METRICS)
     assert len(
         {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}
     ) == len(METRICS)
-
-
-def test_bars_are_as_high_as_the_channels():
-    axis = FIGURES["channel_statistics"]().axes[0]
-    assert [bar.get_height() for bar in axis.containers[0]] == [16, 32, 64]
-    assert [bar.get_height() for bar in axis.containers[1]] == [0, 3, 5]
 
 
 # ---- colours

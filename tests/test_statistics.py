@@ -87,5 +87,3 @@ def test_rank_is_the_share_of_random_arms_beaten_and_a_tie_is_not():
 def test_rank_leaves_out_cells_without_random_arms():
     frames = [make_frame({"random-1": [60], "none": [61]}), make_frame({"none": [61]}, pairs=("q",))]
     assert rank_among_random(pd.concat(frames))["pair"].tolist() == ["p"]
-
-

@@ -164,8 +164,7 @@ DISTILLERS: dict[str, Distiller] = {
     "ab": Distiller(
         "AB",
         "Heo et al. 2019",
-        "which neurons are on: squared hinge on the sign of each activation; in a stage before the "
-        "task",
+        "which neurons are on: squared hinge on the sign of each activation; in a stage before the task",
         ActivationBoundary,
         1.0,
         stages=True,

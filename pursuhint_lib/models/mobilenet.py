@@ -1,7 +1,7 @@
 """MobileNetV2 for small images, Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 (2018).
 
-``MobileNetV2`` is the network of that name in the field's CIFAR-100 benchmark: half the width, strides for
+``MobileNetV2`` is the network of that name in the usual CIFAR-100 benchmark: half the width, strides for
 32×32 images, ReLU for ReLU6, and three convolutions in the first block too. Parameter names are those of
 its public checkpoints.
 """

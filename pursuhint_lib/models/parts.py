@@ -19,7 +19,7 @@ def draw_convolutions(model: nn.Module) -> None:
     """Draw the weights of all convolutions from N(0, 2 / fan-out), in module order, as in He et al., "Delving
     Deep into Rectifiers" (2015).
 
-    The fan-out is output channels × kernel area, in grouped convolutions too, as the field's benchmark has
+    The fan-out is output channels × kernel area, in grouped convolutions too, as the usual benchmark has
     it.
     """
     for module in model.modules():

@@ -59,7 +59,7 @@ class CifarResNet(nn.Module):
 
 _PLAIN = (16, 16, 32, 64)
 
-# x4 is the field's name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very
+# x4 is the usual name for four times the stage width (and a stem of 32); x0.5 and x0.25 are ours, for very
 # small data.
 RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth, _PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)},

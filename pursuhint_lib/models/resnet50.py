@@ -1,6 +1,6 @@
 """The 50-layer residual network for small images, He et al., "Deep Residual Learning" (2016), section 4.1.
 
-``ResNet50`` is the teacher of that name in the field's CIFAR-100 benchmark: the ImageNet network with a 3×3
+``ResNet50`` is the teacher of that name in the usual CIFAR-100 benchmark: the ImageNet network with a 3×3
 stem of stride 1 and no pooling after it; the 3×3 convolution of a block has the stride. Parameter names are
 those of its public checkpoints.
 """

@@ -1,6 +1,6 @@
 """ShuffleNet for small images, Zhang et al., "ShuffleNet" (2018), with three groups.
 
-``ShuffleV1`` is the network of that name in the field's CIFAR-100 benchmark: a 1×1 stem without pooling, and
+``ShuffleV1`` is the network of that name in the usual CIFAR-100 benchmark: a 1×1 stem without pooling, and
 a ReLU after the depthwise convolution too, which the paper leaves out. Parameter names are those of its
 public checkpoints. Weights start as PyTorch draws them, uniform within ±1/√(fan-in).
 """

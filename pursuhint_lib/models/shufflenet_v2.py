@@ -1,6 +1,6 @@
 """ShuffleNet V2 for small images, Ma et al., "ShuffleNet V2: Practical Guidelines" (2018), at full width.
 
-``ShuffleV2`` is the network of that name in the field's CIFAR-100 benchmark: the paper's, but with a 1×1 stem
+``ShuffleV2`` is the network of that name in the usual CIFAR-100 benchmark: the paper's, but with a 1×1 stem
 without pooling. Parameter names are those of its public checkpoints. Weights start as PyTorch draws them,
 uniform within ±1/√(fan-in).
 """

@@ -10,7 +10,7 @@ from .clusters import (
     stability,
 )
 from .compression import compression_costs
-from .layers import channel_statistics, depth_strip, layer_quality, neighbour_similarity, similarity_heatmaps
+from .layers import depth_strip, layer_quality, neighbour_similarity, similarity_heatmaps
 from .outcomes import (
     accuracy_by_arm,
     effect_grid,
@@ -19,4 +19,4 @@ from .outcomes import (
     tuning_curve,
     weight_sweep,
 )
-from .style import arm_colour, style
+from .style import arm_colour, arm_title, style

@@ -15,8 +15,8 @@ from .layers import cluster_colour, metric_colour, runs_of_clusters
 from .style import (
     SAFE,
     WIDTH,
+    arm_title,
     labelled_rows,
-    metric_title,
     new_figure,
     number_ticks,
     numbered_cells,
@@ -54,7 +54,7 @@ def kmeans_rounds(rounds: Mapping[str, Sequence[Strip]], shown: int = 8) -> Figu
     figure, axes = new_figure(1.0 + 0.3 * height, ncols=len(rounds), sharey=True, squeeze=False)
     for axis, (metric, steps) in zip(axes[0], rounds.items(), strict=True):
         names = [f"round {row + 1}" for row in range(height)]
-        _strips(axis, dict(enumerate(steps[:height])), names, metric_title(metric))
+        _strips(axis, dict(enumerate(steps[:height])), names, arm_title(metric))
         axis.set_xlabel("sub-block")
     return figure
 
@@ -69,7 +69,7 @@ def clusters_by_k(points: Mapping[str, Mapping[int, HintPoints]]) -> Figure:
     figure, axes = new_figure(0.9 + 0.26 * rows, ncols=len(points), squeeze=False)
     for axis, (metric, by_k) in zip(axes[0], points.items(), strict=True):
         strips = {row: (chosen.indices, chosen.labels) for row, chosen in enumerate(by_k.values())}
-        _strips(axis, strips, [f"k = {k}" for k in by_k], metric_title(metric))
+        _strips(axis, strips, [f"k = {k}" for k in by_k], arm_title(metric))
         axis.set_xlabel("sub-block")
     return figure
 
@@ -108,7 +108,7 @@ def cluster_margins(
         )
         axis.axhline(0, color="#777777", lw=0.8)
         axis.set(ylabel="margin", xticks=number_ticks(layers, 18))
-        axis.set_title(metric_title(metric), loc="left")
+        axis.set_title(arm_title(metric), loc="left")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes[-1, 0].set_xlabel("sub-block")
     return figure
@@ -133,7 +133,7 @@ def k_curves(curves: Mapping[str, Mapping[str, KCurve]]) -> Figure:
                 marker=".",
                 lw=1.2,
                 elinewidth=0.8,
-                label=f"{metric_title(metric)}: {curve.best}",
+                label=f"{arm_title(metric)}: {curve.best}",
             )
             best = list(curve.ks).index(curve.best)
             axis.plot(curve.best, curve.values[best], "o", markersize=9, markerfacecolor="none", color=colour)
@@ -165,7 +165,7 @@ def ablation_grid(grid: Mapping[tuple[str, str], Mapping[int, HintPoints]]) -> F
         axis.tick_params(labelsize=6, labelleft=algorithm == algorithms[0])
         axis.title.set_fontsize(8)
         if algorithm == algorithms[0]:
-            axis.set_ylabel(f"{metric_title(metric)}\nk", fontsize=6.5)
+            axis.set_ylabel(f"{arm_title(metric)}\nk", fontsize=6.5)
     figure.supxlabel("sub-block", fontsize=9)
     return figure
 
@@ -193,9 +193,9 @@ def agreement_heatmaps(
             title=title,
             xticks=range(len(table)),
             yticks=range(len(table)),
-            yticklabels=[] if place else list(table.index),
+            yticklabels=[] if place else [*map(arm_title, table.index)],
         )
-        axis.set_xticklabels(list(table.columns), rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_xticklabels(map(arm_title, table.columns), rotation=45, ha="right", rotation_mode="anchor")
         axis.tick_params(left=False, bottom=False)
     return figure
 
@@ -224,7 +224,7 @@ def stability(
             place, colour = row + shift, metric_colour(number)
             right.scatter(values, np.full(len(values), place), s=9, alpha=0.35, color=colour, lw=0)
             if len(values):
-                name = None if row else metric_title(metric)
+                name = None if row else arm_title(metric)
                 right.plot(values.mean(), place, "|", markersize=7, color=colour, label=name)
     right.set(title="clusters after each change", xlabel="adjusted Rand index (line: mean)")
     right.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.5), xlim=(None, 1.04))
@@ -243,6 +243,6 @@ def _bootstrap_shares(axis: Axes, frequency: Mapping[str, np.ndarray], chosen: M
         circles = {"marker": "o", "markersize": 5, "markerfacecolor": "none", "color": SAFE[1], "ls": ""}
         axis.plot([layer + 1 for layer in chosen[metric]], [row] * len(chosen[metric]), **circles)
     axis.set(title="hint layers in the bootstrap", xlabel="sub-block")
-    axis.set(yticks=range(len(metrics)), yticklabels=[*map(metric_title, metrics)])
+    axis.set(yticks=range(len(metrics)), yticklabels=[*map(arm_title, metrics)])
     axis.set_xticks(number_ticks(layers, 12))
     return image

@@ -16,7 +16,6 @@ from .style import (
     arm_colour,
     arm_title,
     labelled_rows,
-    metric_title,
     new_figure,
     number_ticks,
     styled,
@@ -66,7 +65,7 @@ def similarity_heatmaps(matrices: Mapping[str, np.ndarray], points: Mapping[str,
             axis.plot(index + 1, index + 1, "o", color="white", markeredgecolor="black", markersize=6)
         ticks = number_ticks(layers, 9 if columns < COLUMNS else 5)
         axis.set(
-            title=metric_title(metric),
+            title=arm_title(metric),
             xlabel="sub-block",
             xticks=ticks,
             yticks=ticks,
@@ -138,21 +137,6 @@ def depth_strip(
 
 
 @styled
-def channel_statistics(table: pd.DataFrame) -> Figure:
-    """Two bars per sub-block: channels, and of these the dead ones.
-
-    **Arguments:** columns sub-block, channels, dead.
-    """
-    figure, axis = new_figure(2.4)
-    axis.bar(table["sub-block"], table["channels"], color="#c9d7e3", label="channels")
-    axis.bar(table["sub-block"], table["dead"], color=SAFE[1], label="dead (the same for every image)")
-    axis.set(xlabel="sub-block", ylabel="channels")
-    axis.locator_params(axis="x", nbins=18, integer=True)
-    axis.legend(loc="upper left")
-    return figure
-
-
-@styled
 def neighbour_similarity(matrices: Mapping[str, np.ndarray], stage_ends: Sequence[int]) -> Figure:
     """Similarity of each sub-block to the next one, a line per metric, stage borders as lines.
 
@@ -166,7 +150,7 @@ def neighbour_similarity(matrices: Mapping[str, np.ndarray], stage_ends: Sequenc
             marker="o",
             markersize=3.5,
             color=metric_colour(number),
-            label=metric_title(metric),
+            label=arm_title(metric),
         )
     for end in stage_ends[:-1]:
         axis.axvline(end + 1, color="#999999", lw=0.8, ls=":", zorder=0)

@@ -37,13 +37,16 @@ DEEPEST, DARK = 1.6, 1.1
 
 
 @styled
-def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "test accuracy, %") -> Figure:
+def training_curves(histories: Mapping[str, Sequence[Mapping]], milestones: Sequence[int]) -> Figure:
     """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms
     leave room for them. Arms that are the same runs share a line.
 
-    **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed.
+    **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed; epochs after which the
+    learning rate falls, marked.
     """
     figure, axis = new_figure(3.2)
+    for milestone in milestones:
+        axis.axvline(milestone, color="#bbbbbb", lw=0.8, ls=":", zorder=0)
     titles = shared_titles(drawn_once({arm: str(runs) if runs else "" for arm, runs in histories.items()}))
     for arm, title in titles.items():
         runs = histories[arm]
@@ -66,7 +69,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], ylabel: str = "t
             marker="." if len(epochs) < 15 else "",
             label=title,
         )
-    axis.set(xlabel="epoch", ylabel=ylabel)
+    axis.set(xlabel="epoch (dotted: the learning rate falls)", ylabel="test accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(titles) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
@@ -88,18 +91,21 @@ def accuracy_by_arm(
     titles = shared_titles(first_of)
     frame = frame.assign(arm=frame["arm"].map(first_of)).drop_duplicates(["method", "arm", "seed"])
     methods, arms = list(dict.fromkeys(frame["method"])), list(titles)
+    # A row is as high as its label asks for.
+    heights = np.array([max(1.0, 0.2 + 0.6 * len(text.splitlines())) for text in titles.values()])
+    places = np.cumsum(heights) - heights / 2
     rows = -(-len(methods) // COLUMNS)
     columns = -(-len(methods) // rows)
     figure, axes = new_figure(
-        0.7 + (0.3 + 0.24 * len(first_of)) * rows, nrows=rows, ncols=1 + columns, sharey=True, squeeze=False
+        0.7 + (0.3 + 0.24 * heights.sum()) * rows, nrows=rows, ncols=1 + columns, sharey=True, squeeze=False
     )
     for strip in axes[:, 0]:
-        _layer_strip(strip, [layers.get(arm, ()) for arm in arms], [*map(arm_colour, arms)], stage_ends)
+        _layer_strip(strip, places, [layers.get(arm, ()) for arm in arms], arms, stage_ends)
     panels = list(axes[:, 1:].flat)
     for axis in panels[len(methods) :]:
         axis.set_axis_off()
     for axis, method in zip(panels, methods, strict=False):
-        for row, arm in enumerate(arms):
+        for row, arm in zip(places, arms, strict=True):
             cell = frame[(frame["method"] == method) & (frame["arm"] == arm)]
             if cell.empty:
                 continue
@@ -110,7 +116,7 @@ def accuracy_by_arm(
         axis.set(title=method, xlim=accuracy_limits(frame, 1))
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
-    axes[0, 0].set(yticks=range(len(arms)), yticklabels=titles.values(), ylim=(len(arms) - 0.5, -0.5))
+    axes[0, 0].set(yticks=places, yticklabels=titles.values(), ylim=(heights.sum(), 0))
     figure.supxlabel(
         "test accuracy at the last epoch, % (large: mean and 95 % interval over seeds)", fontsize=9
     )
@@ -119,14 +125,19 @@ def accuracy_by_arm(
 
 
 def _layer_strip(
-    axis: Axes, taken: Sequence[Sequence[int]], colours: Sequence[str], stage_ends: Sequence[int]
+    axis: Axes,
+    places: Sequence[float],
+    taken: Sequence[Sequence[int]],
+    arms: Sequence[str],
+    stage_ends: Sequence[int],
 ) -> None:
     """A row per arm with dots at its sub-blocks (0-based), depth from left to right, stage borders as
     lines.
     """
-    for row, (indices, colour) in enumerate(zip(taken, colours, strict=True)):
+    for row, indices, arm in zip(places, taken, arms, strict=True):
         axis.hlines(row, 1, stage_ends[-1] + 1, color="#e3e3e3", lw=3, zorder=1)
-        axis.scatter([index + 1 for index in indices], [row] * len(indices), s=16, color=colour, zorder=3)
+        dots = [index + 1 for index in indices]
+        axis.scatter(dots, [row] * len(dots), s=16, color=arm_colour(arm), zorder=3)
     for end in stage_ends[:-1]:
         axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":", zorder=2)
     axis.set(title="hint layers", xlabel="teacher's sub-block", xticks=[1, *(end + 1 for end in stage_ends)])

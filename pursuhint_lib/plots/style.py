@@ -59,7 +59,7 @@ _ARM_COLOURS = {
     "shallowed-": "#c51b7d",
 }
 # Arms whose names say too little.
-_ARM_TITLES = {"none": "no hints", "alone": "student alone"}
+_ARM_TITLES = {"none": "no hints", "alone": "student alone", "pursuhint": "PURSUhInT"}
 # The paper's rule under any other metric, one of the user's own among them, has one of these by its name.
 _OTHER_METRICS = ("#117733", "#882255", "#999933", "#44aa99", "#332288")
 
@@ -71,14 +71,15 @@ def arm_colour(arm: str) -> str:
     return next((colour for prefix, colour in _ARM_COLOURS.items() if arm.startswith(prefix)), SAFE[7])
 
 
-def arm_title(arm: str) -> str:
-    """An arm as a reader knows it: ``pursuhint-cka-linear`` is "PURSUhInT, linear CKA"."""
-    metric = next((metric for metric in TITLES if arm.endswith(f"-{metric}")), None)
-    if metric:
-        return f"{arm_title(arm.removesuffix(f'-{metric}'))}, {TITLES[metric]}"
+def arm_title(name: str) -> str:
+    """An arm, a metric, or a score under a metric, as a reader knows it: ``pursuhint-cka-linear`` is
+    "PURSUhInT, linear CKA".
+    """
+    metric = next((key for key in TITLES if name == key or name.endswith((f"-{key}", f", {key}"))), "")
+    rule = name.removesuffix(metric).rstrip("-, ")
     # A dash between numbers, as in stage-set-2-5-8, stays.
-    words = re.sub(r"(?<=[a-z])-|-(?=[a-z])", " ", arm)
-    return _ARM_TITLES.get(arm, words.replace("pursuhint", "PURSUhInT"))
+    words = re.sub(r"(?<=[a-z])-|-(?=[a-z])", " ", _ARM_TITLES.get(rule, rule))
+    return ", ".join(part for part in (words, TITLES.get(metric)) if part)
 
 
 def drawn_once(arms: Mapping[str, Hashable]) -> dict[str, str]:
@@ -95,11 +96,6 @@ def shared_titles(first_of: Mapping[str, str]) -> dict[str, str]:
     for arm, first in first_of.items():
         groups.setdefault(first, []).append(arm_title(arm))
     return {first: "\n= ".join(titles) for first, titles in groups.items()}
-
-
-def metric_title(metric: str) -> str:
-    """A similarity metric as a reader knows it; one of the user's own by its name."""
-    return TITLES.get(metric, metric)
 
 
 def style():
