@@ -91,6 +91,7 @@ def image_tree(folder: Path) -> str:
     ("parameters", "said"),
     [
         ({"teacher": "resnt20", "student": "resnet8"}, "unknown network 'resnt20' (did you mean"),
+        ({"student": "resnt8"}, "unknown network 'resnt8' (did you mean"),
         ({"checkpoint": "nowhere/weights.pth"}, "/nowhere/weights.pth; give a file that is there"),
         ({"checkpoint": "README.md"}, "README.md is damaged or holds more than tensors"),
         ({"data": "nowhere"}, "data/nowhere has no train/<class>/<image>"),
