@@ -26,6 +26,8 @@ from .style import (
 
 # Hint layers, and for each sub-block which of them it belongs to.
 Strip = tuple[Sequence[int], Sequence[int]]
+# So many names at most have square tables side by side.
+NAMES_ASIDE = 6
 
 
 def _strips(
@@ -180,8 +182,11 @@ def agreement_heatmaps(
     that is white (as are all worse ones), and that of full agreement.
     """
     names = max(len(table) for table in tables.values())
-    figure, axes = new_figure(0.33 * names + 1.5, WIDTH + 0.5, ncols=len(tables), squeeze=False)
-    for place, (axis, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
+    # Side by side, fields of many names would be too small for their numbers.
+    rows = len(tables) if names > NAMES_ASIDE else 1
+    grid = {"nrows": rows, "ncols": len(tables) // rows}
+    figure, axes = new_figure((0.33 * names + 1.5) * rows, WIDTH + 0.5, squeeze=False, **grid)
+    for place, (axis, (title, table)) in enumerate(zip(axes.flat, tables.items(), strict=True)):
         decimals, worst, best = scales[title]
         agreement = (table.to_numpy(dtype=float) - worst) / (best - worst)
         texts = table.map(f"{{:.{decimals}f}}".format).to_numpy()
@@ -193,7 +198,7 @@ def agreement_heatmaps(
             title=title,
             xticks=range(len(table)),
             yticks=range(len(table)),
-            yticklabels=[] if place else [*map(arm_title, table.index)],
+            yticklabels=[] if place and rows == 1 else [*map(arm_title, table.index)],
         )
         axis.set_xticklabels(map(arm_title, table.columns), rotation=45, ha="right", rotation_mode="anchor")
         axis.tick_params(left=False, bottom=False)
