@@ -33,10 +33,9 @@ def pairwise(metric, x, y):
     return one_matrix([x, y], metric)[0, 1]
 
 
-PAIRWISE = {
+PAIRWISE = {metric: partial(pairwise, metric) for metric in METRICS} | {
     "r2": r2_cca,
     "r2-raw": partial(r2_cca, center=False),
-    **{metric: partial(pairwise, metric) for metric in ("svcca", "pwcca", "procrustes")},
     "cka-linear": linear_cka,
     "cka-linear-debiased": partial(linear_cka, debiased=True),
     "cka-rbf": rbf_cka,

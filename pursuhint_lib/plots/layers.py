@@ -38,7 +38,7 @@ def runs_of_clusters(labels: Sequence[int]) -> Iterable[tuple[int, int]]:
 
 def metric_colour(number: int) -> str:
     """Colour of the line of a metric, by its place in the profile."""
-    return SAFE[(0, 9, 2, 4, 7, 1, 3, 5)[number % 8]]
+    return SAFE[(0, 9, 2, 4, 7, 1, 3, 5, 6, 8)[number % 10]]
 
 
 @styled

@@ -69,7 +69,9 @@ def networks_table() -> pd.DataFrame:
     rows, image = [], torch.zeros(1, 3, 32, 32)
     for name, builder in MODELS.items():
         model = build_model(name, 100)
-        about = sys.modules[builder.func.__module__].__doc__.partition("\n\n")[0]
+        # A function, or one with some of its arguments given.
+        function = getattr(builder, "func", builder)
+        about = sys.modules[function.__module__].__doc__.partition("\n\n")[0]
         family = " ".join(about.split()).rstrip(".")
         points, ends = candidate_points(model, image), stage_ends(model, image)
         rows.append(
