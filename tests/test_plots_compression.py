@@ -49,7 +49,7 @@ def test_the_figure_puts_networks_at_their_cost_and_accuracy():
             "a",
             "b",
             "rkd, all",
-            "c, at, none",
+            "c, at, no hints",
         ]
         assert sorted((arrow.xyann[0], arrow.xy[0]) for arrow in arrows(axis)) == sorted(
             [

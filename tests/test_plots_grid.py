@@ -30,7 +30,11 @@ def test_every_number_stands_in_the_row_of_its_method_and_the_column_of_its_arm(
         assert (text.get_weight() == "bold") == (row.p_holm < 0.05)
     assert len(axis.patches) == 1
     assert [label.get_text() for label in axis.get_yticklabels()] == ["AT", "CRD in batch"]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["none", "pursuhint-r2", "quality"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [
+        "no hints",
+        "PURSUhInT, R²-CCA",
+        "quality",
+    ]
     # Red is worse, blue is better, and deep colours bear white numbers.
     assert axis.images[0].get_array()[0, 0] == -4.0
     assert texts[0, 0].get_color() == "white"

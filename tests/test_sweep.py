@@ -219,9 +219,9 @@ def test_a_sweep_figure_has_a_line_per_arm_through_its_means_and_marks_the_usual
     )
     axis = plots.weight_sweep(swept, 10).axes[0]
     lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
-    assert set(lines) == {"stage-ends", "random-1"}
-    assert lines["stage-ends"].get_ydata().tolist() == [0.0, 0.5, -0.5]
-    assert [round(float(np.log10(x))) for x in lines["stage-ends"].get_xdata()] == [0, 1, 3]
+    assert set(lines) == {"stage ends", "random 1"}
+    assert lines["stage ends"].get_ydata().tolist() == [0.0, 0.5, -0.5]
+    assert [round(float(np.log10(x))) for x in lines["stage ends"].get_xdata()] == [0, 1, 3]
     assert any(set(line.get_xdata()) == {10} for line in axis.lines)
     assert axis.get_xscale() == "log"
     assert axis.get_yticks().tolist() == [-1, 0, 1]

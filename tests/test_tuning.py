@@ -537,7 +537,7 @@ def test_the_figure_has_accuracy_and_ratio_of_every_set_and_marks_both_weights()
     frame = pd.DataFrame(rows, columns=["weight", "arm", "seed", "accuracy", "gradient_ratio"])
     above, below = plots.tuning_curve(frame, 10, 1000).axes
     lines = {line.get_label(): line for line in above.lines if not line.get_label().startswith("_")}
-    assert list(lines) == ["stage-ends", "last"]
-    assert lines["stage-ends"].get_ydata().tolist() == [40, 46.5, 41]
+    assert list(lines) == ["stage ends", "last"]
+    assert lines["stage ends"].get_ydata().tolist() == [40, 46.5, 41]
     assert {tuple(set(line.get_xdata())) for line in below.lines} >= {(10,), (1000,)}
     assert (above.get_xscale(), below.get_yscale()) == ("log", "log")
