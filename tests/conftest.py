@@ -8,6 +8,7 @@ import torch
 
 from pursuhint_lib import training
 from pursuhint_lib.settings import user_code as extensions
+from pursuhint_lib.study.engine import validate
 
 # Files whose tests take longest. They begin first, so that no process is left alone with one when the others
 # are done.
@@ -28,6 +29,15 @@ def own_folders(tmp_path, monkeypatch):
     for name in ("data", "work", "results"):
         monkeypatch.setenv(f"PURSUHINT_{name.upper()}", str(tmp_path / name))
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def trusted_convolutions(request, monkeypatch):
+    """A check in the test's own process does not try convolutions, which takes another process four seconds
+    each time; those of test_strides.py do, and all that are commands of their own.
+    """
+    if request.path.name != "test_strides.py":
+        monkeypatch.setattr(validate, "wrong_convolution", lambda _: None)
 
 
 @pytest.fixture

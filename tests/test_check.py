@@ -17,7 +17,6 @@ from pursuhint_lib.cli import main
 from pursuhint_lib.distillers import DISTILLERS, Distiller
 from pursuhint_lib.distillers.maps import PerPoint
 from pursuhint_lib.models import MODELS, build_model, save_weights
-from pursuhint_lib.study.engine import validate
 
 SCHEDULE = {"epochs": 1, "batch_size": 50, "learning_rate": 0.05}
 TWELVE = {**SCHEDULE, "batch_size": 12}
@@ -234,14 +233,13 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def of_own(monkeypatch):
-    """Networks and methods of a user's own, and no training; convolutions have tests of their own."""
+    """Networks and methods of a user's own, and no training."""
     for network in (Network, *OWN):
         monkeypatch.setitem(MODELS, network.__name__, network)
     monkeypatch.setitem(MODELS, "Short", partial(Network, blocks=2))
     raising = Distiller("raising", "a test", "anything", partial(PerPoint, key_error), 1.0)
     monkeypatch.setitem(DISTILLERS, "raising", raising)
     monkeypatch.setattr(training.runs, "fit", lambda *a, **k: pytest.fail("something was trained"))
-    monkeypatch.setattr(validate, "wrong_convolution", lambda _: None)
 
 
 def checked(folder: Path, capsys, **changes) -> tuple[int, list[str]]:
