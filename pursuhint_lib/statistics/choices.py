@@ -46,7 +46,7 @@ def score_correlations(
         if not cells:
             continue
         rho = np.concatenate([accuracy @ value for accuracy, value in cells])
-        shuffled = [_shuffled_rho(cells, generator) for _ in range(draws)]
+        shuffled = _shuffled_rho(cells, draws, generator)
         p = (1 + np.sum(np.abs(shuffled) >= abs(rho.mean()) - 1e-12)) / (1 + draws)
         arms = min(len(value) for _, value in cells)
         rows.append(
@@ -64,12 +64,18 @@ def score_correlations(
     return table.assign(p_holm=holm(table["p"]))
 
 
-def _shuffled_rho(cells: Sequence[tuple[np.ndarray, np.ndarray]], generator: np.random.Generator) -> float:
-    """The mean correlation after the scores were shuffled among the arms; equal scores in the same way."""
-    orders = {value.tobytes(): generator.permutation(len(value)) for _, value in cells}
-    return float(
-        np.mean(np.concatenate([accuracy @ value[orders[value.tobytes()]] for accuracy, value in cells]))
-    )
+def _shuffled_rho(
+    cells: Sequence[tuple[np.ndarray, np.ndarray]], draws: int, generator: np.random.Generator
+) -> np.ndarray:
+    """The mean correlations [draws] after the scores were shuffled among the arms; equal scores in the same
+    way.
+    """
+    drawn = [{v.tobytes(): generator.permutation(len(v)) for _, v in cells} for _ in range(draws)]
+    found = []
+    for accuracy, value in cells:
+        orders = np.array([orders[value.tobytes()] for orders in drawn])
+        found.append(value[orders] @ accuracy.T)
+    return np.concatenate(found, axis=1).mean(axis=1)
 
 
 def _ranked(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -114,9 +120,9 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
         unknown = float("nan")
         return counts | {"spread": unknown, "chance": unknown, "p": 1.0, "best": "", "lead": unknown}
     generator = np.random.default_rng(seed)
-    shuffled = np.array(
-        [generator.permuted(by_seed.to_numpy(), axis=1).sum(axis=0).std(ddof=1) for _ in range(draws)]
-    )
+    shares = by_seed.to_numpy()
+    drawn = np.array([generator.permuted(shares, axis=1) for _ in range(draws)])
+    shuffled = drawn.sum(axis=1).std(axis=1, ddof=1)
     spread = found.std(ddof=1)
     p = (1 + np.sum(shuffled >= spread - 1e-12)) / (1 + draws)
     return counts | {
