@@ -298,3 +298,15 @@ def test_figures_of_decoding_are_those_of_their_record():
     assert f"ranges of {found['alternations']} turns" in said
     assert f"by {found['pixels']['train']['mean']:.2f} levels of 255" in said
     assert found["pixels"]["test"]["max"] == 0
+
+
+def test_figures_of_redrawing_are_those_of_their_record():
+    found = measured("redraw")
+    for kind in ("processor", "wall"):
+        ways = [spread(found[kind][way], 1) for way in ("papermill", "forks", "ratio")]
+        assert f"| {' | '.join([f'{kind} seconds', *ways])} |" in page("speed")
+    said = " ".join(page("speed").split())
+    assert f"{len(found['notebooks'])} notebooks of `{found['profile']}`" in said
+    assert f"ranges of {found['turns']} turns" in said
+    missed = found["processor"]["ratio"]["median"] < found["target"]
+    assert missed == (f"The target is {found['target']:g} times less processor time; it is missed" in said)
