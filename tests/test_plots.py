@@ -390,6 +390,9 @@ def test_arms_that_are_the_same_run_are_drawn_once():
     [
         ("pursuhint-cka-linear-debiased", "PURSUhInT, debiased linear CKA"),
         ("kmedoids-r2", "kmedoids, R²-CCA"),
+        ("pursuhint-my_lab:own_cka", "PURSUhInT, my_lab:own_cka"),
+        ("my_lab:own_cka", "my_lab:own_cka"),
+        ("coverage, cka-rbf", "coverage, RBF CKA"),
         ("stage-set-2-5-8", "stage set 2-5-8"),
         ("alone", "student alone"),
     ],

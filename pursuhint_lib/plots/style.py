@@ -1,4 +1,4 @@
-"""One style for all figures, and one colour per kind of arm everywhere."""
+"""One style for all figures, and one colour and one title for an arm everywhere."""
 
 import re
 import zlib
@@ -75,11 +75,14 @@ def arm_title(name: str) -> str:
     """An arm, a metric, or a score under a metric, as a reader knows it: ``pursuhint-cka-linear`` is
     "PURSUhInT, linear CKA".
     """
-    metric = next((key for key in TITLES if name == key or name.endswith((f"-{key}", f", {key}"))), "")
+    # A metric of the user's own is an import path, which has no dash.
+    own = name.rpartition("-")[2]
+    known = (key for key in TITLES if name == key or name.endswith((f"-{key}", f", {key}")))
+    metric = next(known, own if ":" in own else "")
     rule = name.removesuffix(metric).rstrip("-, ")
     # A dash between numbers, as in stage-set-2-5-8, stays.
     words = re.sub(r"(?<=[a-z])-|-(?=[a-z])", " ", _ARM_TITLES.get(rule, rule))
-    return ", ".join(part for part in (words, TITLES.get(metric)) if part)
+    return ", ".join(part for part in (words, TITLES.get(metric, metric)) if part)
 
 
 def drawn_once(arms: Mapping[str, Hashable]) -> dict[str, str]:
