@@ -22,7 +22,7 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
-from process_state import gone
+from process_state import runs
 
 from pursuhint_lib import records, teachers
 from pursuhint_lib.cli import main
@@ -314,7 +314,7 @@ def marked(folder: Path) -> list[int]:
     wanted, found = f"PURSUHINT_WORK={folder / 'work'}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and not gone(int(entry.name)):
+            if wanted in (entry / "environ").read_bytes().split(b"\0") and runs(int(entry.name)):
                 found.append(int(entry.name))
     return found
 

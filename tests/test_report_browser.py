@@ -40,6 +40,9 @@ def browser():
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(argument)
+    # A page is waited for by what it shows: chromedriver can miss the event that ends a load, and then waits
+    # for five minutes.
+    options.page_load_strategy = "none"
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     try:
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -61,8 +64,12 @@ def opened(browser, size=WIDE, scheme="light"):
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
     browser.get("about:blank")
+    wait_for(lambda: browser.execute_script("return location.href === 'about:blank'"))
     browser.get(PATHS.report.as_uri())
-    wait_for(lambda: browser.execute_script("return document.querySelector('#layer-map-text').textContent"))
+    drawn = (
+        "return document.readyState === 'complete' && document.querySelector('#layer-map-text')?.textContent"
+    )
+    wait_for(lambda: browser.execute_script(drawn), seconds=60)
     return browser
 
 
