@@ -1,6 +1,7 @@
 """Figures: they draw from small inputs and show the numbers they were given."""
 
 import io
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -168,14 +169,12 @@ SINGLE = {
 
 def dots(axis) -> list[tuple[float, float, str]]:
     """(x, y, colour) of every scattered dot."""
-    found = []
-    for collection in axis.collections:
-        if isinstance(collection, PathCollection):
-            found += [
-                (float(x), float(y), to_hex(collection.get_facecolor()[0]))
-                for x, y in collection.get_offsets()
-            ]
-    return found
+    return [
+        (float(x), float(y), to_hex(colour))
+        for collection in axis.collections
+        if isinstance(collection, PathCollection)
+        for (x, y), colour in zip(collection.get_offsets(), cycle(collection.get_facecolor()), strict=False)
+    ]
 
 
 def spans(axis) -> list[tuple[float, float, float]]:
@@ -330,8 +329,7 @@ def test_the_forest_shows_means_and_intervals_at_their_places():
 def test_a_difference_that_is_not_known_is_a_hollow_dot():
     known = [True, False, True]
     (axis,) = plots.forest({"one": panel().assign(known=known)}).axes
-    drawn = [shape for shape in axis.collections if isinstance(shape, PathCollection)]
-    assert [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in drawn] == known
+    assert [colour != "#ffffff" for *_, colour in dots(axis)] == known
 
 
 @pytest.mark.parametrize("name", ["forest", "accuracy_by_arm"])

@@ -17,7 +17,7 @@ from .style import (
     arm_title,
     drawn_once,
     labelled_rows,
-    mean_with_interval,
+    means_with_intervals,
     new_figure,
     numbered_cells,
     shared_titles,
@@ -94,6 +94,7 @@ def accuracy_by_arm(
     # A row is as high as its label asks for.
     heights = np.array([max(1.0, 0.2 + 0.6 * len(text.splitlines())) for text in titles.values()])
     places = np.cumsum(heights) - heights / 2
+    row_of = dict(zip(arms, places, strict=True))
     rows = -(-len(methods) // COLUMNS)
     columns = -(-len(methods) // rows)
     figure, axes = new_figure(
@@ -105,14 +106,12 @@ def accuracy_by_arm(
     for axis in panels[len(methods) :]:
         axis.set_axis_off()
     for axis, method in zip(panels, methods, strict=False):
-        for row, arm in zip(places, arms, strict=True):
-            cell = frame[(frame["method"] == method) & (frame["arm"] == arm)]
-            if cell.empty:
-                continue
-            colour = arm_colour(arm)
-            means = cell[["mean", "low", "high"]].iloc[0]
-            axis.scatter(cell["accuracy"], [row] * len(cell), s=9, color=colour, alpha=0.45, lw=0)
-            mean_with_interval(axis, row, means, colour, 1.6, s=30, edgecolor="white", linewidth=0.6)
+        runs = frame[frame["method"] == method]
+        colours = runs["arm"].map(arm_colour)
+        axis.scatter(runs["accuracy"], runs["arm"].map(row_of), s=9, color=colours, alpha=0.45, lw=0)
+        means = runs.drop_duplicates("arm")
+        means = means.assign(row=means["arm"].map(row_of), colour=means["arm"].map(arm_colour))
+        means_with_intervals(axis, means, 1.6, s=30, edgecolor="white", linewidth=0.6)
         axis.set(title=method, xlim=accuracy_limits(frame, 1))
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
         axis.locator_params(axis="x", nbins=4)
@@ -134,10 +133,15 @@ def _layer_strip(
     """A row per arm with dots at its sub-blocks (0-based), depth from left to right, stage borders as
     lines.
     """
-    for row, indices, arm in zip(places, taken, arms, strict=True):
-        axis.hlines(row, 1, stage_ends[-1] + 1, color="#e3e3e3", lw=3, zorder=1)
-        dots = [index + 1 for index in indices]
-        axis.scatter(dots, [row] * len(dots), s=16, color=arm_colour(arm), zorder=3)
+    axis.hlines(places, 1, stage_ends[-1] + 1, color="#e3e3e3", lw=3, zorder=1)
+    dots = [
+        (index + 1, row, arm_colour(arm))
+        for row, indices, arm in zip(places, taken, arms, strict=True)
+        for index in indices
+    ]
+    if dots:
+        numbers, rows, colours = zip(*dots, strict=True)
+        axis.scatter(numbers, rows, s=16, c=colours, zorder=3)
     for end in stage_ends[:-1]:
         axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":", zorder=2)
     axis.set(title="hint layers", xlabel="teacher's sub-block", xticks=[1, *(end + 1 for end in stage_ends)])
@@ -157,13 +161,19 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
     figure, axes = new_figure(height, ncols=len(panels), sharex=True, sharey=True, squeeze=False)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
         axis.axvline(0, color="#777777", lw=0.8)
-        for row in panel.itertuples():
-            position, margin = labels.index(row.label), getattr(row, "margin", float("nan"))
-            if margin > 0:
-                axis.barh(position, 2 * margin, left=-margin, height=0.9, color="#e8e8e8", zorder=0)
-            face = {} if getattr(row, "known", True) else {"facecolor": "white"}
-            values, colour = (row.mean, row.low, row.high), arm_colour(row.arm)
-            mean_with_interval(axis, position, values, colour, 1.5, s=22, **face)
+        rows = panel.assign(row=panel["label"].map(labels.index), colour=panel["arm"].map(arm_colour))
+        if "margin" in rows:
+            shaded = rows[rows["margin"] > 0]
+            axis.barh(
+                shaded["row"],
+                2 * shaded["margin"],
+                left=-shaded["margin"],
+                height=0.9,
+                color="#e8e8e8",
+                zorder=0,
+            )
+        face = rows["colour"].where(rows["known"], "white") if "known" in rows else rows["colour"]
+        means_with_intervals(axis, rows, 1.5, s=22, facecolor=face)
         # Side by side, long titles would meet.
         axis.set_title(textwrap.fill(title, 16 if len(panels) > 1 else 60), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)

@@ -131,14 +131,15 @@ def labelled_rows(axis: Axes, names: Sequence[str], **others) -> None:
     axis.tick_params(left=False)
 
 
-def mean_with_interval(
-    axis: Axes, row: float, values: tuple[float, float, float], colour: str, width: float, **dot
-) -> None:
-    """A dot for the mean and a line for its interval, of (mean, low, high); no line where it is infinite."""
-    mean, low, high = values
-    if np.isfinite(low):
-        axis.hlines(row, low, high, color=colour, lw=width)
-    axis.scatter([mean], [row], **{"edgecolor": colour, "facecolor": colour, "zorder": 3} | dot)
+def means_with_intervals(axis: Axes, rows: pd.DataFrame, width: float, **dots) -> None:
+    """A dot for every mean and a line for its interval; no line where that is infinite.
+
+    **Arguments:** columns row (its place), mean, low, high, colour; ``width`` of the lines, in points.
+    """
+    sure = rows[np.isfinite(rows["low"])]
+    axis.hlines(sure["row"], sure["low"], sure["high"], color=sure["colour"], lw=width)
+    look = {"edgecolor": rows["colour"], "facecolor": rows["colour"], "zorder": 3}
+    axis.scatter(rows["mean"], rows["row"], **look | dots)
 
 
 def accuracy_limits(frame: pd.DataFrame, part: float) -> tuple[float | None, float | None]:

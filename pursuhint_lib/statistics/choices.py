@@ -70,11 +70,9 @@ def _shuffled_rho(
     """The mean correlations [draws] after the scores were shuffled among the arms; equal scores in the same
     way.
     """
-    drawn = [{v.tobytes(): generator.permutation(len(v)) for _, v in cells} for _ in range(draws)]
-    found = []
-    for accuracy, value in cells:
-        orders = np.array([orders[value.tobytes()] for orders in drawn])
-        found.append(value[orders] @ accuracy.T)
+    places = {score.tobytes(): np.tile(np.arange(len(score)), (draws, 1)) for _, score in cells}
+    orders = {score: generator.permuted(arms, axis=1) for score, arms in places.items()}
+    found = [score[orders[score.tobytes()]] @ accuracy.T for accuracy, score in cells]
     return np.concatenate(found, axis=1).mean(axis=1)
 
 

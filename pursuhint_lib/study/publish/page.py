@@ -25,9 +25,8 @@ from ...settings import Profile
 from ...statistics import arms_of
 from ..grid.notes import NUMBER_NAME, shown_note
 
-# Dots per inch of a PNG file, and of a figure inside a notebook.
-FILE_DPI = 140
-INLINE_DPI = 100
+# Of a figure's pixels, in a file and inside a notebook.
+DOTS_PER_INCH = 120
 PIXELS_PER_POINT = 4 / 3
 # A mean difference and its interval, as the text of a number.
 INTERVAL = "{:+.2f} pp [{:.2f}, {:.2f}]"
@@ -72,7 +71,7 @@ class Page:
             with style():
                 figure.text(0.0, -0.015, self.profile.note, fontsize=6.5, color="#8a4b00", va="top")
         stem = self.paths.figures / f"{self.step}-{name}"
-        pixels, vector = png(figure, FILE_DPI), svg(figure)
+        pixels, vector = png(figure, DOTS_PER_INCH), svg(figure)
         self._write(stem, {".png": pixels, VECTOR: vector, ".md": f"{caption}\n".encode()})
         sides = re.findall(rb' (?:width|height)="([\d.]+)pt"', vector[: vector.index(b">", 99)])
         width, height = (round(float(side) * PIXELS_PER_POINT) for side in sides)
@@ -80,7 +79,7 @@ class Page:
         self._add(
             "picture", stem.name, alt=alt or caption, caption=caption, files=files, size=(width, height)
         )
-        display(Image(data=png(figure, INLINE_DPI)), Markdown(f"**Figure.** {caption}"))
+        display(Image(data=pixels), Markdown(f"**Figure.** {caption}"))
 
     def table(
         self, table: pd.DataFrame, name: str, caption: str, decimals: int = 2, runs: Iterable = ()
