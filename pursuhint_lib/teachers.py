@@ -16,7 +16,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-import torchvision
 
 from .files import replacing, sha256, write_json
 from .paths import ROOT, manifest_entry, teacher_download, teacher_file, teachers_lock
@@ -105,15 +104,17 @@ def teacher_entry(name: str) -> Teacher:
     """
     if not name.startswith(TORCHVISION):
         return TEACHERS[choose("teacher", name, [*TEACHERS, f"{TORCHVISION}<network>/{IMAGENET_WEIGHTS}"])]
-    networks = torchvision.models.list_models(module=torchvision.models)
+    # Here, since it takes two seconds, and most teachers are others.
+    from torchvision import models
+
     published = [
         network
-        for network in networks
-        if IMAGENET_WEIGHTS in torchvision.models.get_model_weights(network).__members__
+        for network in models.list_models(module=models)
+        if IMAGENET_WEIGHTS in models.get_model_weights(network).__members__
     ]
     choose("teacher", name, [f"{TORCHVISION}{network}/{IMAGENET_WEIGHTS}" for network in published])
     network = name.split("/")[1]
-    weights = torchvision.models.get_model_weights(network)[IMAGENET_WEIGHTS]
+    weights = models.get_model_weights(network)[IMAGENET_WEIGHTS]
     images = weights.transforms()
     return Teacher(
         name=name,

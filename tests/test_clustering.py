@@ -9,6 +9,7 @@ import torch
 from matrices import KMEANS, NEAREST, PARTITIONS, cost, planted, random_similarity
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
+from sklearn.cluster import SpectralClustering
 
 from pursuhint_lib.clustering import (
     ALGORITHMS,
@@ -302,7 +303,7 @@ def test_what_cannot_be_clustered_is_refused_with_what_can(matrix, k, algorithm,
 
 def test_spectral_with_too_few_clusters_is_refused(monkeypatch):
     two = staticmethod(lambda matrix: np.arange(len(matrix)) % 2)
-    monkeypatch.setattr(algorithms.SpectralClustering, "fit_predict", two)
+    monkeypatch.setattr(SpectralClustering, "fit_predict", two)
     with pytest.raises(ValueError, match="spectral .* does not find 3 clusters, .* take a smaller k"):
         choose_hint_points(BLOCKS, 3, "spectral")
 

@@ -127,9 +127,9 @@ def test_training_pixels_are_torchvisions_resized_crop(files):
 
 
 def test_pixels_are_the_same_without_torchvisions_operator(file, monkeypatch):
-    assert decoding.DECODE_JPEG, "this torchvision decodes JPEGs"
+    assert decoding.jpeg_decoder(), "this torchvision decodes JPEGs"
     fast = [decoding.train_pixels(file, 64, np.random.default_rng(seed)) for seed in range(4)]
-    monkeypatch.setattr(decoding, "DECODE_JPEG", None)
+    monkeypatch.setattr(decoding, "jpeg_decoder", lambda: None)
     slow = [decoding.train_pixels(file, 64, np.random.default_rng(seed)) for seed in range(4)]
     np.testing.assert_array_equal(fast, slow)
 

@@ -202,11 +202,18 @@ def test_a_second_run_trains_nothing_and_says_so(finished):
     assert records(folder) == before
 
 
-def test_a_deleted_figure_is_made_again_without_training(finished):
+def test_a_failing_notebook_ends_the_run_with_the_reason_and_a_lost_figure_is_made_again(finished):
     folder, *_ = finished
     figure = folder / "results" / "smoke" / "figures" / "05_results-effects.svg"
     content, before = figure.read_bytes(), records(folder)
     figure.unlink()
+    figure.mkdir()
+    failing = run(folder)
+    assert failing.returncode == 1
+    assert (
+        f"step 05_results failed: IsADirectoryError: [Errno 21] Is a directory: '{figure}'" in failing.stderr
+    )
+    figure.rmdir()
     again = run(folder)
     assert again.returncode == 0, again.stdout + again.stderr
     assert (
@@ -325,7 +332,8 @@ def test_results_are_what_their_records_give_bit_for_bit(finished, copied):
     assert f"SettingsError: record {record.stem} is missing, and nothing may be trained" in lacking.stderr
 
 
-def test_a_failing_notebook_ends_the_run_with_the_reason_and_loses_nothing(finished):
+@pytest.mark.slow
+def test_a_training_that_fails_loses_nothing(finished):
     folder, *_ = finished
     weights = next((folder / "work" / "smoke" / "weights").glob("teacher_resnet14_seed0*"))
     before, content = records(folder), weights.read_bytes()

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
-from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 from torch import Tensor
 
 from ..settings import choose
@@ -274,6 +273,9 @@ def _agglomerative(similarity: np.ndarray, k: int, _seed: int) -> Clustering:
     """Average linkage: the two clusters with the smallest mean distance are joined until k are left."""
     if k == len(similarity):
         return _around_medoids(similarity, np.arange(k))  # scikit-learn refuses a single sample
+    # Here, as below: it takes a second, and the paper's rule does without it.
+    from sklearn.cluster import AgglomerativeClustering
+
     labels = AgglomerativeClustering(k, metric="precomputed", linkage="average").fit_predict(1 - similarity)
     return _around_medoids(similarity, labels)
 
@@ -282,6 +284,8 @@ def _spectral(similarity: np.ndarray, k: int, seed: int) -> Clustering:
     """Spectral clustering of the graph whose edge weights are the similarities, negative ones as 0."""
     if k == len(similarity):
         return _around_medoids(similarity, np.arange(k))  # the eigenvector solver needs k < L
+    from sklearn.cluster import SpectralClustering
+
     with warnings.catch_warnings():
         # Blocks that share nothing are just what is looked for.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")

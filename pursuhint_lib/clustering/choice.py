@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ..settings import choose
@@ -96,6 +95,8 @@ def k_curve(
 
 
 def _silhouette_curve(similarity: np.ndarray, algorithm: str, largest: int, _draws: int, seed: int) -> KCurve:
+    from sklearn.metrics import silhouette_score
+
     distance = (1 - similarity).clip(min=0)  # rounding may make similarities a little larger than 1
     np.fill_diagonal(distance, 0)
     ks = range(2, largest + 1)

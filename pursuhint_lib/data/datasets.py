@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ..paths import data_root, sample_tree
@@ -194,12 +191,17 @@ def _stratified(labels: Tensor, count: int | None, seed: int, what: str) -> Tens
             f"{what} has {len(labels)} images of {classes} classes; a subset of {count} cannot keep their "
             f"shares; {limits}"
         )
+    # Here, as below: what only reads results does not wait for it.
+    from sklearn.model_selection import train_test_split
+
     keep, _ = train_test_split(everything, train_size=count, stratify=labels.numpy(), random_state=seed)
     return torch.from_numpy(np.sort(keep))
 
 
 def _digits(settings: Data) -> dict[str, Tensor]:
     """scikit-learn's 1 797 handwritten digits, 8×8, values 0 … 16. The first 1 000 are for training."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = torch.from_numpy((digits.images * 255 / 16).round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(digits.target.astype(np.int64))
@@ -219,7 +221,7 @@ class _Torchvision:
 
     name: str
     folder: str
-    reader: type
+    reader: str
 
     def _tree(self) -> tuple[Listing, Listing] | None:
         root = data_root() / self.name
@@ -240,11 +242,12 @@ class _Torchvision:
         root, entry = data_root(), DATASETS[self.name]
         if tree := self._tree():
             return cached(self.name, tree, entry.image_size, entry.channels)
-        download = not (root / self.folder).is_dir()
+        from torchvision import datasets
+
+        reader, download = getattr(datasets, self.reader), not (root / self.folder).is_dir()
         try:
             splits = {
-                split: self.reader(root, train=split == "train", download=download)
-                for split in ("train", "test")
+                split: reader(root, train=split == "train", download=download) for split in ("train", "test")
             }
         except (RuntimeError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
@@ -291,9 +294,9 @@ def _locate_sample(settings: Data) -> str:
     return f"will be made in {sample_tree()} from CIFAR-100: {DATASETS['cifar100'].locate(Data('cifar100'))}"
 
 
-_fashion = _Torchvision("fashion-mnist", "FashionMNIST", torchvision.datasets.FashionMNIST)
-_cifar10 = _Torchvision("cifar10", "cifar-10-batches-py", torchvision.datasets.CIFAR10)
-_cifar100 = _Torchvision("cifar100", "cifar-100-python", torchvision.datasets.CIFAR100)
+_fashion = _Torchvision("fashion-mnist", "FashionMNIST", "FashionMNIST")
+_cifar10 = _Torchvision("cifar10", "cifar-10-batches-py", "CIFAR10")
+_cifar100 = _Torchvision("cifar100", "cifar-100-python", "CIFAR100")
 _IMAGENET = {
     "channels": 3,
     "mean": (0.485, 0.456, 0.406),

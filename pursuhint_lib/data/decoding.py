@@ -12,13 +12,13 @@ Values stay uint8: normalising a whole batch on the device is cheaper than norma
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401 (it brings the operator below)
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -33,13 +33,21 @@ RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
 # The shorter side before the centre crop, per pixel of the crop.
 MARGIN = 256 / 224
-# The operator behind torchvision.io.decode_jpeg, which itself warns at every call that it will move to
-# another package. Where it is missing Pillow decodes: the same pixels, more slowly. The number is that of
-# torchvision.io.ImageReadMode.RGB.
-DECODE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
+# The number of torchvision.io.ImageReadMode.RGB.
 RGB = 3
 # What Pillow's readers raise for damaged files of one format or another.
 DAMAGES = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+
+
+@cache
+def jpeg_decoder() -> Callable[[Tensor, int], Tensor] | None:
+    """The operator behind torchvision.io.decode_jpeg, which itself warns at every call that it will move to
+    another package. Where it is missing Pillow decodes: the same pixels, more slowly.
+    """
+    # Here, since it takes two seconds, and most studies stream no images.
+    import torchvision  # noqa: F401 (it brings the operator)
+
+    return getattr(torch.ops.image, "decode_jpeg", None)
 
 
 def crop_box(width: int, height: int, draws: np.random.Generator) -> tuple[int, int, int, int]:
@@ -120,8 +128,8 @@ def look_at(path: Path, side: int, channels: int) -> tuple[np.ndarray, str]:
 def _decoded(path: Path) -> Tensor:
     """All pixels of an image: uint8 [1, 3, H, W], RGB."""
     try:
-        if DECODE_JPEG:
-            return DECODE_JPEG(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), RGB)[None]
+        if decode := jpeg_decoder():
+            return decode(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), RGB)[None]
     except (OSError, RuntimeError):
         # Not a JPEG, whatever its name says, or damaged: Pillow reads it or knows what is wrong.
         pass

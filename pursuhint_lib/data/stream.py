@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..processes import available_cores
 from ..processes import world as processes_here
 from .batches import Batch, Split, order_generator
-from .decoding import test_pixels, train_pixels
+from .decoding import jpeg_decoder, test_pixels, train_pixels
 from .entry import DataError, Dataset
 from .tree import Listing
 
@@ -78,6 +78,8 @@ class StreamedImages(Split):
     def __init__(self, listing: Listing, entry: Dataset, device: torch.device):
         super().__init__(torch.from_numpy(listing.labels), entry, device)
         self.listing = listing
+        # Once here, and not in every worker.
+        jpeg_decoder()
 
     def train_batches(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, first: int = 0

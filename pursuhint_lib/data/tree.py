@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .batches import evenly_spaced
 from .decoding import look_at, without_remarks
@@ -25,6 +24,8 @@ from .entry import DataError, Dataset
 # What systems and tools leave among images begins so: hidden files and folders (.ipynb_checkpoints, macOS's
 # companion "._x.png" of x.png), thumbnails, and what was deleted or found.
 LEFT_OUT = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+# Endings of the files that torchvision's ImageFolder takes for images.
+IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 WORDNET_ID = re.compile(r"n\d{8}")
 LAYOUT = "see docs/reproducing.md#imagenet"
 # Listing waits for the file system, on a network drive for milliseconds per file; so many folders wait at
@@ -140,7 +141,7 @@ def list_split(folder: Path, classes: Sequence[str]) -> Listing:
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise DataError(
-            f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}) in {len(empty)} of {len(classes)} class "
+            f"{folder} has no images ({', '.join(IMAGES)}) in {len(empty)} of {len(classes)} class "
             f"folders: {_some(empty)}; put some there, or remove the folders; {LAYOUT}"
         )
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
@@ -160,7 +161,7 @@ def _list_class(folder: Path, name: str, around: set[tuple[int, int]]) -> tuple[
         for entry in _entries(folder / inner):
             if _is_folder(entry):
                 waiting.append(f"{inner}/{entry.name}")
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            elif entry.name.lower().endswith(IMAGES):
                 found.append((f"{inner}/{entry.name}", entry.stat().st_size))
     found.sort()
     names = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)

@@ -20,8 +20,6 @@ from ..models import load_checkpoint, save_weights
 OPSET = 18
 # Names of the input and the output in the ONNX file.
 INPUT, OUTPUT = "images", "logits"
-# Of the only input: its first size is not fixed.
-ANY_BATCH = ({0: Dim("batch")},)
 # Messages of ONNX Runtime from this level on are shown: errors.
 ERRORS = 3
 
@@ -46,6 +44,11 @@ class Form:
     load: Callable[[Path, Callable[[], nn.Module]], Runner]
 
 
+def any_batch() -> tuple[dict[int, Dim]]:
+    """The sizes that are not fixed, of the only input: the first. To make it takes half a second."""
+    return ({0: Dim("batch")},)
+
+
 def capture(network: nn.Module, image: Tensor) -> ExportedProgram:
     """The graph of a network in eval mode, for any number of images.
 
@@ -53,7 +56,7 @@ def capture(network: nn.Module, image: Tensor) -> ExportedProgram:
     """
     # Two of them, as the number 1 would be taken for a constant.
     images = torch.cat([image, image])
-    program = torch.export.export(network, (images,), dynamic_shapes=ANY_BATCH)
+    program = torch.export.export(network, (images,), dynamic_shapes=any_batch())
     # Stored, they would be pickled.
     program.example_inputs = None
     for node in program.graph.nodes:
@@ -86,7 +89,7 @@ def _load_program(path: Path, _: Callable[[], nn.Module]) -> Runner:
 def _write_onnx(_: nn.Module, program: ExportedProgram, path: Path) -> None:
     import onnx
 
-    names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ANY_BATCH}
+    names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": any_batch()}
     found = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
     model = found.model_proto
     for entry in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):

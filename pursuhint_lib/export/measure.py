@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import Images, StreamedImages
 from ..processes import threads
@@ -44,6 +43,8 @@ def flops(network: nn.Module, image: Tensor) -> int:
     Normalisation, activations, pooling and additions are not counted, as is usual: together they are a few
     percent.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
     return counter.get_total_flops()

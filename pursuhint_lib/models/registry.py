@@ -7,7 +7,6 @@ packages, and an import path (``my_networks:my_network``) a function or class of
 import warnings
 from collections.abc import Callable
 
-import torchvision
 from torch import nn
 
 from ..settings import SettingsError, choose
@@ -51,28 +50,29 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
 
 
 def _build(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    if name.startswith(TORCHVISION):
-        valid = torchvision.models.list_models(module=torchvision.models)
-        choose("torchvision network", name.removeprefix(TORCHVISION), valid)
-        if in_channels != 3:
-            raise SettingsError(
-                f"{name} takes 3 channels and the data has {in_channels}; use one of {', '.join(MODELS)}"
-            )
-        with warnings.catch_warnings():
-            # googlenet and inception announce a slow initialisation; it is what was asked for.
-            warnings.simplefilter("ignore", FutureWarning)
-            return torchvision.models.get_model(
-                name.removeprefix(TORCHVISION), weights=None, num_classes=num_classes
-            )
+    if name in MODELS:
+        return MODELS[name](num_classes, in_channels)
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM), num_classes, in_channels)
     if is_import_path(name):
         return _own(name, num_classes, in_channels)
-    if name not in MODELS and name in torchvision.models.list_models(module=torchvision.models):
-        raise SettingsError(f"unknown network {name!r}; torchvision's is written {TORCHVISION}{name}")
-    return MODELS[choose("network", name, [*MODELS, f"{TORCHVISION}<name>", f"{TIMM}<name>", FORM])](
-        num_classes, in_channels
-    )
+    # Here, since it takes two seconds, and most networks do without it.
+    from torchvision import models
+
+    valid = models.list_models(module=models)
+    if not name.startswith(TORCHVISION):
+        if name in valid:
+            raise SettingsError(f"unknown network {name!r}; torchvision's is written {TORCHVISION}{name}")
+        choose("network", name, [*MODELS, f"{TORCHVISION}<name>", f"{TIMM}<name>", FORM])
+    found = choose("torchvision network", name.removeprefix(TORCHVISION), valid)
+    if in_channels != 3:
+        raise SettingsError(
+            f"{name} takes 3 channels and the data has {in_channels}; use one of {', '.join(MODELS)}"
+        )
+    with warnings.catch_warnings():
+        # googlenet and inception announce a slow initialisation; it is what was asked for.
+        warnings.simplefilter("ignore", FutureWarning)
+        return models.get_model(found, weights=None, num_classes=num_classes)
 
 
 def _own(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -86,7 +86,6 @@ def _own(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 def _timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
     try:
-        # Here, so that all other networks do without it.
         import timm
     except ModuleNotFoundError:
         raise SettingsError(

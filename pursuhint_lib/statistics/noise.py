@@ -36,7 +36,8 @@ def run_noise(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
 
 def _residual(runs: pd.DataFrame) -> tuple[float, int]:
     """Mean square of what arms (by their layers) and seeds do not explain, and its degrees of freedom."""
-    design = pd.get_dummies(runs[["points", "seed"]].astype(str), dtype=float).to_numpy()
+    places = [pd.factorize(runs[column])[0] for column in ("points", "seed")]
+    design = np.hstack([np.eye(place.max(initial=0) + 1)[place] for place in places])
     accuracy = runs["accuracy"].to_numpy(float)
     effects, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)
     freedom = len(runs) - int(rank)

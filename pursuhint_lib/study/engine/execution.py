@@ -48,6 +48,9 @@ OUT_OF_MEMORY = {
 }
 # What steps import, beside what is imported here.
 IMPORTED = (
+    "sklearn.cluster",
+    "sklearn.datasets",
+    "sklearn.model_selection",
     "ipykernel.kernelapp",
     "ipywidgets",
     "matplotlib_inline.backend_inline",

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import adjusted_rand_score
 
 from ...clustering import HintPoints, choose_hint_points, segment_middles
 from ...settings import Pair, Profile
 from ...similarity import paper_metrics
 from ..grid.arms import LayerMap
 from ..grid.hint_layers import stored_choices, stored_similarity
-from .stability import mean_shift
+from .stability import mean_shift, rand_index
 
 Grid = dict[tuple[str, str], dict[int, HintPoints]]
 
@@ -53,7 +52,7 @@ def ablation_frame(grid: Grid) -> pd.DataFrame:
                     "k": k,
                     "sub-blocks": " ".join(str(i + 1) for i in points.indices),
                     "excess": points.objective - best.objective,
-                    "ari": float(adjusted_rand_score(paper.labels, points.labels)),
+                    "ari": rand_index(points.labels, paper.labels),
                     "from paper": mean_shift(points.indices, paper.indices),
                     "from middles": mean_shift(points.indices, segment_middles(len(points.labels), k)),
                     "settled": points.converged,
@@ -131,9 +130,7 @@ def rand_table(labels: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     """Adjusted Rand index between every two clusterings, given as the cluster of each sub-block [L]: a square
     frame.
     """
-    return pd.DataFrame(
-        {a: {b: float(adjusted_rand_score(labels[a], labels[b])) for b in labels} for a in labels}
-    )
+    return pd.DataFrame({a: {b: rand_index(labels[b], labels[a]) for b in labels} for a in labels})
 
 
 def coverage(similarity: np.ndarray, points: Sequence[int]) -> float:

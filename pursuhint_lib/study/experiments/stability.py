@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ... import training
@@ -46,6 +45,14 @@ class Change:
 def mean_shift(points: Sequence[int], reference: Sequence[int]) -> float:
     """Mean number of sub-blocks between the points of two choices, matched in depth order."""
     return float(np.mean(np.abs(np.sort(points) - np.sort(reference))))
+
+
+def rand_index(labels: Sequence[int], reference: Sequence[int]) -> float:
+    """The adjusted Rand index of two clusterings: 1 where they are the same, about 0 by chance."""
+    # Here, since it takes a second, and most steps do without it.
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(reference, labels))
 
 
 def further_teachers(profile: Profile, teacher: str) -> list[TeacherSettings]:
@@ -101,11 +108,10 @@ def _compared(row: dict, reference: HintPoints) -> dict:
     if "refused" in row:
         return {**shared, "points": None, "ari": float("nan"), "shift": float("nan"), "same": float("nan")}
     points = tuple(number - 1 for number in row["sub_blocks"])
-    ari = float(adjusted_rand_score(reference.labels, row["clusters"]))
     return {
         **shared,
         "points": points,
-        "ari": ari,
+        "ari": rand_index(row["clusters"], reference.labels),
         "shift": mean_shift(points, reference.indices),
         "same": float(points == reference.indices),
     }
