@@ -105,6 +105,10 @@ class TestEveryNotebook:
         headings = re.findall(r"^## (.+)$", "\n".join(prose(file)), flags=re.M)
         assert "Answer" in headings[-1] or re.search(r"\]\([\w./-]+\.(ipynb|md)\)", prose(file)[-1])
 
+    def test_shows_its_note_once_all_is_published_that_the_note_was_written_for(self, file):
+        published = re.findall(r"page\.(\w+)\(", "\n".join(code(file)))
+        assert "note" not in published[:-1]
+
     def test_refuses_a_parameter_that_it_does_not_declare(self, file):
         check_parameters(file, {"profile": "smoke"})
         with pytest.raises(SettingsError, match="parameter.*'profil'.*did you mean 'profile'"):
@@ -118,6 +122,7 @@ class TestEveryNotebook:
 @pytest.mark.parametrize("file", EXECUTED, ids=lambda f: f"{f.parts[-3]}-{f.stem}")
 def test_executed_copies_ran_from_top_to_bottom_and_hold_results_only(file):
     assert file.stat().st_size < 1_000_000
+    assert "To be read again" not in file.read_text(), "its note is about other numbers"
     ran = [cell for cell in cells(file) if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
     outputs = [output for cell in ran for output in cell["outputs"]]
