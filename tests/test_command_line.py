@@ -93,7 +93,7 @@ def test_plan_lists_every_step_with_time_and_disk(capsys):
     assert main(["run", "smoke", "--plan"]) == 0
     out = capsys.readouterr().out
     assert out.count("about") == 12
-    assert "0 of 11 steps are done" in out
+    assert "0 of 12 steps are done" in out
     assert "MiB of disk" in out
 
 

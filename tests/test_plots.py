@@ -115,6 +115,22 @@ def searched() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["weight", "arm", "accuracy", "gradient_ratio"])
 
 
+def sets() -> pd.DataFrame:
+    """Two seeds of three sets, of which a rule takes one."""
+    rows = [
+        (f"{a}-5", seed, 44.0 + a, 4 - a, ("stage-ends",) * (a == 2)) for a in (1, 2, 3) for seed in (0, 1)
+    ]
+    frame = pd.DataFrame(rows, columns=["set", "seed", "mean", "rank", "named"])
+    return frame.assign(
+        accuracy=frame["mean"] + frame["seed"] - 0.5, named=frame["named"].where(frame["named"] != ())
+    )
+
+
+def places() -> pd.DataFrame:
+    numbers = np.arange(1, 5)
+    return panel().iloc[[0, 1, 2, 0]].assign(**{"sub-block": numbers, "stage": (numbers + 1) // 2})
+
+
 DEPTHS = {"none": (), "stage-ends": ((2, 0), (5, 1), (8, 2)), "pursuhint-r2": ((1, 0), (4, 1), (7, 2))}
 
 FIGURES = {
@@ -152,6 +168,8 @@ FIGURES = {
     ),
     "weight_sweep": lambda: plots.weight_sweep(panel().assign(weight=10), 10),
     "tuning_curve": lambda: plots.tuning_curve(searched(), 10, 1000),
+    "ranked_sets": lambda: plots.ranked_sets({"AT": sets(), "FitNet": sets()}, {"AT": 43.0, "FitNet": 42.0}),
+    "place_effects": lambda: plots.place_effects({"AT": places(), "FitNet": places()}, (1, 3)),
 }
 
 # One seed only: no interval, no mean of several.

@@ -15,6 +15,8 @@ from .outcomes import (
     accuracy_by_arm,
     effect_grid,
     forest,
+    place_effects,
+    ranked_sets,
     training_curves,
     tuning_curve,
     weight_sweep,

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from .style import (
+    SAFE,
     WIDTH,
     accuracy_limits,
     arm_colour,
@@ -182,6 +183,59 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
     worse, better = directions
     words = f"← {worse}      {better} →\n" if worse else ""
     figure.supxlabel(f"{words}difference in test accuracy, pp, with 95 % interval", fontsize=9)
+    return figure
+
+
+@styled
+def ranked_sets(panels: Mapping[str, pd.DataFrame], floors: Mapping[str, float]) -> Figure:
+    """Accuracy of every set of layers, the best on top: a small dot per seed, a large one for the mean; one
+    panel per method, a dashed line at no hints. Sets that a rule takes are in its colour.
+
+    **Arguments:** panel title → one row per run with columns set, accuracy, mean, rank, named (the arms that
+    took the same layers, the first of which gives the colour; missing for none); panel title → accuracy
+    without hints.
+    """
+    most = max(panel["set"].nunique() for panel in panels.values())
+    figure, axes = new_figure(1.4 + 0.17 * most, ncols=len(panels), squeeze=False)
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        axis.axvline(floors[title], color="#777777", lw=0.8, ls="--", zorder=0)
+        ranked = panel.drop_duplicates("set").sort_values(["rank", "set"])
+        rows = {name: row for row, name in enumerate(ranked["set"])}
+        axis.scatter(panel["accuracy"], panel["set"].map(rows), s=7, color="#8c8c8c", alpha=0.5, lw=0)
+        axis.scatter(ranked["mean"], ranked["set"].map(rows), s=16, color="#8c8c8c", zorder=2)
+        for rule in ranked.dropna(subset="named").itertuples():
+            (label,) = shared_titles(dict.fromkeys(rule.named, rule.named[0])).values()
+            look = {"color": arm_colour(rule.named[0]), "label": label, "zorder": 3}
+            axis.scatter(rule.mean, rows[rule.set], s=44, **look)
+        labelled_rows(axis, list(rows), title=title)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.grid(axis="x", color="#eeeeee", lw=0.8)
+    figure.supxlabel("test accuracy, % (dashed: no hints)", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+@styled
+def place_effects(panels: Mapping[str, pd.DataFrame], stage_ends: Sequence[int]) -> Figure:
+    """What the place of the hint layer in each stage does: mean effect and 95 % interval of every sub-block,
+    a line per stage, a panel per method.
+
+    **Arguments:** panel title → rows with columns stage, sub-block (1-based), mean, low, high; the 0-based
+    sub-blocks that end stages.
+    """
+    figure, axes = new_figure(2.8, ncols=len(panels), sharey=True, squeeze=False)
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        axis.axhline(0, color="#777777", lw=0.8)
+        for end in stage_ends[:-1]:
+            axis.axvline(end + 1.5, color="#999999", lw=0.8, ls=":")
+        sure = panel[np.isfinite(panel["low"])]
+        axis.vlines(sure["sub-block"], sure["low"], sure["high"], color=SAFE[0], lw=1.2)
+        for _, rows in panel.groupby("stage"):
+            axis.plot(rows["sub-block"], rows["mean"], color=SAFE[0], marker="o", ms=4, lw=1.2)
+        axis.set(title=title, xticks=panel["sub-block"])
+        axis.grid(axis="y", color="#eeeeee", lw=0.8)
+    axes[0, 0].set_ylabel("effect on test accuracy, pp")
+    figure.supxlabel("teacher's sub-block that is the hint layer of its stage", fontsize=9)
     return figure
 
 

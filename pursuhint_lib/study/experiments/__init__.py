@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data import describe
 from ...settings import Profile
-from . import deepest_layer, distillation, exports, hint_weight, speed_check, stability, tuning
+from . import deepest_layer, distillation, exports, hint_weight, population, speed_check, stability, tuning
 
 
 def after(*notebooks: str) -> Callable[..., list[tuple[str, dict]]]:
@@ -128,4 +128,5 @@ EXPERIMENTS: list[Experiment] = [
         own=("exchange",),
         alone=True,
     ),
+    Experiment(population.POPULATION, population.population_executions),
 ]

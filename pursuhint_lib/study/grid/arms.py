@@ -17,7 +17,7 @@ from .reasons import Reason, describe_walk, explain
 # So many random sets are drawn at once at most; draw i is the same however many are used.
 MAX_RANDOM_ARMS = 50
 # Stands in a profile for one arm per set with one sub-block in each stage, of which there may be so many.
-STAGE_SETS, MAX_STAGE_SETS = "stage-sets", 100
+STAGE_SETS, STAGE_SET, MAX_STAGE_SETS = "stage-sets", "stage-set-", 100
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ ARMS: dict[str, Callable[[LayerMap, int, str], Choice]] = {
     ),
     "random-": _random,
     "stage-random-": _stage_random,
-    "stage-set-": _stage_set,
+    STAGE_SET: _stage_set,
     "first": lambda layer_map, k, _: Choice(tuple(range(k)), f"The first {k} sub-blocks."),
     "last": lambda layer_map, k, _: Choice(
         tuple(range(layer_map.layers - k, layer_map.layers)), f"The last {k} sub-blocks."
@@ -194,7 +194,7 @@ STAGE_ARMS = ("stage-", "reversed", "shallowed-")
 NUMBERED = {
     "random-": f"random-<1 … {MAX_RANDOM_ARMS}>",
     "stage-random-": f"stage-random-<1 … {MAX_RANDOM_ARMS}>",
-    "stage-set-": "stage-set-<sub-block>-<sub-block>-…",
+    STAGE_SET: "stage-set-<sub-block>-<sub-block>-…",
 }
 
 
@@ -221,7 +221,7 @@ def check_arm(arm: str, metrics: Sequence[str]) -> None:
         choose("arm", arm, [shown for name in ARMS for shown in endings.get(name, [name])])
     if key in NUMBERED:
         numbers = [int(number) if re.fullmatch(r"[1-9]\d{,5}", number) else 0 for number in rest.split("-")]
-        if not all(numbers) or (key != "stage-set-" and (len(numbers) > 1 or numbers[0] > MAX_RANDOM_ARMS)):
+        if not all(numbers) or (key != STAGE_SET and (len(numbers) > 1 or numbers[0] > MAX_RANDOM_ARMS)):
             choose("arm", arm, [NUMBERED[key]])
     elif key.endswith("-") and rest not in metrics:
         if rest in METRICS or is_import_path(rest):
@@ -245,7 +245,7 @@ def check_sets(arms: Sequence[str], layer_map: LayerMap, k: int) -> None:
             kind = " with one in each stage" if key == "stage-random-" else ""
             there = f"there are {sets[key]} different sets of {k} sub-blocks{kind}"
             raise SettingsError(f"{there}, so {arm} cannot be drawn; take a number of at most {sets[key]}")
-        if key == "stage-set-":
+        if key == STAGE_SET:
             points = [int(number) - 1 for number in rest.split("-")]
             if len(points) != len(stages) or any(
                 i not in stage for i, stage in zip(points, stages, strict=True)
@@ -268,7 +268,7 @@ def stage_set_arms(layer_map: LayerMap, k: int) -> tuple[str, ...]:
         raise SettingsError(
             f"{STAGE_SETS} are {sets} arms, more than {MAX_STAGE_SETS}; take stage-random-1 etc."
         )
-    return tuple("stage-set-" + "-".join(str(i + 1) for i in points) for points in itertools.product(*stages))
+    return tuple(STAGE_SET + "-".join(str(i + 1) for i in points) for points in itertools.product(*stages))
 
 
 def choose_points(arm: str, layer_map: LayerMap, k: int) -> Choice:
