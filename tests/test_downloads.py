@@ -7,6 +7,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from pursuhint_lib import data
 from pursuhint_lib.data import DATASETS, DataError, datasets, load_splits
@@ -35,7 +36,8 @@ def reader(monkeypatch):
     """Put a reader in the place of a data set's own."""
 
     def put(name: str, folder: str, read) -> None:
-        source = datasets._Torchvision(name, folder, read)
+        monkeypatch.setattr(torchvision.datasets, "Stub", read, raising=False)
+        source = datasets._Torchvision(name, folder, "Stub")
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], load=source.load, locate=source.locate))
 
     return put

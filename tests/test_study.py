@@ -285,6 +285,7 @@ def test_the_plan_knows_what_is_done(profile):
         "06",
         "07",
         "08",
+        "13",
     ]
     at = "03_distillation-resnet14-resnet8x0.25-at"
     assert steps[at].runs == (0, None)
