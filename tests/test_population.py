@@ -12,6 +12,7 @@ from matplotlib.collections import PathCollection
 from scipy import stats
 
 from pursuhint_lib import plots
+from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.experiments.population import (
     population_arms,
     population_executions,
@@ -83,38 +84,43 @@ def residual(rows: pd.DataFrame, *factors) -> tuple[float, int]:
     return float(((rows["accuracy"] - design @ fitted) ** 2).sum()), len(rows) - rank
 
 
+def noise(runs: pd.DataFrame, frame: pd.DataFrame) -> tuple[float, int]:
+    """Variance of a run, and its degrees of freedom; no hints are a 28th arm that tells of it.
+
+    With one pair and method there are no others towards which the variance could be moderated.
+    """
+    rows = pd.concat([runs, frame[frame["arm"] == "none"]])
+    error, freedom = residual(rows, rows["arm"], rows["seed"])
+    return error / freedom, freedom
+
+
 def test_the_spread_is_tested_as_a_linear_model_does(runs, frame):
     (row,) = population_spread(runs, frame).to_dict("records")
-    # Of one pair and method, the moderated noise is its own; no hints are a 28th arm that tells of it.
-    with_none = pd.concat([runs, frame[frame["arm"] == "none"]])
-    error, freedom = residual(with_none, with_none["arm"], with_none["seed"])
+    variance, freedom = noise(runs, frame)
     without, fewer = residual(runs, runs["seed"])
     full, more = residual(runs, runs["set"], runs["seed"])
     assert fewer - more == 26
-    expected = (without - full) / 26 / (error / freedom)
+    expected = (without - full) / 26 / variance
     assert row["F"] == pytest.approx(expected)
     assert row["p"] == pytest.approx(stats.f.sf(expected, 26, freedom))
     assert (row["sets"], row["n"]) == (27, SEEDS)
-    # As the true means have it, 1.79 pp.
     truth = [
         sum(EFFECTS.get(n, 0.0) for n in numbers)
         for numbers in product(range(1, 4), range(4, 7), range(7, 10))
     ]
     assert row["spread"] == pytest.approx(np.std(truth, ddof=1), abs=0.3)
-    assert row["chance"] == pytest.approx(np.sqrt(error / freedom / SEEDS))
+    assert row["chance"] == pytest.approx(np.sqrt(variance / SEEDS))
 
 
 def test_places_have_the_effects_and_tests_of_a_linear_model(runs, frame):
     places, stages = stage_effects(runs, frame)
     numbers = runs["set"].str.split("-", expand=True)
-    error, freedom = residual(
-        *((rows := pd.concat([runs, frame[frame["arm"] == "none"]])),), rows["arm"], rows["seed"]
-    )
+    variance, freedom = noise(runs, frame)
     full, _ = residual(runs, *(numbers[i] for i in range(3)), runs["seed"])
     for row in stages.itertuples():
         others = [numbers[i] for i in range(3) if i != row.stage - 1]
         less, _ = residual(runs, *others, runs["seed"])
-        expected = (less - full) / 2 / (error / freedom)
+        expected = (less - full) / 2 / variance
         assert pytest.approx(expected) == row.F
         assert row.p == pytest.approx(stats.f.sf(expected, 2, freedom))
     assert stages["share"].sum() < 1
@@ -123,8 +129,8 @@ def test_places_have_the_effects_and_tests_of_a_linear_model(runs, frame):
         mine = runs[numbers[row.stage - 1] == str(row[3])]["accuracy"]
         assert row.mean == pytest.approx(mine.mean() - runs["accuracy"].mean())
         # The mean of a third of the runs, minus that of all.
-        variance = error / freedom * (1 / len(mine) - 1 / len(runs))
-        assert row.high - row.mean == pytest.approx(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(variance * (1 / len(mine) - 1 / len(runs)))
+        assert row.high - row.mean == pytest.approx(half)
 
 
 def test_without_noise_or_differences_nothing_is_tested(runs, frame):
@@ -136,6 +142,21 @@ def test_without_noise_or_differences_nothing_is_tested(runs, frame):
     places, _ = stage_effects(*single)
     assert np.isinf(places["low"]).all()
     assert plots.place_effects({"AT": places}, [2, 5, 8]).axes[0].lines
+
+
+def test_a_set_that_has_failed_is_the_last_and_nothing_is_tested(profile, frame):
+    failed = frame.assign(accuracy=frame["accuracy"].where(frame["arm"] != "stage-set-1-4-7"))
+    runs = population_frame(profile, profile.pairs[0], failed)
+    assert set(runs.loc[runs["set"] == "1-4-7", "rank"]) == {27}
+    assert population_spread(runs, failed)[["n", "p"]].to_numpy().tolist() == [[0, 1.0]]
+    assert stage_effects(runs, failed)[1]["p_holm"].tolist() == [1.0] * 3
+    assert plots.ranked_sets({"AT": runs}, {"AT": 43.0}).axes
+
+
+def test_a_profile_without_the_population_is_told_so(frame):
+    quick = load_profile("quick")
+    with pytest.raises(SettingsError, match="quick does not train every set .* add stage-sets to its arms"):
+        population_frame(quick, quick.pairs[0], frame)
 
 
 def test_the_figure_shows_every_set_at_its_rank_and_rules_in_colour(runs):

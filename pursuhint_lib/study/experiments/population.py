@@ -4,14 +4,15 @@ on which sets were drawn.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ...settings import Pair, Profile
+from ...settings import Pair, Profile, SettingsError
 from ...statistics import Effect, holm, run_noise
-from ..grid.arms import STAGE_SET
+from ..grid.arms import STAGE_SET, STAGE_SETS
 from ..grid.profiles import network_points
 
 POPULATION = "13_population"
@@ -35,17 +36,26 @@ def population_frame(profile: Profile, pair: Pair, frame: pd.DataFrame) -> pd.Da
     **Arguments:** ``frame`` as ``cells.results_frame`` gives it.
 
     **Returns:** its rows of the pair and its sets, with the columns set (``2-5-8``), mean (over seeds, %),
-    rank (of the mean within its method; 1 is the best) and named (other arms that took the same layers).
+    rank (of the mean within its method; 1 is the best, and sets that have failed are the last) and named
+    (other arms that took the same layers).
+
+    **Raises:** ``SettingsError`` where the profile does not train all sets.
     """
+    if not (arms := population_arms(profile, pair)):
+        raise SettingsError(
+            f"{profile.name} does not train every set with one layer in each stage of {pair.teacher}; add "
+            f"{STAGE_SETS} to its arms, or take a profile that has them"
+        )
     mine = frame[frame["pair"] == pair.name]
-    chosen = mine["arm"].isin(population_arms(profile, pair))
+    chosen = mine["arm"].isin(arms)
     others = mine[~chosen & (mine["points"] != "")].drop_duplicates(["arm", "points"])
     named = others.groupby("points", sort=False)["arm"].agg(tuple)
     runs = mine[chosen].assign(set=mine["arm"].str.removeprefix(STAGE_SET), named=mine["points"].map(named))
     runs["mean"] = runs.groupby(["method", "set"])["accuracy"].transform("mean")
     means = runs.drop_duplicates(["method", "set"])
-    ranks = means.assign(rank=means.groupby("method")["mean"].rank(ascending=False, method="min").astype(int))
-    return runs.merge(ranks[["method", "set", "rank"]], on=["method", "set"])
+    ranks = means.groupby("method")["mean"].rank(ascending=False, method="min", na_option="bottom")
+    ranked = means[["method", "set"]].assign(rank=ranks.astype(int))
+    return runs.merge(ranked, on=["method", "set"])
 
 
 def population_spread(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
@@ -59,9 +69,8 @@ def population_spread(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     F, p.
     """
     rows = []
-    for method, means, n, noise in _cells(runs, frame):
-        variance, sets = noise["moderated"] / n, len(means)
-        between = float(means.var(ddof=1))
+    for method, means, n, variance, freedom in _cells(runs, frame):
+        sets, between = len(means), float(means.var(ddof=1))
         rows.append(
             {
                 "method": method,
@@ -72,7 +81,7 @@ def population_spread(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
                 "spread": math.sqrt(max(between - variance, 0.0)),
                 "chance": math.sqrt(variance),
             }
-            | _f_test(between, variance, sets - 1, noise["moderated_freedom"])
+            | _f_test(between, variance, sets - 1, freedom)
         )
     return pd.DataFrame(rows)
 
@@ -90,18 +99,18 @@ def stage_effects(runs: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame
     between sets), F, p, and p_holm (over all methods and stages).
     """
     places, tests = [], []
-    for method, means, n, noise in _cells(runs, frame):
-        variance, total = noise["moderated"] / n, float(((means - means.mean()) ** 2).sum())
+    for method, means, n, variance, freedom in _cells(runs, frame):
+        total = float(((means - means.mean()) ** 2).sum())
         numbers = np.array([name.split("-") for name in means.index], dtype=int)
         for stage, column in enumerate(numbers.T, start=1):
             marginal = means.groupby(column).mean() - means.mean()
             count, alike = len(marginal), len(means) // len(marginal)
             error = math.sqrt(variance / alike * (1 - 1 / count))
             for number, effect in marginal.items():
-                row = Effect(effect, error, noise["moderated_freedom"], n).row()
+                row = Effect(effect, error, freedom, n).row()
                 places.append({"method": method, "stage": stage, "sub-block": number} | row)
             explained = alike * float((marginal**2).sum())
-            test = _f_test(explained / max(1, count - 1), variance, count - 1, noise["moderated_freedom"])
+            test = _f_test(explained / max(1, count - 1), variance, count - 1, freedom)
             share = explained / total if total else float("nan")
             tests.append({"method": method, "stage": stage, "share": share} | test)
     table = pd.DataFrame(tests)
@@ -117,12 +126,13 @@ def _f_test(square: float, variance: float, between: int, within: float) -> dict
     return {"F": square / variance, "p": float(stats.f.sf(square / variance, between, within))}
 
 
-def _cells(runs: pd.DataFrame, frame: pd.DataFrame):
+def _cells(runs: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series, int, float, float]]:
     """Per method: its name, the sets' means over the seeds that have all of them, how many these are, and the
-    noise of a run.
+    variance of such a mean by chance with its degrees of freedom.
     """
     noise = run_noise(frame)
     for (pair, method), cell in runs.groupby(["pair", "method"], sort=False):
         table = cell.pivot(index="seed", columns="set", values="accuracy")[[*dict.fromkeys(cell["set"])]]
-        table = table.dropna()
-        yield method, table.mean(), len(table), noise.loc[pair, method]
+        table, mine = table.dropna(), noise.loc[pair, method]
+        variance = float(mine["moderated"]) / (len(table) or math.nan)
+        yield method, table.mean(), len(table), variance, float(mine["moderated_freedom"])
