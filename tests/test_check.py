@@ -294,15 +294,3 @@ def test_weights_under_two_names_are_saved(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setitem(MODELS, "tied", tied)
     assert checked(tmp_path, capsys, **pair("tied")) == (0, [])
-
-
-@pytest.mark.parametrize(
-    ("abilities", "told"), [({"avx2": True}, 1), ({"avx2": True, "avx512_bf16": True}, 0)]
-)
-def test_a_cpu_that_computes_bf16_in_software_is_noted(abilities, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
-    file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(PROFILE | {"precision": "bf16"}))
-    assert main(["run", str(file), "--check"]) == 0
-    assert capsys.readouterr().out.count("computes bf16 in software") == told

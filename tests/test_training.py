@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from pursuhint_lib import records, teachers, training
 from pursuhint_lib.data import DATASETS, load_splits
@@ -315,6 +316,29 @@ def test_bf16_runs_and_losses_stay_float32():
     assert losses["total"].item() == pytest.approx(
         (losses["ce"] + losses["kd"] + 10 * losses["hint"]).item(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_a_convolution_in_bf16_is_rounded_once_on_every_cpu(padding):
+    # torch's own kernel, where oneDNN has none, rounds the weights' gradient after every image.
+    draws = torch.Generator().manual_seed(0)
+    images, weight, gradient = (
+        torch.randn(shape, generator=draws).bfloat16()
+        for shape in ((64, 8, 16, 16), (8, 8, 3, 3), (64, 8, 16, 16))
+    )
+
+    def convolved(dtype, precision):
+        operands = [operand.to(dtype).requires_grad_() for operand in (images, weight)]
+        with training.autocast(torch.device("cpu"), precision):
+            result = functional.conv2d(*operands, padding=padding)
+        result.backward(gradient.to(result.dtype))
+        return [result.detach(), *(operand.grad for operand in operands)]
+
+    exact, rounded = convolved(torch.float64, "fp32"), convolved(torch.float32, "bf16")
+    assert rounded[0].dtype == torch.bfloat16
+    for expected, found in zip(exact, rounded, strict=True):
+        # bf16 keeps 8 bits: the error of one rounding is at most 2**-9 of a value.
+        assert (found.double() - expected).norm() < 2**-9 * expected.norm()
 
 
 def test_a_teacher_trained_here_gets_a_manifest_entry_that_guards_its_weights():

@@ -3,10 +3,12 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from ..processes import threads
 from ..settings import PRECISIONS, SettingsError, choose
@@ -47,7 +49,36 @@ def resolve_precision(precision: str) -> str:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context in which networks run: ``fp32`` as they are, ``bf16`` in mixed precision."""
+    if precision == "bf16" and device.type == "cpu":
+        _convolve_in_fp32_where_bf16_is_slow()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@cache
+def _convolve_in_fp32_where_bf16_is_slow() -> torch.library.Library | None:
+    """Where oneDNN has no bf16 kernels for this CPU, have mixed precision round a convolution's operands and
+    result to bf16 and compute in fp32 between, as those kernels do.
+
+    torch's own bf16 kernel, which it takes there, is over ten times slower, and rounds the gradient of the
+    weights after every image.
+
+    **Returns:** what keeps the change in force as long as it is held.
+    """
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+    for overload in ("conv2d", "conv2d.padding"):
+        library.impl(overload, _rounded_convolution)
+    return library
+
+
+def _rounded_convolution(
+    images: Tensor, weight: Tensor, bias: Tensor | None = None, *others: object
+) -> Tensor:
+    operands = (images, weight, bias)
+    rounded = [None if operand is None else operand.to(torch.bfloat16).float() for operand in operands]
+    with torch.autocast("cpu", enabled=False):
+        return torch.conv2d(*rounded, *others).to(torch.bfloat16)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ...processes import available_cores
 from ...settings import Profile, SettingsError, TeacherSettings, brief
 from ...similarity import CANONICAL
 from ...teachers import TOLERANCE, check_entry, find, locate
-from ...training import check_shares, resolve_precision, seeded_model, teacher_weights, trained_elsewhere
+from ...training import check_shares, seeded_model, teacher_weights, trained_elsewhere
 from ..grid.profiles import network_points
 from ..grid.weights import has_arms
 from .estimate import free_bytes
@@ -55,7 +55,7 @@ def check(profile: Profile) -> list[Finding]:
     )
     grid = f"{len(profile.methods)} methods, {len(profile.arms)} arms, {len(profile.seeds)} seeds"
     teachers = dict.fromkeys(pair.teacher for pair in profile.pairs)
-    found = [Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"), *_device(profile.precision)]
+    found = [Finding("profile", OK, f"{profile.name}: {pairs}; {grid}"), *_device()]
     for what, look, *arguments in (
         ("data", images, profile),
         ("processes", _processes, profile),
@@ -71,20 +71,14 @@ def check(profile: Profile) -> list[Finding]:
     return found
 
 
-def _device(precision: str) -> Iterator[Finding]:
-    """What trains here, and whether it multiplies numbers of the profile's precision."""
+def _device() -> Iterator[Finding]:
+    """What trains here."""
     memory = psutil.virtual_memory().available / 2**30
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Finding("device", OK, f"{torch.cuda.device_count()} GPU: {names}")
     else:
         yield Finding("device", OK, f"CPU, {available_cores()} cores, {memory:.0f} GiB free memory; no GPU")
-    if precision == "bf16" and resolve_precision("auto") != "bf16":
-        # Measured on a CPU of 2017 with AVX2: a step of resnet8 takes 7.5 times as long in bf16 as in fp32.
-        slow = "this machine computes bf16 in software, several times as slowly as fp32"
-        yield Finding(
-            "precision", NOTE, f"{slow}: train this profile on another; redrawing needs no training"
-        )
 
 
 def _processes(profile: Profile) -> Iterator[Finding]:
