@@ -152,7 +152,8 @@ def results_of(folder, name: str, gain: float, over: bool = True) -> None:
     page = Page(load_profile(name), "05_results")
     page.number("at", "{:+.2f} pp", gain)
     page.paths.figures.mkdir(parents=True, exist_ok=True)
-    (page.paths.figures / "05_results-effects.md").write_text(f"A caption of {name}.\n")
+    if figure := readme.ANSWERS.get(name):
+        (page.paths.figures / f"{figure}.md").write_text(f"A caption of {name}. It says more.\n")
     file = folder / "notes" / f"{name}.md"
     file.parent.mkdir(exist_ok=True)
     file.write_text("## answer\n\nIt is {05_results:at}.\n")
@@ -161,28 +162,30 @@ def results_of(folder, name: str, gain: float, over: bool = True) -> None:
         sums_file(page.paths.results).write_text("")
 
 
-def test_the_answer_is_of_the_largest_study_that_is_over(tmp_path, monkeypatch):
+def test_the_answer_is_of_every_study_that_is_over(tmp_path, monkeypatch):
     monkeypatch.setattr(notes, "notes_file", lambda profile: tmp_path / "notes" / f"{profile}.md")
     with pytest.raises(SettingsError, match="no finished profile has a note with a section answer"):
         readme.answer()
     results_of(tmp_path, "quick", 0.5)
     results_of(tmp_path, "smoke", 1.0)
     results_of(tmp_path, "cifar100", 1.5, over=False)
-    lines = readme.answer().split("\n\n")
-    assert lines[0].startswith("**Handwritten digits")
-    assert lines[1:] == [
-        "It is +0.50 pp.",
-        "![PURSUhInT's layers against others, by pair and method]"
-        "(results/quick/figures/05_results-effects.png)",
-        "*A caption of quick.*",
-    ]
+    title, *answer = readme.answer().split("\n\n")
+    assert title.startswith("**Handwritten digits")
+    assert answer == ["It is +0.50 pp."]
     results_of(tmp_path, "cifar100-lite", 2.0)
-    lines = readme.answer().split("\n\n")
-    assert "([`cifar100-lite`](config/cifar100-lite.yaml), [every difference](results/cifar" in lines[0]
-    assert lines[1] == "It is +2.00 pp."
-    assert "results/cifar100-lite/figures/" in lines[2]
-    assert lines[3] == "*A caption of cifar100-lite.*"
-    assert lines[-1] == "It is +0.50 pp."
+    title, *answer = readme.answer().split("\n\n")
+    assert "([`cifar100-lite`](config/cifar100-lite.yaml), [every difference](results/cifar" in title
+    assert answer[:3] == [
+        "It is +2.00 pp.",
+        "![A caption of cifar100-lite](results/cifar100-lite/figures/05_results-effects.png)",
+        "*A caption of cifar100-lite. It says more.*",
+    ]
+    assert answer[-1] == "It is +0.50 pp."
+    results_of(tmp_path, "cifar100-sets", 3.0)
+    title, *answer = readme.answer().split("\n\n")
+    assert title.startswith("**CIFAR-100, short schedule, every set of one layer per stage**")
+    assert answer[0] == "It is +3.00 pp."
+    assert "results/cifar100-sets/figures/13_population-resnet20-resnet8-ranks.png" in answer[1]
     Page(load_profile("quick"), "05_results").number("at", "{:+.2f} pp", 0.6)
     with pytest.raises(SettingsError, match=r"section answer of .*quick\.md was written for other numbers"):
         readme.answer()

@@ -23,19 +23,24 @@ from ..grid.profiles import profile_path
 from .catalogue import catalogue, keys
 from .verify import sums_file
 
-# The profile whose results are the answer: the first that has any.
-ANSWERS = ("cifar100", "cifar100-lite", "quick")
+EFFECTS = "05_results-effects"
+# The profiles that answer, in the order of their answers, each with the figure that is shown of it.
+ANSWERS = {
+    "cifar100": EFFECTS,
+    "cifar100-sets": "13_population-resnet20-resnet8-ranks",
+    "cifar100-lite": EFFECTS,
+    "quick": None,
+}
 # A profile for the tests, whose results git ignores.
 TRIAL = "smoke"
 CATALOGUE = ROOT / "docs" / "catalogue.md"
-EFFECTS = "05_results-effects"
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n)(?:.*?\n)??(<!-- end of \2 -->)", flags=re.S)
 _MARKER = re.compile(r"<!-- (?:end of )?(\w+) -->")
 
 
 def answer() -> str:
-    """What a person has written of the results: in full of the first profile of ``ANSWERS`` that is finished,
-    with the figure of its effects and the caption, and of the others behind their titles.
+    """What a person has written of the results of each finished profile of ``ANSWERS``, with its figure and
+    the caption.
 
     **Raises:** ``SettingsError`` where no finished profile has such a note, or one was written for other
     numbers.
@@ -45,22 +50,23 @@ def answer() -> str:
         raise SettingsError(
             f"no finished profile has a note with a section {ANSWER}; write one in config/notes"
         )
-    parts = [part for name in written for part in (_introduction(name), current(name, ANSWER))]
-    picture = f"results/{written[0]}/figures/{EFFECTS}.png"
-    caption = (StudyPaths(written[0]).figures / f"{EFFECTS}.md").read_text(encoding="utf-8").strip()
-    parts[2:2] = [f"![PURSUhInT's layers against others, by pair and method]({picture})", f"*{caption}*"]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for name in written for part in _answer(name))
 
 
-def _introduction(name: str) -> str:
-    table = f"[every difference](results/{name}/tables/{EFFECTS}.md)"
-    title = _profiles()[name].title
-    return f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
+def _answer(name: str) -> Iterator[str]:
+    title, table = _profiles()[name].title, f"[every difference](results/{name}/tables/{EFFECTS}.md)"
+    yield f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
+    yield current(name, ANSWER)
+    if figure := ANSWERS.get(name):
+        caption = (StudyPaths(name).figures / f"{figure}.md").read_text(encoding="utf-8").strip()
+        yield f"![{caption.partition('. ')[0]}](results/{name}/figures/{figure}.png)"
+        yield f"*{caption}*"
 
 
 def notebooks() -> str:
     """Every notebook, what it asks, and where an executed copy is."""
-    rows, finished = [], _finished()
+    # Of the profile with the most pairs, which has most to show.
+    rows, finished = [], sorted(_finished(), key=lambda name: -len(_profiles()[name].pairs))
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
         executed = next((shown for name in finished if (shown := _executed(name, file.stem))), "–")
         rows.append((f"[`{file.stem}`](notebooks/{file.name})", heading(file)[1], executed))
