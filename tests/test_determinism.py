@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import ARMS, TEACHER, same, settings, weights
+from trainings import ARMS, TEACHER, same, settings, weights
 
 from pursuhint_lib import training
 from pursuhint_lib.paths import StudyPaths

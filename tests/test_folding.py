@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pursuhint_lib.models import build_model
-from pursuhint_lib.models.folding import folded
+from pursuhint_lib.models.rewriting import folded
 from pursuhint_lib.taps import LayerTap, candidate_points
 
 NETWORKS = [

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import forget, killed_before
 from torch import nn
+from trainings import forget, killed_before
 
 from pursuhint_lib import training
 from pursuhint_lib.data import Batch, load_splits

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_training import ARMS, SCHEDULE, killed_before, settings
+from trainings import ARMS, SCHEDULE, killed_before, settings
 
 from pursuhint_lib import training
 from pursuhint_lib.settings import DistillSettings

@@ -12,9 +12,8 @@ from torchvision.models import mobilenetv2, resnet, shufflenetv2
 
 from pursuhint_lib.models import build_model
 from pursuhint_lib.models.mobilenet import InvertedResidual
-from pursuhint_lib.models.resnet50 import Bottleneck
-from pursuhint_lib.models.shufflenet_v1 import ShuffleBottleneck
-from pursuhint_lib.models.shufflenet_v2 import DownBlock, SplitBlock
+from pursuhint_lib.models.resnet import Bottleneck
+from pursuhint_lib.models.shufflenet import DownBlock, ShuffleBottleneck, SplitBlock
 from pursuhint_lib.models.wide_resnet import PreactBlock
 from pursuhint_lib.taps import LayerTap, candidate_points, point_shapes, stage_ends
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+from figures import FIGURES, panel
 from matplotlib import transforms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from test_plots import FIGURES, panel
 
 from pursuhint_lib import plots
 from pursuhint_lib.digits import settled

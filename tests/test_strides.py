@@ -11,7 +11,7 @@ from torch import nn
 
 from pursuhint_lib.cli import main
 from pursuhint_lib.models import MODELS
-from pursuhint_lib.models.strides import avoid_corruption
+from pursuhint_lib.models.rewriting import avoid_corruption
 from pursuhint_lib.paths import ROOT
 
 # Those of the study that have such a convolution with few channels.

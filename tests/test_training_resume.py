@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import ARMS, SCHEDULE, forget, killed_before, same, settings, weights
+from trainings import ARMS, SCHEDULE, forget, killed_before, same, settings, weights
 
 from pursuhint_lib import training
 from pursuhint_lib.distillers import DISTILLERS, Distiller

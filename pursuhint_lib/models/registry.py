@@ -12,11 +12,9 @@ from torch import nn
 from ..settings import SettingsError, choose
 from ..settings.user_code import FORM, is_import_path, load, own_code
 from .mobilenet import MOBILENETS
-from .resnet import RESNETS
-from .resnet50 import BOTTLENECK_RESNETS
-from .shufflenet_v1 import SHUFFLENETS_V1
-from .shufflenet_v2 import SHUFFLENETS_V2
-from .strides import avoid_corruption
+from .resnet import BOTTLENECK_RESNETS, RESNETS
+from .rewriting import avoid_corruption
+from .shufflenet import SHUFFLENETS
 from .vgg import VGGS
 from .wide_resnet import WIDE_RESNETS
 
@@ -27,8 +25,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     **VGGS,
     **BOTTLENECK_RESNETS,
     **MOBILENETS,
-    **SHUFFLENETS_V1,
-    **SHUFFLENETS_V2,
+    **SHUFFLENETS,
 }
 
 TORCHVISION = "torchvision/"

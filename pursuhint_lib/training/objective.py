@@ -20,8 +20,7 @@ from ..distillers import (
 )
 from ..losses import kd
 from ..models import build_model
-from ..models.folding import folded
-from ..models.strides import avoid_corruption
+from ..models.rewriting import avoid_corruption, folded
 from ..settings import Data, StudentSettings
 from ..taps import LayerTap, point_shapes
 
