@@ -6,10 +6,7 @@ verdict per target.
 Everything runs on the CPU with all its cores; other programs that run at the same time make every time
 longer. Each case has a process of its own, so that its peak of memory is its own too.
 
-The features are synthetic: a residual stream of non-negative channels, x ← ReLU(x + random map of x + noise),
-which a wider random map takes over at the border of a stage. Its two sizes were chosen so that the paper's
-k-means cycles for some seeds (with both at 0.3 it settles for all of 40); the times per pair do not depend on
-them.
+The features are synthetic (benchmarks/synthetic_features.py).
 
 The naive way is that of the paper's public capsule: its k-means compares every layer with every centre anew
 in each round, R² by two QR factorisations and linear CKA by two Gram matrices [N, N], here in float64. The
@@ -28,19 +25,17 @@ import resource
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import psutil
 import torch
+from naive_similarity import RIVALS, Rival
+from resources import foreign_seconds, held_bytes, sampled_memory
+from synthetic_features import Stages, make_features, write_features
 from tabulate import tabulate
 from torch import Tensor
 
@@ -49,18 +44,9 @@ from pursuhint_lib.files import write_json
 from pursuhint_lib.records import provenance
 from pursuhint_lib.similarity import similarity_matrices
 
-# (layers, channels) of each stage.
-Stages = Sequence[tuple[int, int]]
-
-# Size of the random map of a residual block, as a share of the stream, and of the noise, for a stream that
-# starts with size 1.
-CHANGE = 0.5
-NOISE = 1.0
 # The paper's K, and the rounds after which its k-means gives up.
 K = 3
 MOST_ROUNDS = 80
-# Rows that are written to disk at once.
-ROWS = 5000
 GB = 1e9
 
 
@@ -108,98 +94,6 @@ class Row:
         return "" if self.limit is None else f"{'≥' if self.unit == '×' else '<'} {self.limit:,g} {self.unit}"
 
 
-def naive_r2(x: np.ndarray, y: np.ndarray) -> float:
-    """R² of uncentred features [N, C] by a QR factorisation of each."""
-    bases = [np.linalg.qr(layer)[0] for layer in (x, y)]
-    return np.linalg.norm(bases[0].T @ bases[1]) ** 2 / min(x.shape[1], y.shape[1])
-
-
-def centre_gram(gram: np.ndarray) -> np.ndarray:
-    """Double-centre a Gram matrix [N, N] in place."""
-    means = gram.mean(axis=0)
-    means -= means.mean() / 2
-    gram -= means[:, None]
-    gram -= means
-    return gram
-
-
-def published_centre_gram(gram: np.ndarray) -> np.ndarray:
-    """Double-centre a copy of a Gram matrix [N, N] that has been checked to be symmetric."""
-    if not np.allclose(gram, gram.T):
-        raise ValueError("a Gram matrix must be symmetric")
-    return centre_gram(gram.copy())
-
-
-def gram_linear_cka(x: np.ndarray, y: np.ndarray, centre: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Linear CKA of features [N, C] by the double-centred Gram matrix [N, N] of each."""
-    grams = [layer @ layer.T for layer in (x, y)]
-    grams = [centre(gram) for gram in grams]
-    sizes = [np.linalg.norm(gram) for gram in grams]
-    return grams[0].ravel() @ grams[1].ravel() / (sizes[0] * sizes[1])
-
-
-naive_linear_cka = partial(gram_linear_cka, centre=centre_gram)
-published_linear_cka = partial(gram_linear_cka, centre=published_centre_gram)
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A naive way to compare two layers.
-
-    **Arguments:** ``metric`` that gives the same value here; ``name`` for people; ``compare`` two layers;
-    ``pairing`` picks the pairs of stages it is timed on; ``repeats`` of each; ``target`` how many times
-    faster a whole k-means shall be here; ``reason`` why values may differ.
-    """
-
-    metric: str
-    name: str
-    compare: Callable[[np.ndarray, np.ndarray], float]
-    pairing: Callable[[range, int], Iterator[tuple[int, int]]]
-    repeats: int
-    target: float
-    reason: str = ""
-
-
-RIVALS = (
-    Rival(
-        "r2-raw",
-        "naive R²",
-        naive_r2,
-        itertools.combinations_with_replacement,
-        5,
-        200,
-        " (QR takes channels that are always 0 for directions)",
-    ),
-    Rival("cka-linear", "naive linear CKA", naive_linear_cka, itertools.combinations, 1, 3000),
-    Rival("cka-linear", "published linear CKA", published_linear_cka, itertools.combinations, 1, 3000),
-)
-
-
-def random_maps(stages: Stages, generator: torch.Generator) -> list[Tensor]:
-    """Map [C_in, C_out] of each layer; square ones are small, for they only change the stream."""
-    widths = [stages[0][1], *(width for count, width in stages for _ in range(count))]
-    maps = [torch.randn(shape, generator=generator) / shape[0] ** 0.5 for shape in itertools.pairwise(widths)]
-    return [CHANGE * matrix if matrix.shape[0] == matrix.shape[1] else matrix for matrix in maps]
-
-
-def residual_stream(maps: Sequence[Tensor], images: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Features float32 [images, C_out] after each layer."""
-    x = torch.randn(images, len(maps[0]), generator=generator).relu()
-    for matrix in maps:
-        change = (x @ matrix).add_(torch.randn(images, matrix.shape[1], generator=generator), alpha=NOISE)
-        x = (change + x if change.shape == x.shape else change).relu_()
-        yield x
-
-
-def make_features(stages: Stages, images: int, seed: int) -> dict[str, Tensor]:
-    """Layer name → features float32 [images, C]."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        str(i): x
-        for i, x in enumerate(residual_stream(random_maps(stages, generator), images, generator), start=1)
-    }
-
-
 def in_own_process(function: Callable, *arguments):
     """What the function returns, computed in a fresh interpreter."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -211,11 +105,6 @@ def timed(function: Callable, *arguments) -> tuple:
     begun = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - begun
-
-
-def held_bytes() -> int:
-    """Memory of this process that is in RAM."""
-    return psutil.Process().memory_info().rss
 
 
 def measure_matrices(stages: Stages, images: int, metrics: Sequence[str]) -> dict:
@@ -329,42 +218,6 @@ def ratio_rows(rival: Rival, sizes: Sizes, rounds: Sequence[int]) -> tuple[list[
     return rows, found
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is not backed by a file (Linux)."""
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
-    )
-    return int(line.split()[1]) * 1024
-
-
-@contextmanager
-def sampled_memory() -> Iterator[list[int]]:
-    """Anonymous memory at the start and every 20 ms from then on."""
-    samples, stop = [anonymous_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            samples.append(anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        watcher.join()
-
-
-def write_features(folder: Path, stages: Stages, images: int) -> None:
-    """One raw float32 file per layer, named by its number."""
-    generator = torch.Generator().manual_seed(0)
-    maps = random_maps(stages, generator)
-    for start in range(0, images, ROWS):
-        for number, x in enumerate(residual_stream(maps, min(ROWS, images - start), generator)):
-            with (folder / str(number)).open("ab") as file:
-                file.write(x.numpy().tobytes())
-
-
 def measure_mapped(folder: Path, stages: Stages, images: int, rbf_images: int) -> dict:
     """Seconds and anonymous memory of matrices made from memory-mapped features, and seconds of RBF CKA of
     two of them.
@@ -476,19 +329,6 @@ def conditions() -> dict:
     """Date, cores, processor and versions."""
     date = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"date": date, "cores": os.cpu_count(), **provenance(torch.device("cpu"), "synthetic features")}
-
-
-def foreign_seconds() -> float:
-    """Processor seconds, since the machine started, that did not go into this program and the processes it
-    has waited for.
-    """
-    machine, own = psutil.cpu_times(), os.times()
-    return (
-        sum(machine)
-        - machine.idle
-        - getattr(machine, "iowait", 0)
-        - (own.user + own.system + own.children_user + own.children_system)
-    )
 
 
 def print_report(rows: Sequence[Row], sentences: Sequence[str], where: dict) -> None:

@@ -113,12 +113,13 @@ def test_wrong_settings_are_refused_in_one_line(benchmark, arguments, capsys):
 
 
 def test_curves_are_drawn_with_the_line_through_the_arms(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        benchmark, "CURVES", {name: (values[:2], at) for name, (values, at) in benchmark.CURVES.items()}
-    )
-    monkeypatch.setattr(benchmark, "IMAGES_TO_PROFILE", 8)
+    with loaded("curves") as curves:
+        few = {name: (values[:2], at) for name, (values, at) in curves.CURVES.items()}
+        monkeypatch.setattr(curves, "CURVES", few)
+        monkeypatch.setattr(curves, "IMAGES_TO_PROFILE", 8)
+        monkeypatch.setattr(curves, "load_images", benchmark.load_images)
+        curves.measure(case(benchmark), 0.1, tmp_path / "curves")
     folder = tmp_path / "curves"
-    benchmark.measure_curves(case(benchmark), 0.1, folder)
     arms = json.loads((folder / "distillation-arms.json").read_text())
     assert arms["values"] == [1, 2]
     # Two points are always on a line.

@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from benchmark import loaded
@@ -36,7 +37,7 @@ def sizes(benchmark, monkeypatch):
 
 
 def literal_k_means(layers, k, distance, most=80):
-    """The capsule's k-means (numbers.md 4.4), which asks for a distance whenever it needs one: sorted centres
+    """The capsule's k-means, which asks for a distance whenever it needs one: sorted centres
     and whether it settled.
     """
     centres = [j * (layers - 1) // (k - 1) for j in range(k)]
@@ -60,11 +61,12 @@ def random_similarity(seed, layers=20):
 
 
 def test_naive_values_are_the_librarys(benchmark):
+    r2, *ckas = (rival.compare for rival in benchmark.RIVALS)
     layers = list(benchmark.make_features(STAGES, IMAGES, seed=0).values())
     for x, y in itertools.combinations(layers, 2):
         arrays = x.double().numpy(), y.double().numpy()
-        assert benchmark.naive_r2(*arrays) == pytest.approx(float(r2_cca(x, y, center=False)), abs=1e-9)
-        for way in (benchmark.naive_linear_cka, benchmark.published_linear_cka):
+        assert r2(*arrays) == pytest.approx(float(r2_cca(x, y, center=False)), abs=1e-9)
+        for way in ckas:
             assert way(*arrays) == pytest.approx(float(linear_cka(x, y)), abs=1e-9)
 
 
@@ -100,8 +102,9 @@ def test_pairs_mix_the_stages(benchmark):
 
 
 def test_features_on_disk_are_those_of_one_stream(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "ROWS", 25)
-    benchmark.write_features(tmp_path, STAGES, IMAGES)
+    with loaded("synthetic_features") as features:
+        monkeypatch.setattr(features, "ROWS", 25)
+        features.write_features(tmp_path, STAGES, IMAGES)
     layers = [
         torch.from_file(str(tmp_path / str(i)), size=IMAGES * width).view(IMAGES, width)
         for i, width in enumerate((4, 4, 4, 6, 6))
@@ -175,8 +178,8 @@ def test_a_case_of_its_own_runs_in_another_process(benchmark):
 def test_own_work_does_not_count_as_that_of_other_programs(benchmark, monkeypatch):
     machine = namedtuple("Machine", "user system idle iowait")(50.0, 20.0, 400.0, 7.0)
     own = namedtuple("Own", "user system children_user children_system")(1.0, 2.0, 30.0, 4.0)
-    monkeypatch.setattr(benchmark.psutil, "cpu_times", lambda: machine)
-    monkeypatch.setattr(benchmark.os, "times", lambda: own)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: machine)
+    monkeypatch.setattr(os, "times", lambda: own)
     assert benchmark.foreign_seconds() == 50 + 20 - 1 - 2 - 30 - 4
 
 
