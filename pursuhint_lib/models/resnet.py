@@ -1,5 +1,6 @@
-"""Residual networks for small images, He et al., "Deep Residual Learning" (2016). Parameter names are those
-of the public CIFAR-100 teacher checkpoints.
+"""Residual networks for small images, He et al., "Deep Residual Learning" (2016), sections 4.1 and 4.2.
+
+Parameter names are those of the public CIFAR-100 teacher checkpoints.
 
 - ``CifarResNet`` (section 4.2): three stages of n basic blocks, depth 6n + 2.
 - ``BottleneckResNet`` (section 4.1): the ImageNet network with a 3×3 stem of stride 1 and no pooling after
