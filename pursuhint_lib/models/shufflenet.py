@@ -1,7 +1,8 @@
 """ShuffleNets for small images, Zhang et al., "ShuffleNet" (2018), and Ma et al., "ShuffleNet V2" (2018).
 
-Both have a 1×1 stem without pooling. Their names and those of their parameters are from the public checkpoints
-of the usual CIFAR-100 benchmark. Weights start as PyTorch draws them, uniform within ±1/√(fan-in).
+Both have a 1×1 stem without pooling. Their names and those of their parameters are from the public
+checkpoints of the usual CIFAR-100 benchmark. Weights start as PyTorch draws them, uniform within
+±1/√(fan-in).
 
 - ``ShuffleV1`` has three groups, and a ReLU after the depthwise convolution too, which the paper leaves out.
 - ``ShuffleV2`` is at full width.
