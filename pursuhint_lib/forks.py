@@ -8,6 +8,7 @@ that it was forked from dies.
 
 import contextlib
 import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -32,6 +33,8 @@ FORK = multiprocessing.get_context("fork")
 
 def serve(listener: socket.socket) -> None:
     """Fork for every request, as long as standard input is open; then end what is forked."""
+    # What is there by now stays. A fork that looked through it for garbage would copy its memory.
+    gc.freeze()
     running: dict[int, tuple] = {}
     while True:
         ready = wait([sys.stdin, listener, *running])

@@ -46,15 +46,18 @@ OUT_OF_MEMORY = {
     "CUDA out of memory": "not enough memory on the GPU: give a smaller batch_size or fewer arms, or end "
     "what else uses the card",
 }
-# What steps import, beside what is imported here.
+# What steps import, beside what is imported here: kernels have the debugger, and assert_close has torch's
+# distributed tensors.
 IMPORTED = (
     "sklearn.cluster",
     "sklearn.datasets",
     "sklearn.model_selection",
+    "ipykernel.debugger",
     "ipykernel.kernelapp",
     "ipywidgets",
     "matplotlib_inline.backend_inline",
     "papermill.cli",
+    "torch.distributed.tensor",
     "pursuhint_lib.study.engine.take_over",
     "pursuhint_lib.study.publish.published",
 )
