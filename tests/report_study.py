@@ -62,7 +62,7 @@ def make_study(folder: Path) -> Path:
 def publish(profile) -> None:
     """Tables and figures as the notebooks publish them, and one figure whose words and caption mean harm."""
     frame = results_frame(profile)
-    means = statistics.mean_with_interval(frame[frame["method"] == "at"], ["pair", "method", "arm"])
+    means = statistics.mean_with_interval(frame[frame["method"] == "at"])
     rows = frame[frame["method"] == "at"]
     effects, every = statistics.compared(rows), statistics.against(rows, "stage-ends")
     page = Page(profile, "05_results")

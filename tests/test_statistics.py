@@ -37,17 +37,37 @@ def test_family_is_a_prefix_or_one_name_in_order_of_appearance():
     assert {family: arms_of(frame, family) for family in families} == families
 
 
-def test_mean_with_interval_equals_scipys_t_interval():
-    frame = make_frame({"none": [60, 61, 63.5], "first": [50, NAN, 52]}, pairs=("q", "p"))
-    table = mean_with_interval(frame, ["pair", "arm"])
-    order = [("q", "none"), ("q", "first"), ("p", "none"), ("p", "first")]
-    assert list(zip(table["pair"], table["arm"], strict=True)) == order
-    for row in table.itertuples():
-        values = [60, 61, 63.5] if row.arm == "none" else [50, 52]
-        interval = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-        assert (row.n, row.mean, row.low, row.high) == pytest.approx(
-            (len(values), np.mean(values), *interval)
+def test_a_mean_of_one_arm_has_scipys_t_interval():
+    frame = make_frame({"alone": [60, 61, 63.5, NAN]}).assign(points="")
+    (row,) = mean_with_interval(frame).itertuples()
+    interval = stats.t.interval(0.95, 2, 61.5, stats.sem([60, 61, 63.5]))
+    assert (row.n, row.mean, row.low, row.high) == pytest.approx((3, 61.5, *interval))
+
+
+def test_arms_lend_each_other_their_spread_and_count_once_where_they_are_the_same_runs():
+    first, second, alone = [50, 52], [60, 61, 65], [40, 40.5, 41]
+    frame = make_frame({"none": first, "last": second, "quality": second, "alone": alone, "short": [NAN]})
+    frame["points"] = frame["arm"].map({"last": "7", "quality": "7", "short": "2"}).fillna("")
+    table = mean_with_interval(frame).set_index("arm")
+    assert [*table.index] == ["none", "last", "quality", "alone", "short"]
+    within = [(len(values) - 1) * np.var(values, ddof=1) for values in (first, second, alone)]
+    half = stats.t.ppf(0.975, 5) * np.sqrt(sum(within) / 5)
+    for arm, values in {"none": first, "last": second, "quality": second, "alone": alone}.items():
+        mean, width = np.mean(values), half / np.sqrt(len(values))
+        assert [*table.loc[arm, ["mean", "low", "high", "n"]]] == pytest.approx(
+            [mean, mean - width, mean + width, len(values)]
         )
+    assert [*table.loc["short", ["low", "high", "n"]]] == [-math.inf, math.inf, 0]
+
+
+def test_intervals_of_means_of_two_seeds_hold_the_truth_as_often_as_they_say():
+    generator, names = np.random.default_rng(0), [f"random-{number}" for number in range(6)]
+    held = []
+    for _ in range(200):
+        frame = make_frame({name: generator.normal(50, 1, 2) for name in names})
+        table = mean_with_interval(frame.assign(points=frame["arm"]))
+        held += [*table["low"].le(50) & table["high"].ge(50)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
 
 
 def test_text_table_keeps_order_and_marks_gaps():

@@ -23,6 +23,6 @@ from .contrasts import (
     margins,
     weightings,
 )
-from .effects import LEVEL, Effect, equivalence_p, holm, paired_effect
+from .effects import LEVEL, Effect, equivalence_p, holm
 from .images import PairedAnswers, mcnemar
 from .noise import paired_share, run_noise

@@ -9,8 +9,9 @@ import pandas as pd
 from scipy import special
 
 from ..digits import settled
-from .comparisons import CELL, RANDOM
+from .comparisons import RANDOM
 from .effects import holm
+from .noise import CELL
 
 
 def score_correlations(
@@ -105,7 +106,7 @@ def spread_of_arms(frame: pd.DataFrame, *, draws: int = 9999, seed: int = 0) -> 
     mean) and lead (its mean minus that of the next that took other layers, pp).
     """
     same = frame.pivot_table(index="pair", columns="arm", values="points", aggfunc="first", sort=False)
-    table = frame.pivot(index=CELL, columns="arm", values="accuracy")[[*same]].dropna(axis=1)
+    table = frame.pivot(index=[*CELL, "seed"], columns="arm", values="accuracy")[[*same]].dropna(axis=1)
     cells = table.groupby(level=["pair", "method"])
     shares = table.sub(table.mean(axis=1), axis=0) / cells.ngroups / cells.transform("count")
     by_seed, same = shares.groupby(level="seed").sum(), same[[*table]]

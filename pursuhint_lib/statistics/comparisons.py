@@ -1,13 +1,10 @@
 """Families of arms, and mean accuracies as tables."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from .effects import paired_effect
-
-CELL = ["pair", "method", "seed"]
+from .effects import Effect
+from .noise import CELL, run_spread
 
 PURSUHINT = "pursuhint-"
 RANDOM = "random-"
@@ -22,12 +19,22 @@ def arms_of(frame: pd.DataFrame, family: str) -> list[str]:
     return [arm for arm in arms if (arm.startswith(family) if family.endswith("-") else arm == family)]
 
 
-def mean_with_interval(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracy per group over seeds with Student's 95 % interval: ``by``, mean, low, high, n."""
-    rows = []
-    for key, group in frame.groupby(list(by), sort=False):
-        rows.append(dict(zip(by, key, strict=True)) | paired_effect(group["accuracy"]).row())
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
+def mean_with_interval(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy of every arm over seeds, with a 95 % interval.
+
+    Two or three seeds cannot estimate their own spread, so the interval rests on ``noise.run_spread``.
+
+    **Arguments:** ``frame`` as ``run_spread`` takes it.
+
+    **Returns:** pair, method, arm, mean, low, high, n.
+    """
+    spread, rows = run_spread(frame), []
+    for (*cell, arm), runs in frame.groupby([*CELL, "arm"], sort=False):
+        known, n = spread.loc[tuple(cell)], int(runs["accuracy"].count())
+        error = np.sqrt(known["moderated"] / n) if n and known["moderated_freedom"] else np.inf
+        effect = Effect(runs["accuracy"].mean(), float(error), known["moderated_freedom"], n)
+        rows.append(dict(zip([*CELL, "arm"], [*cell, arm], strict=True)) | effect.row())
+    return pd.DataFrame(rows, columns=[*CELL, "arm", "mean", "low", "high", "n"])
 
 
 def text_table(means: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:

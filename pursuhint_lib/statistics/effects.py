@@ -55,20 +55,6 @@ class Effect:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n, "p": self.p}
 
 
-def paired_effect(differences: Sequence[float]) -> Effect:
-    """Mean of paired differences [n]; nothing is known of its error for a single one.
-
-    Missing differences (failed runs) are left out and lower ``n``.
-    """
-    values = np.asarray(differences, dtype=float)
-    if np.isinf(values).any():
-        raise ValueError("differences hold infinity; an accuracy is finite, so leave that run out (as NaN)")
-    values = values[~np.isnan(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else float("nan")
-    return Effect(mean, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf, n - 1, n)
-
-
 def equivalence_p(effect: Effect, margin: float) -> float:
     """p-value of two one-sided t-tests (TOST): small when the mean difference surely lies within ±margin.
 

@@ -24,19 +24,32 @@ def run_noise(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     **Returns:** indexed by cell: variance and freedom, own; moderated and moderated_freedom as ``moderate``
     gives them.
     """
+    return _by_cell(frame[frame["arm"] != "alone"], by, ("points", "seed"))
+
+
+def run_spread(frame: pd.DataFrame) -> pd.DataFrame:
+    """Variance of a run about the mean of its arm, which has in it what all runs of a seed have in common;
+    otherwise as ``run_noise``, and with the student alone.
+    """
+    points = frame["points"].mask(frame["arm"] == "alone", "alone")
+    return _by_cell(frame.assign(points=points), CELL, ("points",))
+
+
+def _by_cell(frame: pd.DataFrame, by: Sequence[str], taken_out: Sequence[str]) -> pd.DataFrame:
+    """What ``run_noise`` returns, of what these columns do not explain."""
     rows = {}
-    for cell, runs in frame[frame["arm"] != "alone"].groupby(list(by), sort=False):
+    for cell, runs in frame.groupby(list(by), sort=False):
         distinct = runs.dropna(subset="accuracy").drop_duplicates(["seed", "points"])
-        rows[cell] = _residual(distinct)
+        rows[cell] = _residual(distinct, taken_out)
     index = pd.MultiIndex.from_tuples(rows, names=list(by))
     table = pd.DataFrame(rows.values(), index=index, columns=["variance", "freedom"])
     moderated, freedom = moderate(table["variance"].to_numpy(), table["freedom"].to_numpy())
     return table.assign(moderated=moderated, moderated_freedom=freedom)
 
 
-def _residual(runs: pd.DataFrame) -> tuple[float, int]:
-    """Mean square of what arms (by their layers) and seeds do not explain, and its degrees of freedom."""
-    places = [pd.factorize(runs[column])[0] for column in ("points", "seed")]
+def _residual(runs: pd.DataFrame, taken_out: Sequence[str]) -> tuple[float, int]:
+    """Mean square of what the columns do not explain as additive effects, and its degrees of freedom."""
+    places = [pd.factorize(runs[column])[0] for column in taken_out]
     design = np.hstack([np.eye(place.max(initial=0) + 1)[place] for place in places])
     accuracy = runs["accuracy"].to_numpy(float)
     effects, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)

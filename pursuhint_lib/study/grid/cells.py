@@ -297,7 +297,7 @@ def networks_frame(profile: Profile, frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
         mine = frame[frame["pair"] == pair.name]
-        means = mean_with_interval(mine, ["method", "arm"]).rename(columns={"mean": "accuracy"})
+        means = mean_with_interval(mine).rename(columns={"mean": "accuracy"})
         small = int(mine["parameters"].iloc[0])
         alone = means[means["arm"] == ALONE].head(1).assign(role="student alone", method="ce")
         best = means[means["arm"] != ALONE].nlargest(1, "accuracy").assign(role="best student")
