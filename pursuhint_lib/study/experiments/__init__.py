@@ -129,4 +129,5 @@ EXPERIMENTS: list[Experiment] = [
         alone=True,
     ),
     Experiment(population.POPULATION, population.population_executions),
+    Experiment("14_teachers", distillation.sample_executions),
 ]

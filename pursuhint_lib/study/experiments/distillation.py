@@ -2,6 +2,7 @@
 same for a pair of one's own.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
@@ -30,6 +31,12 @@ def teacher_cells(profile: Profile, teacher: str) -> Iterator[Teaching | Stored]
 def teacher_executions(profile: Profile) -> list[dict]:
     """One for every teacher."""
     return [{"teacher": teacher} for teacher in dict.fromkeys(pair.teacher for pair in profile.pairs)]
+
+
+def sample_executions(profile: Profile) -> list[dict]:
+    """One for every student whose teachers are a sample: with fewer than three there is none to speak of."""
+    students = Counter(pair.student for pair in profile.pairs)
+    return [{"student": student} for student, teachers in students.items() if teachers >= 3]
 
 
 def point_executions(profile: Profile) -> list[dict]:
