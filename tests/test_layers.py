@@ -78,7 +78,7 @@ def test_notebook_tools_are_used_in_study_only(file):
 def test_files_and_functions_are_small_and_documented(file):
     text = file.read_text()
     tree = ast.parse(text)
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 400, "move a part into a file of its own"
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -102,7 +102,8 @@ def test_no_device_is_hard_wired_and_no_pickle_can_execute(file):
 
 @pytest.mark.parametrize("room", [*ROOMS, "../training"])
 def test_a_room_has_ten_files_at_most(room):
-    assert len([*(LIBRARY / "study" / room).glob("*.py")]) <= 10
+    files = [file.name for file in (LIBRARY / "study" / room).glob("*.py")]
+    assert len(files) <= 10, "put two that belong together into one file"
 
 
 def test_one_place_is_a_command():

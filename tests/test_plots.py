@@ -65,6 +65,7 @@ def test_every_figure_draws_can_be_saved_and_leaves_no_global_state(name):
         assert buffer.getvalue().startswith(beginning)
         assert len(buffer.getvalue()) > 2000
     assert getattr(plots, name).__name__ == name
+    assert getattr(plots, name).__qualname__.startswith("styled."), "decorate it with @styled"
     assert getattr(plots, name).__doc__.strip()
 
 

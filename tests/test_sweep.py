@@ -21,7 +21,7 @@ from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import Data, Pair, SettingsError, Sweep
 from pursuhint_lib.study.engine.plan import make_plan
 from pursuhint_lib.study.experiments.deepest_layer import INTERACTION, exchanges
-from pursuhint_lib.study.experiments.hint_weight import by_weight, sweep_cells, sweep_frame
+from pursuhint_lib.study.experiments.tuning import by_weight, sweep_cells, sweep_frame
 from pursuhint_lib.study.grid.cells import cell_settings, methods_of, results_frame, run_cell
 from pursuhint_lib.study.grid.hint_layers import hint_choices, layer_similarity
 from pursuhint_lib.study.grid.profiles import checked, load_profile, network_points

@@ -11,6 +11,7 @@ al., 2021) uses R²-CCA, linear CKA and RBF CKA.
 
 from .metrics import (
     CANONICAL,
+    KERNEL_METRICS,
     METRICS,
     check_metric,
     linear_cka,

@@ -19,8 +19,10 @@ from .kernels import rbf_matrix
 from .moments import MOMENT_METRICS, Layers, moment_matrices, whitening
 from .user_metrics import own_function, own_matrix
 
-# Every metric of this package; RBF CKA is the only one that needs more than second moments.
-METRICS = (*MOMENT_METRICS, "cka-rbf")
+# Metrics that need more than second moments: function of ``Layers`` → [L, L].
+KERNEL_METRICS = {"cka-rbf": rbf_matrix}
+# Every metric of this package.
+METRICS = (*MOMENT_METRICS, *KERNEL_METRICS)
 # As a reader knows them.
 TITLES = {
     "r2": "R²-CCA",
@@ -85,8 +87,9 @@ def _matrices(layers: Layers, metrics: Sequence[str]) -> dict[str, Tensor]:
     found = moment_matrices(
         layers, {metric: MOMENT_METRICS[metric] for metric in metrics if metric in MOMENT_METRICS}
     )
-    if "cka-rbf" in metrics:
-        found["cka-rbf"] = _symmetric(rbf_matrix(layers))
+    found |= {
+        metric: _symmetric(KERNEL_METRICS[metric](layers)) for metric in metrics if metric in KERNEL_METRICS
+    }
     found |= {metric: _symmetric(own_matrix(metric, layers)) for metric in own}
     return {metric: found[metric] for metric in metrics}
 

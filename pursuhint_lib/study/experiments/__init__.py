@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data import describe
 from ...settings import Profile
-from . import deepest_layer, distillation, exports, hint_weight, population, speed_check, stability, tuning
+from . import deepest_layer, distillation, exports, population, speed_check, stability, tuning
 
 
 def after(*notebooks: str) -> Callable[..., list[tuple[str, dict]]]:
@@ -117,7 +117,7 @@ EXPERIMENTS: list[Experiment] = [
     Experiment(
         "09_hint_weight",
         lambda profile: [{"method": sweep.method} for sweep in profile.sweeps],
-        hint_weight.sweep_cells,
+        tuning.sweep_cells,
         own=("sweeps",),
         alone=True,
     ),

@@ -21,7 +21,7 @@ from ...progress import Progress
 from ...records import provenance
 from ...settings import Profile, TeacherSettings, resolved
 from ...settings.user_code import is_import_path, sources
-from ...similarity import similarity_matrices
+from ...similarity import KERNEL_METRICS, similarity_matrices
 from ..grid.cells import Teaching
 from ..grid.hint_layers import layer_similarity
 from ..grid.profiles import network_points
@@ -29,7 +29,6 @@ from ..grid.stored import Stored
 
 # RBF CKA compares all pairs of images, as metrics of one's own may: a bootstrap sample of them, and any other
 # change, uses so many images at most.
-PAIRWISE_METRICS = ("cka-rbf",)
 PAIRWISE_IMAGES = {"bootstrap": 2_000, "images": 10_000, "test images": 10_000, "teacher seed": 10_000}
 
 
@@ -191,7 +190,7 @@ def _compute(profile: Profile, teacher: str, k: int) -> dict:
 def _chosen(change: Change, metric: str, k: int) -> dict:
     """The paper's layers on the changed features, numbers 1-based; a metric that refuses them says why."""
     features = change.features
-    if metric in PAIRWISE_METRICS or is_import_path(metric):
+    if metric in KERNEL_METRICS or is_import_path(metric):
         features = {
             name: x[evenly_spaced(PAIRWISE_IMAGES[change.kind], len(x))] for name, x in features.items()
         }

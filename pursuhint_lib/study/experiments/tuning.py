@@ -1,11 +1,11 @@
 """How much a hint must weigh: each method's weight, chosen by the accuracy on training images that are held
-out.
+out; and how much the choice of layers changes with other weights, on the first pair.
 
 Test images play no part in the choice. ``python -m pursuhint_lib tune`` trains and chooses without notebooks.
 """
 
 import fcntl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -16,7 +16,7 @@ from ...files import read_json, sealed, write_json
 from ...paths import StudyPaths
 from ...settings import DistillSettings, Pair, Profile, SettingsError, choose
 from ..grid.arms import Choice
-from ..grid.cells import Cell
+from ..grid.cells import Cell, trained_frame
 from ..grid.weights import hint_weight, tuning_conditions
 
 # Steps over which ρ, the gradient of the weighted hint loss over that of CE + KD, is averaged.
@@ -233,3 +233,34 @@ def tune_all(profile: Profile, pair: str | None, methods: Sequence[str]) -> None
         print(f"{tuned.name}, {method}: weight {hint_weight(profile, tuned, method):g}")
         means = frame.groupby(["weight", "arm"])[["accuracy", "gradient_ratio"]].mean().unstack()
         print(f"{means.to_string(float_format='{:.3g}'.format)}\n", flush=True)
+
+
+def sweep_cells(profile: Profile, method: str) -> Iterator[Cell]:
+    """Cells of every weight and seed: 0, which is the arm ``none`` of the grid and stands there once for
+    every arm, the grid's own weight, and the others.
+    """
+    sweep, pair = profile.sweep(method), profile.pairs[0]
+    usual = hint_weight(profile, pair, method)
+    for seed in profile.seeds[: sweep.seeds]:
+        for arm in sweep.arms:
+            yield Cell(profile, pair, method, seed, ("none",), labels={"weight": 0.0, "arm": arm})
+        # Before it is tuned, the grid's own weight is not known.
+        for weight in sorted({*sweep.weights, *([usual] if usual else [])}) + ([] if usual else [None]):
+            changes = {} if weight == usual else {"hint_weight": weight}
+            yield Cell(profile, pair, method, seed, sweep.arms, changes, {"weight": weight})
+
+
+def sweep_frame(profile: Profile, method: str) -> pd.DataFrame:
+    """Accuracy under every weight; what has no record is trained.
+
+    **Returns:** as ``cells.results_frame`` does, with the column weight.
+    """
+    return trained_frame(sweep_cells(profile, method))
+
+
+def by_weight(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the runs without hints, at weight 0, as the arm ``none`` of every other weight."""
+    plain = frame[frame["weight"] == 0].drop_duplicates(["pair", "method", "seed"]).assign(arm="none")
+    weights = [weight for weight in sorted(set(frame["weight"])) if weight]
+    none = [plain.assign(weight=weight) for weight in weights]
+    return pd.concat([frame[frame["weight"] > 0], *none], ignore_index=True)
