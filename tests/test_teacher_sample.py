@@ -1,6 +1,7 @@
 """Teachers as a sample: means over teachers against scipy, what is left out, and notebook 14."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,15 @@ def test_a_student_of_several_teachers_has_a_notebook(profile):
     assert sample_executions(profile) == [{"student": "resnet8"}]
     assert len(profile.pairs) == 8
     assert sample_executions(load_profile("cifar100-lite")) == []
+    # Without the paper's layers, or without hints, there is nothing to compare.
+    assert sample_executions(replace(profile, arms=("none", "stage-ends"))) == []
+    assert sample_executions(replace(profile, methods=("ce", "kd"))) == []
+
+
+def test_teachers_without_any_difference_are_refused(frame):
+    plain = frame[~frame["arm"].str.startswith("pursuhint-")]
+    with pytest.raises(ValueError, match="no teacher has a difference to learn from; compare other arms"):
+        over_teachers(statistics.compared(plain))
 
 
 def test_the_mean_over_teachers_is_a_t_test_of_their_differences(frame):

@@ -140,7 +140,8 @@ DISTILLERS: dict[str, Distiller] = {
         "distances and angles between images, on pooled maps",
         _on_pooled(losses.relational),
         1.0,
-        formula=r"\sum_{layers}25\,\overline{h\big(d_{ij}^s-d_{ij}^t\big)}+50\,\overline{h\big(\angle_{ijk}^s-\angle_{ijk}^t\big)},"
+        formula=r"\sum_{layers}25\,\overline{h\big(d_{ij}^s-d_{ij}^t\big)}"
+        r"+50\,\overline{h\big(\angle_{ijk}^s-\angle_{ijk}^t\big)},"
         r"\quad h\text{ Huber}",
     ),
     "pkt": Distiller(
@@ -168,7 +169,8 @@ DISTILLERS: dict[str, Distiller] = {
         ActivationBoundary,
         1.0,
         stages=True,
-        formula=r"\sum_{layers}\frac1B\sum\begin{cases}\max(0,1-r(S))^2&T>0\\\max(0,1+r(S))^2&T\le0\end{cases},"
+        formula=r"\sum_{layers}\frac1B\sum\begin{cases}\max(0,1-r(S))^2&T>0\\"
+        r"\max(0,1+r(S))^2&T\le0\end{cases},"
         r"\quad r\text{ trained}",
     ),
     "ft": Distiller(

@@ -25,7 +25,11 @@ def over_teachers(effects: pd.DataFrame) -> pd.DataFrame:
     low, high (pp), p, p_sign, margin (the teachers' mean), spread (standard deviation between teachers
     without the noise of training, pp), and p_holm and word as ``statistics.contrasts`` gives them; Holm's
     adjustment is over the methods of one minus.
+
+    **Raises:** ``ValueError`` where no teacher has a difference.
     """
+    if effects["mean"].isna().all():
+        raise ValueError("no teacher has a difference to learn from; compare other arms, or more teachers")
     tables = []
     for minus, found in effects.dropna(subset="mean").groupby("minus", sort=False):
         rows = [

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...paths import NOTEBOOKS
 from ...settings import Pair, Profile, SettingsError
-from ...statistics import against
+from ...statistics import PURSUHINT, against
 from ..grid.cells import Cell, Teaching, fork, grid_cells, methods_of
 from ..grid.hint_layers import similarity_file
 from ..grid.notebook import declared
@@ -34,8 +34,11 @@ def teacher_executions(profile: Profile) -> list[dict]:
 
 
 def sample_executions(profile: Profile) -> list[dict]:
-    """One for every student whose teachers are a sample: with fewer than three there is none to speak of."""
-    students = Counter(pair.student for pair in profile.pairs)
+    """One for every student whose teachers are a sample, where the paper's layers are compared: with fewer
+    than three there is none to speak of.
+    """
+    ours = any(arm.startswith(PURSUHINT) for arm in profile.arms) and any(map(has_arms, profile.methods))
+    students = Counter(pair.student for pair in profile.pairs if ours)
     return [{"student": student} for student, teachers in students.items() if teachers >= 3]
 
 
