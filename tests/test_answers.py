@@ -41,7 +41,8 @@ CELL = DistillSettings(
     seed=3,
     profile="mine",
 )
-COMMITTED = sorted((ROOT / "results").rglob("records/*.json"))
+# The first part of the study, from before records said which images were answered rightly.
+OLDER = min((ROOT / "results" / "cifar100-lite" / "records").glob("*.json"))
 
 
 def by_hand(record, network: str, data: Data = DATA) -> np.ndarray:
@@ -77,7 +78,7 @@ def test_failed_runs_and_older_records_say_nothing():
     failed = training.distill(replace(CELL, method="fitnet", hint_weight=1e30))[1]
     assert failed.status == "failed"
     assert answered(failed) is None
-    assert answered(records.read(COMMITTED[0])) is None
+    assert answered(records.read(OLDER)) is None
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 10_000])
@@ -85,7 +86,7 @@ def test_answers_come_back_from_json_as_they_were(count):
     right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.5
     text = json.dumps(packed(right))
     assert len(text) < 1_750
-    record = replace(records.read(COMMITTED[0]), answers=json.loads(text))
+    record = replace(records.read(OLDER), answers=json.loads(text))
     assert answered(record).tolist() == right.tolist()
 
 
