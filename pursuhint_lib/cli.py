@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, help="results/<profile>")
     verify.add_argument("profile", nargs="?", help=f"its profile: {PROFILE} (default: the folder's name)")
     stamp = add("stamp", _stamp, "Say that notes on results have been read beside the present numbers.")
-    stamp.add_argument("profile", help="a name in config/")
+    stamp.add_argument("profile", help="a name in config/notes/")
     stamp.add_argument("section", nargs="+", help="a step, or answer")
     add("docs", _docs, "Write the parts of README.md and docs/ that follow from code and results.")
     add("slot", _slot, "Run the command that follows -- with a GPU for itself.")

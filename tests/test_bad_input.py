@@ -138,6 +138,11 @@ PROFILES = [
     ("arms", ["pursuhint-"], ("arm pursuhint-: metric ''", "valid: r2")),
     ("methods", [""], ("unknown method ''", "valid: ce, kd")),
     ("methods", ["at+nope"], ("part of the method at+nope 'nope'", "valid: ")),
+    (
+        "contrasts",
+        {"stage-ends": "never"},
+        ("unknown arm of the contrasts 'never'", "valid: none, stage-ends"),
+    ),
     ("methods", ["at+"], ("part of the method at+ ''", "valid: ")),
 ]
 

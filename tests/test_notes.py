@@ -125,6 +125,20 @@ def test_stamping_changes_the_heads_that_are_named_and_nothing_else(written):
         notes.stamp("smoke", ["answer"])
 
 
+def test_the_notes_on_the_protocol_name_numbers_of_several_profiles(written):
+    named = "{smoke/05_results:at} by {smoke/10_deepest_point:at-deepest}"
+    file = written.with_name("protocol.md")
+    file.write_text(f"## answer\n\n{named}, and {{quick/05_results:at}}.\n")
+    with pytest.raises(SettingsError, match=r"quick/05_results of protocol has .* run ./run_all.sh quick"):
+        notes.current("protocol", "answer")
+    file.write_text(f"## answer\n\n{named}.\n")
+    notes.stamp("protocol", ["answer"])
+    assert notes.current("protocol", "answer") == "+1.97 pp [1.06, 2.88] by 0.2 pp."
+    publish(1.98)
+    with pytest.raises(SettingsError, match="was written for other numbers"):
+        notes.current("protocol", "answer")
+
+
 def test_without_a_note_the_numbers_are_listed_and_where_a_note_would_stand(written):
     written.unlink()
     shown = notes.shown_note("smoke", "05_results").splitlines()
@@ -149,6 +163,6 @@ COMMITTED = [
 def test_committed_notes_were_read_beside_the_committed_results(profile, section, monkeypatch):
     monkeypatch.setenv("PURSUHINT_RESULTS", str(ROOT / "results"))
     assert section == "answer" or any(section.startswith(file.stem) for file in NOTEBOOKS.glob("*.ipynb"))
-    if not StudyPaths(profile).numbers("05_results").is_file():
+    if profile != "protocol" and not StudyPaths(profile).numbers("05_results").is_file():
         pytest.skip("the results are not drawn again yet with their numbers")
     assert notes.current(profile, section)

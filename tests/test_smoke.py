@@ -21,7 +21,7 @@ from pursuhint_lib.files import sealed, unsealed, write_json
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
 from pursuhint_lib.study.publish import verify
 
-STEPS = 12
+STEPS = 13
 # What 05_results and its predecessors must have published.
 FIGURES = (
     "00_start_here-toy",
@@ -43,6 +43,7 @@ FIGURES = (
     "12_without_hints-resnet14-resnet8x0.25-gains",
     "13_population-resnet14-resnet8x0.25-ranks",
     "13_population-resnet14-resnet8x0.25-places",
+    "15_named_before-family",
 )
 TABLES = (
     "01_teacher_and_layers-resnet14-sub-blocks",

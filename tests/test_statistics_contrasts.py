@@ -12,6 +12,7 @@ from pursuhint_lib.statistics import (
     contrasts,
     heterogeneity,
     margins,
+    one_family,
     paired_share,
     run_noise,
     weightings,
@@ -144,6 +145,22 @@ def test_the_same_layers_are_not_tested_and_those_that_are_shared_count_once():
     assert against.loc["a", "word"] == "not tested: the same layers"
     assert np.isnan(against.loc["a", "mean"])
     assert against.loc["b", "p_holm"] == against.loc["b", "p"], "only what is tested is adjusted for"
+
+
+def test_one_family_is_its_contrasts_adjusted_together():
+    frame = study(np.random.default_rng(7), means={("c", "at", "last"): 3.0, ("a", "fitnet", "none"): 2.0})
+    asked = [("last", "stage-ends"), ("none", "pursuhint-r2")]
+    family = one_family(frame, asked, margin=margins(frame))
+    apart = pd.concat([contrasts(frame, *arms, margin=margins(frame)) for arms in asked], ignore_index=True)
+    columns = ["pair", "method", "mean", "low", "high", "p", "margin"]
+    pd.testing.assert_frame_equal(family[columns], apart[columns])
+    assert [*zip(family["arm"], family["reference"], strict=True)] == [asked[0]] * 6 + [asked[1]] * 6
+    # As in R: p.adjust(p, "holm").
+    order = np.argsort(family["p"].to_numpy())
+    scaled = family["p"].to_numpy()[order] * np.arange(len(family), 0, -1)
+    assert family["p_holm"].to_numpy()[order] == pytest.approx(np.minimum(1, np.maximum.accumulate(scaled)))
+    assert (family["word"] == "better").sum() == 2
+    assert one_family(frame, [("last", "never")]).empty
 
 
 def test_random_sets_are_a_sample_too():

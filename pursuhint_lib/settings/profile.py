@@ -183,6 +183,8 @@ class Profile:
     - ``sweeps``: how notebook 09 varies the weight of the hint loss, one method each; left out when there are
       none.
     - ``exchange``: how notebook 10 tells the deepest hint layer from the others; left out when not given.
+    - ``contrasts``: arm → the arm that it is compared with in notebook 15: the comparisons that were named
+      before the runs; left out when there are none.
     - ``tuning``: how notebook 11 chooses the weight of the hint loss; the literature's is taken when not
       given.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process
@@ -216,6 +218,7 @@ class Profile:
     fewer_seeds: dict[Text, Count] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     exchange: Exchange | None = None
+    contrasts: dict[Text, Text] = field(default_factory=dict)
     tuning: Tuning | None = None
 
     def __post_init__(self):

@@ -22,6 +22,7 @@ from .contrasts import (
     contrasts,
     heterogeneity,
     margins,
+    one_family,
     weightings,
 )
 from .effects import LEVEL, Effect, equivalence_p, holm

@@ -5,7 +5,7 @@ cells of the experiment (``noise``), for three seeds cannot estimate their own. 
 beside its alternatives (``weightings``) and is no result of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -167,15 +167,31 @@ def compared(frame: pd.DataFrame, family: str = PURSUHINT) -> pd.DataFrame:
 def against(frame: pd.DataFrame, reference: str, by: Sequence[str] = CELL) -> pd.DataFrame:
     """Every other arm minus a reference, in every cell, as one family of comparisons.
 
-    **Returns:** the rows of ``contrasts`` with a column arm.
+    **Returns:** as ``one_family`` does.
     """
     arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm not in (*arms_of(frame, reference), "alone")]
-    noise = run_noise(frame, by)
-    tables = [contrasts(frame, arm, reference, by, noise=noise).assign(arm=arm) for arm in arms]
-    found = [table.drop(columns=["p_holm", "word"]) for table in tables if len(table)]
-    if not found:
-        return contrasts(frame, reference, reference, by).assign(arm="")
-    return worded(pd.concat(found, ignore_index=True))
+    return one_family(frame, [(arm, reference) for arm in arms], by)
+
+
+def one_family(
+    frame: pd.DataFrame,
+    compared: Iterable[tuple[str, str]],
+    by: Sequence[str] = CELL,
+    margin: pd.Series | None = None,
+) -> pd.DataFrame:
+    """Arms minus references, in every cell, as one family of comparisons: Holm's adjustment is over all rows.
+
+    **Arguments:** ``compared``: each an arm and its reference; ``margin`` as for ``contrasts``.
+
+    **Returns:** the rows of ``contrasts`` with the columns arm and reference.
+    """
+    noise, found = run_noise(frame, by), []
+    for arm, reference in compared:
+        table = contrasts(frame, arm, reference, by, margin, noise)
+        found.append(table.drop(columns=["p_holm", "word"]).assign(arm=arm, reference=reference))
+    if not any(map(len, found)):
+        return contrasts(frame.iloc[:0], "", "", by, noise=noise).assign(arm="", reference="")
+    return worded(pd.concat([table for table in found if len(table)], ignore_index=True))
 
 
 def margins(frame: pd.DataFrame, by: Sequence[str] = CELL) -> pd.Series:

@@ -21,8 +21,8 @@ from ..grid.notebook import declared
 from ..grid.notes import read_notes
 from ..grid.weights import hint_weight
 
-# A new pair or method must not set off what is about another.
-GRID = ("pairs", "methods")
+# A new pair, method or contrast must not set off what is about another.
+GRID = ("pairs", "methods", "contrasts")
 
 
 @dataclass(frozen=True)

@@ -130,4 +130,5 @@ EXPERIMENTS: list[Experiment] = [
     ),
     Experiment(population.POPULATION, population.population_executions),
     Experiment("14_teachers", distillation.sample_executions),
+    Experiment("15_named_before", lambda profile: [{}] if profile.contrasts else []),
 ]

@@ -334,6 +334,7 @@ def fork(profile: Profile, pair: Pair, apart: bool = True, **changes) -> Profile
         "fewer_seeds": {},
         "sweeps": (),
         "exchange": None,
+        "contrasts": {},
         "tuning": None,
     }
     return checked(replace(profile, **alone, **changes))

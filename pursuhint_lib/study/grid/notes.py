@@ -2,9 +2,9 @@
 
 The file has a section for a step, under ``## <step>``, and one for the README and the report, under
 ``## answer``. Numbers are not written but named: ``{at}`` is the number of that name which the step has
-published, and ``{<step>:at}`` is that of another step, in the answer only. The line below the head holds a
-checksum of all numbers and tables that the text was written for; where they have changed, the text is to be
-read again.
+published, and ``{<step>:at}`` is that of another step, in the answer only. ``config/notes/protocol.md`` is
+about several profiles: ``{<profile>/<step>:at}``. The line below the head holds a checksum of all numbers and
+tables that the text was written for; where they have changed, the text is to be read again.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from ...paths import StudyPaths, notes_file, shown
 from ...settings import SettingsError, choose
 
 ANSWER = "answer"
+# What is named in place of a profile by the notes on all profiles of the protocol.
+PROTOCOL = "protocol"
 NUMBER_NAME = r"[\w.+-]+"
 HEAD = re.compile(r"^## (\S+)\n+(?:<!-- written for (\w*) -->\n)?", flags=re.M)
-PLACE = re.compile(rf"\{{(?:([\w.+-]+):)?({NUMBER_NAME})\}}")
+PLACE = re.compile(rf"\{{(?:((?:[\w.-]+/)?[\w.+-]+):)?({NUMBER_NAME})\}}")
 
 
 def read_notes(profile: str) -> dict[str, tuple[str, str]]:
@@ -33,11 +35,13 @@ def read_notes(profile: str) -> dict[str, tuple[str, str]]:
 
 
 def numbers_of(profile: str, step: str) -> dict[str, dict | str]:
-    """What a step has published: name → ``text`` and ``values``, and the checksum of each table.
+    """What a step, or the ``<profile>/<step>`` of another, has published: name → ``text`` and ``values``, and
+    the checksum of each table.
 
     **Raises:** ``SettingsError`` for a file that is damaged.
     """
-    path = StudyPaths(profile).numbers(step)
+    other, _, name = step.rpartition("/")
+    path = StudyPaths(other or profile).numbers(name)
     with naming_damage(path):
         return read_json(path) or {}
 
@@ -54,7 +58,8 @@ def filled(profile: str, section: str) -> str:
             raise SettingsError(f"section {section} names {found[0]}; only the answer names another step's")
         numbers = {name: entry for name, entry in numbers_of(profile, step).items() if " " not in name}
         if not numbers:
-            raise SettingsError(f"{step} of {profile} has published no numbers; run ./run_all.sh {profile}")
+            of = step.rpartition("/")[0] or profile
+            raise SettingsError(f"{step} of {profile} has published no numbers; run ./run_all.sh {of}")
         return numbers[choose(f"number of {step}", found[2], numbers)]["text"]
 
     return PLACE.sub(number, read_notes(profile)[section][1])

@@ -172,7 +172,7 @@ def _with_stage_sets(profile: Profile) -> tuple[str, ...]:
 
 
 def _check_parts_of_the_grid(profile: Profile) -> None:
-    """Refuse a pair, a number of seeds or a sweep for what the profile does not have."""
+    """Refuse a pair, a number of seeds, a sweep or a contrast for what the profile does not have."""
     hinted = [method for method in profile.methods if distiller(method).hints]
     for method in (*profile.fewer_seeds, *(method for pair in profile.pairs for method in pair.methods)):
         choose("method with hints of this profile", method, hinted)
@@ -194,6 +194,8 @@ def _check_parts_of_the_grid(profile: Profile) -> None:
             )
         for method in profile.exchange.methods:
             choose("method with hints of this profile", method, hinted)
+    for arm in (*profile.contrasts, *profile.contrasts.values()):
+        choose("arm of the contrasts", arm, profile.arms)
     there = profile.data.train_images or describe(profile.data).counts[0]
     if profile.student_images and 0 < there <= profile.student_images:
         raise SettingsError(

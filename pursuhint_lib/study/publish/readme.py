@@ -18,7 +18,7 @@ from ...paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from ...settings import Profile, SettingsError, choose, read_profile
 from ..engine.execution import duration
 from ..experiments.speed_check import APART
-from ..grid.notes import ANSWER, current, read_notes
+from ..grid.notes import ANSWER, PROTOCOL, current, read_notes
 from ..grid.profiles import profile_path
 from .catalogue import catalogue, keys
 from .verify import sums_file
@@ -61,6 +61,11 @@ def _answer(name: str) -> Iterator[str]:
         caption = (StudyPaths(name).figures / f"{figure}.md").read_text(encoding="utf-8").strip()
         yield f"![{caption.partition('. ')[0]}](results/{name}/figures/{figure}.png)"
         yield f"*{caption}*"
+
+
+def tests() -> str:
+    """What a person has written of the tests that docs/protocol.md names, over several profiles."""
+    return current(PROTOCOL, ANSWER)
 
 
 def notebooks() -> str:
@@ -111,7 +116,14 @@ def cost() -> str:
     )
 
 
-BLOCKS = {"answer": answer, "notebooks": notebooks, "profiles": profiles, "cost": cost, "keys": keys}
+BLOCKS = {
+    "tests": tests,
+    "answer": answer,
+    "notebooks": notebooks,
+    "profiles": profiles,
+    "cost": cost,
+    "keys": keys,
+}
 
 
 def filled(page: str) -> str:
