@@ -173,6 +173,11 @@ class StudyPaths:
     progress = _place(work_root, "progress/{}.json")
 
 
+def kept_by_all(name: str) -> list[Path]:
+    """Kept weights of that name, in the results of every profile."""
+    return sorted(results_root().glob(f"*/teachers/{file_name(name)}.safetensors"))
+
+
 def shown(path: Path) -> str:
     """A path as seen from the checkout, where it lies inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -3,6 +3,7 @@ others are gone.
 """
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,21 @@ def test_kept_weights_are_half_as_large_and_as_good(profile, capsys):
     assert entry.sha256 == sha256(kept)
     assert entry.accuracy == pytest.approx(record.metrics["accuracy"], abs=0.1)
     assert f"on record {record.metrics['accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_profiles_share_a_teacher_that_one_of_them_keeps(profile):
+    settings, own, kept = teacher_of(profile)
+    main(["keep", "smoke"])
+    own.unlink()
+    other = replace(settings, profile="another")
+    assert training.teacher_weights(other) is None, "it has no record of it"
+    records.save("another", records.load("smoke", settings))
+    assert training.teacher_weights(other) == kept
+    # Its own come first.
+    mine = StudyPaths("another").kept_weights(own.stem)
+    mine.parent.mkdir()
+    shutil.copy(kept, mine)
+    assert training.teacher_weights(other) == mine
 
 
 def test_students_learn_from_the_kept_teacher_where_there_is_no_other(profile):

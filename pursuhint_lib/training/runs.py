@@ -18,7 +18,7 @@ from ..data import Splits, class_positions, describe, example_input, load_splits
 from ..distillers import distiller
 from ..files import sha256
 from ..models import load_checkpoint, parameter_count, save_weights
-from ..paths import StudyPaths
+from ..paths import StudyPaths, kept_by_all
 from ..processes import agreed, threads
 from ..records import Record
 from ..settings import (
@@ -154,13 +154,15 @@ def _measure_checkpoint(settings: TeacherSettings, trainee: Trainee, splits: Spl
 
 def teacher_weights(settings: TeacherSettings) -> Path | None:
     """File of a trained teacher's weights: where its training left them, or where they are kept among the
-    results; nothing if in neither.
+    results of its profile, or of another one; nothing if nowhere.
     """
     paths, name = StudyPaths(settings.profile), records.record_name(settings)
     # Weights without a record are of a training that could not be written to its end.
     if records.load(settings.profile, settings) is None:
         return None
-    return next((file for file in (paths.weights(name), paths.kept_weights(name)) if file.is_file()), None)
+    # The same name is the same settings, so profiles share a teacher that one of them keeps.
+    places = (paths.weights(name), paths.kept_weights(name), *kept_by_all(name))
+    return next((file for file in places if file.is_file()), None)
 
 
 def load_teacher(settings: TeacherSettings) -> nn.Module:
