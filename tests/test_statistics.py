@@ -85,19 +85,20 @@ def test_text_table_keeps_order_and_marks_gaps():
     assert table.columns.name is None
 
 
-def test_rank_is_the_share_of_random_arms_beaten_and_a_tie_is_not():
+@pytest.mark.parametrize("family", ["random-", "stage-random-"])
+def test_rank_is_the_share_of_random_arms_beaten_and_a_tie_is_not(family):
     frame = make_frame(
         {
-            "random-1": [60, 62],
-            "random-2": [64, 64],
-            "random-3": [66, 64],
-            "random-4": [70, 70],
+            f"{family}1": [60, 62],
+            f"{family}2": [64, 64],
+            f"{family}3": [66, 64],
+            f"{family}4": [70, 70],
             "pursuhint-r2": [65, 64],
             "first": [50, 52],
             "tie": [63, 65],
         }
     )
-    table = rank_among_random(frame).set_index("arm")
+    table = rank_among_random(frame, family).set_index("arm")
     assert table["better_than"].to_dict() == {"pursuhint-r2": 0.5, "first": 0.0, "tie": 0.25}
     assert table["mean"].to_dict() == {"pursuhint-r2": 64.5, "first": 51.0, "tie": 64.0}
     null = table[["random_mean", "random_low", "random_high"]]

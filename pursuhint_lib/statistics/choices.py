@@ -152,9 +152,11 @@ def expected_range(means: int) -> float:
     return float(np.trapezoid(1 - below**means - (1 - below) ** means, x))
 
 
-def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
+def rank_among_random(frame: pd.DataFrame, family: str = RANDOM) -> pd.DataFrame:
     """Where each other arm stands in the distribution of the random arms, by mean accuracy per (pair,
     method).
+
+    **Arguments:** ``family`` of the random arms, as ``comparisons.arms_of`` takes it.
 
     **Returns:** pair, method, arm, mean, random_mean, random_low, random_high (range of the random arms'
     means), better_than (share of the random arms that are beaten).
@@ -163,7 +165,7 @@ def rank_among_random(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (pair, method), cell in means.groupby(level=[0, 1], sort=False):
         cell = cell.droplevel([0, 1])
-        null = cell[[arm for arm in cell.index if arm.startswith(RANDOM)]]
+        null = cell[[arm for arm in cell.index if arm.startswith(family)]]
         if null.empty:
             continue
         shared = {
