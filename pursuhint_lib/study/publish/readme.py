@@ -28,6 +28,7 @@ EFFECTS = "05_results-effects"
 ANSWERS = {
     "cifar100": EFFECTS,
     "cifar100-sets": "13_population-resnet20-resnet8-ranks",
+    "cifar100-two": "15_named_before-family",
     "cifar100-lite": EFFECTS,
     "quick": None,
 }
