@@ -176,7 +176,8 @@ def forest(panels: Mapping[str, pd.DataFrame], directions: tuple[str, str] = (""
         face = rows["colour"].where(rows["known"], "white") if "known" in rows else rows["colour"]
         means_with_intervals(axis, rows, 1.5, s=22, facecolor=face)
         # Side by side, long titles would meet.
-        axis.set_title(textwrap.fill(title, 16 if len(panels) > 1 else 60), fontsize=8.5)
+        width = 16 if len(panels) > 1 else 60
+        axis.set_title(textwrap.fill(title, width, break_on_hyphens=False), fontsize=8.5)
         axis.grid(axis="x", color="#eeeeee", lw=0.8)
     labelled_rows(axes[0, 0], labels)
     axes[0, 0].tick_params(axis="y", labelsize=7)
