@@ -85,8 +85,8 @@ def profile_file(tmp_path, **changes) -> str:
 def test_plan_lists_every_step_with_time_and_disk(capsys):
     assert main(["run", "smoke", "--plan"]) == 0
     out = capsys.readouterr().out
-    assert out.count("about") == 14
-    assert "0 of 13 steps are done" in out
+    assert out.count("about") == 13
+    assert "0 of 12 steps are done" in out
     assert "MiB of disk" in out
 
 

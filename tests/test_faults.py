@@ -327,7 +327,7 @@ def test_two_runs_at_once_share_one_study(tmp_path):
     first, second = sorted((out for out, _ in said), key=len)[::-1]
     assert "waiting for it to end" in second
     assert "waiting" not in first
-    assert "Nothing to do: all 13 steps are done and every run is on record; nothing is trained." in second
+    assert "Nothing to do: all 12 steps are done and every run is on record; nothing is trained." in second
     assert (
         len(written(tmp_path))
         == len(
@@ -351,7 +351,7 @@ def test_a_study_that_is_told_to_end_leaves_no_process_and_goes_on(number, tmp_p
     out, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert before.items() <= written(tmp_path).items()
-    assert "All 13 steps are done" in out
+    assert "All 12 steps are done" in out
 
 
 @pytest.mark.slow
@@ -375,4 +375,4 @@ def test_a_disk_that_fills_up_ends_the_study_with_one_line_and_nothing_is_lost(t
         out, err = again.communicate(timeout=600)
         assert again.returncode == 0, err
         assert before.items() <= written(folder).items()
-        assert "All 13 steps are done" in out
+        assert "All 12 steps are done" in out

@@ -101,7 +101,6 @@ def test_the_example_method_and_network_train(monkeypatch):
         "pairs": (pair,),
         "methods": methods,
         "arms": ("none", "stage-ends"),
-        "contrasts": {},
         "seeds": (0,),
         "example_pair": None,
     }

@@ -124,7 +124,7 @@ BAD_PROFILES = {
         "stage-ends has 3 hint layers.*but k is 4",
     ),
     "more random arms than sets": (
-        {"arms": ["none", "random-21"], "contrasts": {}},
+        {"arms": ["none", "random-21"]},
         "there are 20 different sets of 3 sub-blocks, so random-21 cannot",
     ),
     "checkpoint of no teacher": (
@@ -286,7 +286,6 @@ def test_the_plan_knows_what_is_done(profile):
         "07",
         "08",
         "13",
-        "15",
     ]
     at = "03_distillation-resnet14-resnet8x0.25-at"
     assert steps[at].runs == (0, None)
@@ -337,7 +336,6 @@ def test_a_new_method_or_pair_leaves_the_other_steps_alone(profile):
         "05_results",
         "07_speed",
         "08_export",
-        "15_named_before",
     }
     longer = replace(profile, student=replace(profile.student, epochs=3))
     changed = {step.name for step in make_plan(longer, "smoke") if keys.get(step.name) != step.key}
