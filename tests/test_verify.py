@@ -16,6 +16,8 @@ from pursuhint_lib import records, training
 from pursuhint_lib.cli import main
 from pursuhint_lib.paths import StudyPaths
 from pursuhint_lib.settings import Arm, Data, DistillSettings, Schedule, SettingsError, TeacherSettings
+from pursuhint_lib.study.grid.profiles import load_profile
+from pursuhint_lib.study.publish import verify
 from pursuhint_lib.study.publish.verify import changed_files, differing_files, sums_file, write_sums
 from pursuhint_lib.training.runs import RECORDS_ONLY
 
@@ -202,3 +204,15 @@ def test_on_a_gpu_the_versions_of_driver_and_cuda_are_told(tmp_path, monkeypatch
         records._gpu_driver.cache_clear()
     assert (found["gpu_driver"], found["cuda"]) == ("570.86.15" if installed else None, torch.version.cuda)
     assert not {"gpu_driver", "cuda"} & set(records.provenance(torch.device("cpu"), "abc"))
+
+
+def test_weights_that_another_profile_has_tuned_are_brought_along(tmp_path, monkeypatch):
+    monkeypatch.setenv("PURSUHINT_RESULTS", str(tmp_path))
+    tuned = StudyPaths("cifar100-cpu").tuned_weights
+    tuned.parent.mkdir()
+    tuned.write_text("{}")
+    profile = load_profile("cifar100-two")
+    StudyPaths(profile.name).results.mkdir()
+    with verify._scratch(StudyPaths(profile.name).results, profile) as again:
+        assert again.parent != tmp_path
+        assert (again.parent / "cifar100-cpu" / "weights.json").read_text() == "{}"

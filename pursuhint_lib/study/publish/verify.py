@@ -139,10 +139,12 @@ def _content(text: bytes) -> list:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path, profile: str) -> Iterator[Path]:
-    """Folders of their own for a profile, with copies of the records and hints, for this process and those
-    that it starts; nothing is trained.
+def _scratch(folder: Path, profile: Profile) -> Iterator[Path]:
+    """Folders of their own for a profile, with copies of the records and hints, and of the weights that
+    another profile has tuned for it, for this process and those that it starts; nothing is trained.
     """
+    tuned_by = profile.weights.tuned_by
+    tuned = StudyPaths(tuned_by).tuned_weights if tuned_by else None
     with tempfile.TemporaryDirectory(prefix="pursuhint-verify-") as temporary:
         roots = {
             "PURSUHINT_RESULTS": f"{temporary}/results",
@@ -151,7 +153,11 @@ def _scratch(folder: Path, profile: str) -> Iterator[Path]:
         }
         before = {name: os.environ.get(name) for name in roots}
         os.environ.update(roots)
-        again = StudyPaths(profile).results
+        again = StudyPaths(profile.name).results
+        if tuned and tuned.is_file():
+            copy = StudyPaths(tuned_by).tuned_weights
+            copy.parent.mkdir(parents=True)
+            shutil.copy(tuned, copy)
         shutil.copytree(
             folder,
             again,
@@ -200,7 +206,7 @@ def verify(folder: Path, profile: Profile, source: str) -> tuple[list[str], str]
         )
     elif wrong := changed_files(folder):
         return wrong, ""
-    with _scratch(folder, profile.name) as again:
+    with _scratch(folder, profile) as again:
         try:
             steps = make_plan(profile, source)
             wrong = _execute(profile, steps) or differing_files(folder, again)
