@@ -125,6 +125,16 @@ def test_an_unusable_folder_is_named_before_anything_runs(make, message, tmp_pat
     assert message in capsys.readouterr().err
 
 
+def test_a_run_in_which_an_input_changes_says_so(monkeypatch, capsys):
+    # The engine has made the steps that were planned, which are not those of now.
+    monkeypatch.setattr(run, "execute", lambda *_: 0)
+    assert main(["run", "smoke"]) == 1
+    said = capsys.readouterr().err
+    assert "00_start_here, " in said
+    assert "was changed while the run went on" in said
+    assert said.count("\n") == 1
+
+
 def test_force_without_images_sets_nothing_aside(tmp_path, capsys):
     (tmp_path / "data" / "pets" / "train" / "cat").mkdir(parents=True)
     record = StudyPaths("mine").records / "days_of_work.json"

@@ -1,11 +1,15 @@
 """A question is one notebook, one file and one entry: everything else follows from the entry."""
 
+from dataclasses import replace
+
 import nbformat
 import pytest
 
 from pursuhint_lib.paths import NOTEBOOKS, ROOT
+from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study import experiments
 from pursuhint_lib.study.engine import plan
+from pursuhint_lib.study.engine.check import check
 from pursuhint_lib.study.engine.estimate import NOTEBOOK_SECONDS, estimate
 from pursuhint_lib.study.engine.execution import engine_command, execute, owned
 from pursuhint_lib.study.experiments import Experiment, after
@@ -92,6 +96,24 @@ def test_the_steps_of_the_others_stay_as_they_are(warmth, monkeypatch):
     more = {step.name: step.key for step in plan.make_plan(warmth, "smoke")}
     monkeypatch.setattr(experiments, "EXPERIMENTS", experiments.EXPERIMENTS[:-1])
     assert {step.name: step.key for step in plan.make_plan(warmth, "smoke")}.items() < more.items()
+
+
+def test_a_profile_names_the_notebooks_that_are_executed():
+    smoke = load_profile("smoke")
+    whole = {step.name: step for step in plan.make_plan(smoke, "smoke")}
+    named = ("05_results", "03_distillation-resnet14-resnet8x0.25-at", "02_hint_points")
+    some = plan.make_plan(replace(smoke, notebooks=named), "smoke")
+    assert [step.name for step in some] == [
+        name for name in whole if name in named or name.startswith(named[2])
+    ]
+    assert all(step.key == whole[step.name].key for step in some)
+    assert not {need for step in some for need in step.needs} - {step.name for step in some}
+    wrong = replace(smoke, notebooks=("03_distilation",))
+    with pytest.raises(
+        SettingsError, match="unknown entry of notebooks '03_distilation' .*'03_distillation'"
+    ):
+        plan.make_plan(wrong, "smoke")
+    assert any(finding.what == "notebooks" and "03_distilation" in finding.detail for finding in check(wrong))
 
 
 def test_every_notebook_has_one_entry():

@@ -23,6 +23,7 @@ from ..grid.profiles import network_points
 from ..grid.weights import has_arms
 from .estimate import free_bytes
 from .launch import process_count
+from .plan import chosen_executions
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 # What a study of small images needs at the least, for checkpoints and figures.
@@ -99,7 +100,8 @@ def images(profile: Profile) -> Iterator[Finding]:
 
 
 def _minima(profile: Profile, teachers: Iterable[str]) -> Iterator[Finding]:
-    """What some notebook needs the least of."""
+    """The notebooks that are named, and what some need the least of."""
+    chosen_executions(profile)
     classes, hinted = describe(profile.data).classes, [m for m in profile.methods if has_arms(m)]
     profiled = min(profile.profile_images, image_counts(profile.data)[0])
     blocks = {name: network_points(name, profile.data).candidates for name in teachers}

@@ -72,17 +72,35 @@ def make_plan(profile: Profile, source: str) -> list[Step]:
     **Arguments:** ``source`` what the notebooks get as their parameter ``profile``: a name or a YAML file.
     """
     steps: list[Step] = []
-    for experiment in experiments.EXPERIMENTS:
-        for parameters in experiment.executions(profile):
-            steps.append(_step(profile, source, experiment, parameters, steps))
+    for name, (experiment, parameters) in chosen_executions(profile).items():
+        steps.append(_step(profile, source, name, experiment, parameters, steps))
     return steps
 
 
+def chosen_executions(profile: Profile) -> dict[str, tuple[Experiment, dict]]:
+    """Name of each step → its experiment and parameters: all, or those that the profile names.
+
+    **Raises:** ``SettingsError`` for a name that is none of a notebook or a step of the profile.
+    """
+    found = {}
+    for experiment in experiments.EXPERIMENTS:
+        for parameters in experiment.executions(profile):
+            # A switch tells no two executions apart.
+            parts = (value for value in parameters.values() if value is not True)
+            found[step_name(experiment.notebook, *parts)] = experiment, parameters
+    known = dict.fromkeys([*(experiment.notebook for experiment, _ in found.values()), *found])
+    names = {choose("entry of notebooks", name, known) for name in profile.notebooks or known}
+    return {name: step for name, step in found.items() if {name, step[0].notebook} & names}
+
+
 def _step(
-    profile: Profile, source: str, experiment: Experiment, parameters: dict, before: Sequence[Step]
+    profile: Profile,
+    source: str,
+    name: str,
+    experiment: Experiment,
+    parameters: dict,
+    before: Sequence[Step],
 ) -> Step:
-    # A switch tells no two executions apart.
-    name = step_name(experiment.notebook, *(value for value in parameters.values() if value is not True))
     given = {"profile": source, **parameters}
     check_parameters(NOTEBOOKS / f"{experiment.notebook}.ipynb", given)
     items = experiment.cells(profile, **parameters) if experiment.cells else []
@@ -105,7 +123,7 @@ def _key(profile: Profile, experiment: Experiment, parameters: dict, about: Sequ
     """Hash of all that decides a step: its notebook, its parameters, what it trains, and the settings that
     are no other's alone. What is its own alone is said by what it trains.
     """
-    others = {name for one in experiments.EXPERIMENTS for name in one.own}
+    others = {"notebooks", *(name for one in experiments.EXPERIMENTS for name in one.own)}
     others |= {*GRID} if parameters else set()
     settings = {name: value for name, value in resolved(profile).items() if name not in others}
     if profile.weights.tuned_by:

@@ -106,8 +106,13 @@ def _study(
         if status:
             return _print_failure(profile.name, steps, status)
         steps = make_plan(profile, source)
-        if not all(step.done for step in steps):
-            return _print_failure(profile.name, steps, 1)
+        if left := [step.name for step in steps if not step.done]:
+            print(
+                f"error: what {', '.join(left)} is made from was changed while the run went on: a "
+                "notebook, a note or a record; the same command makes it again",
+                file=sys.stderr,
+            )
+            return 1
     publish(profile, steps, time.monotonic() - begun)
     return 0
 
@@ -177,8 +182,8 @@ def _print_plan(profile: Profile, steps: list[Step], expected: Estimate, cores: 
     what = "trainings are still to be counted" if unknown else counted
     device = "GPU" if torch.cuda.is_available() else "core"
     time_left = (
-        f"about {duration(expected.seconds)} on {cores} cores, {expected.trained / 3600:.3g} "
-        f"{device}-hours of training"
+        f"about {duration(expected.seconds)} on {cores} core{'s' * (cores > 1)}, "
+        f"{expected.trained / 3600:.3g} {device}-hours of training"
     )
     size = f"{expected.bytes / 2**20:.0f} MiB of disk ({free_bytes() / 2**30:.0f} GiB free)"
     print(f"{len(steps) - left} of {len(steps)} steps are done; {what}; {time_left}, {size}.", flush=True)
