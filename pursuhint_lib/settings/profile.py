@@ -187,8 +187,7 @@ class Profile:
       before the runs; left out when there are none.
     - ``tuning``: how notebook 11 chooses the weight of the hint loss; the literature's is taken when not
       given.
-    - ``notebooks``: those that are executed, each by its name (``03_distillation``), or with what it is
-      executed for (``02_hint_points-resnet56-3``); all that the other keys ask for when not given.
+    - ``notebooks``: the notebooks, or steps as ``--plan`` names them, that are executed; all when not given.
     - ``launch``: how notebook 04 trains the students in processes of their own; in notebook 03's own process
       when not given.
     - ``shortcut_seeds``: over how many seeds notebook 07 compares the fast ways to train with the plain one;
