@@ -35,7 +35,7 @@ def frame(profile):
 
 def test_the_step_is_there_where_something_is_named(profile):
     assert "15_named_before" in {step.name for step in make_plan(profile, "cifar100-two")}
-    nothing = replace(profile, contrasts={})
+    nothing = replace(profile, contrasts={}, notebooks=())
     assert "15_named_before" not in {step.name for step in make_plan(nothing, "cifar100-two")}
 
 
