@@ -81,7 +81,9 @@ def parser() -> argparse.ArgumentParser:
     stamp = add("stamp", _stamp, "Say that notes on results have been read beside the present numbers.")
     stamp.add_argument("profile", help="a name in config/notes/")
     stamp.add_argument("section", nargs="+", help="a step, or answer")
-    add("docs", _docs, "Write the parts of README.md and docs/ that follow from code and results.")
+    add(
+        "docs", _docs, "Write the parts of README.md, ANSWERS.md and docs/ that follow from code and results."
+    )
     add("slot", _slot, "Run the command that follows -- with a GPU for itself.")
     _add_inner_commands(add)
     add("gradients", _gradients, "Compare the gradients of convolutions, read as JSON, with plain ones.")

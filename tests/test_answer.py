@@ -1,4 +1,4 @@
-"""Every number of the README's answer, recomputed from the committed records with nothing of this library."""
+"""Every number of the answers, recomputed from the committed records with nothing of this library."""
 
 import json
 import re

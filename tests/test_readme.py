@@ -119,7 +119,12 @@ def test_what_is_generated_is_up_to_date(committed, page):
 
 
 def test_the_pages_with_generated_parts_are_found():
-    assert {page.name for page in readme.pages()} == {"README.md", "forking.md", "reproducing.md"}
+    assert {page.name for page in readme.pages()} == {
+        "ANSWERS.md",
+        "README.md",
+        "forking.md",
+        "reproducing.md",
+    }
 
 
 def test_every_profile_and_notebook_has_its_row():

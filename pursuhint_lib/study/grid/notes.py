@@ -1,6 +1,6 @@
 """What a person has written about the results of a profile: ``config/notes/<profile>.md``.
 
-The file has a section for a step, under ``## <step>``, and one for the README and the report, under
+The file has a section for a step, under ``## <step>``, and one for ANSWERS.md and the report, under
 ``## answer``. Numbers are not written but named: ``{at}`` is the number of that name which the step has
 published, and ``{<step>:at}`` is that of another step, in the answer only. ``config/notes/protocol.md`` is
 about several profiles: ``{<profile>/<step>:at}``. The line below the head holds a checksum of all numbers and

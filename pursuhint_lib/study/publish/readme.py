@@ -1,5 +1,5 @@
-"""The parts of README.md and docs/ that follow from profiles, notebooks, results and settings: ``python -m
-pursuhint_lib docs`` writes them anew.
+"""The parts of README.md, ANSWERS.md and docs/ that follow from profiles, notebooks, results and settings:
+``python -m pursuhint_lib docs`` writes them anew.
 
 Such a part stands between two comments, ``<!-- answer -->`` and ``<!-- end of answer -->``; its name is one
 of ``BLOCKS``.
@@ -24,10 +24,11 @@ from .catalogue import catalogue, keys
 from .verify import sums_file
 
 EFFECTS = "05_results-effects"
+POPULATION = "13_population-resnet20-resnet8-ranks"
 # The profiles that answer, in the order of their answers, each with the figure that is shown of it.
 ANSWERS = {
     "cifar100": EFFECTS,
-    "cifar100-sets": "13_population-resnet20-resnet8-ranks",
+    "cifar100-sets": POPULATION,
     "cifar100-two": "15_named_before-family",
     "cifar100-lite": EFFECTS,
     "quick": None,
@@ -59,14 +60,21 @@ def _answer(name: str) -> Iterator[str]:
     yield f"**{title[:1].upper()}{title[1:]}** ([`{name}`](config/{name}.yaml), {table})"
     yield current(name, ANSWER)
     if figure := ANSWERS.get(name):
-        caption = (StudyPaths(name).figures / f"{figure}.md").read_text(encoding="utf-8").strip()
-        yield f"![{caption.partition('. ')[0]}](results/{name}/figures/{figure}.png)"
-        yield f"*{caption}*"
+        yield from _figure(name, figure)
+
+
+def _figure(name: str, figure: str) -> Iterator[str]:
+    """A published figure, and its caption."""
+    caption = (StudyPaths(name).figures / f"{figure}.md").read_text(encoding="utf-8").strip()
+    yield f"![{caption.partition('. ')[0]}](results/{name}/figures/{figure}.png)"
+    yield f"*{caption}*"
 
 
 def tests() -> str:
-    """What a person has written of the tests that docs/protocol.md names, over several profiles."""
-    return current(PROTOCOL, ANSWER)
+    """What a person has written of the tests that docs/protocol.md names, over several profiles, and the
+    figure of all sets of layers.
+    """
+    return "\n\n".join([current(PROTOCOL, ANSWER), *_figure("cifar100-sets", POPULATION)])
 
 
 def notebooks() -> str:

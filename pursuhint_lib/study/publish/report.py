@@ -180,7 +180,7 @@ def _note(profile: Profile, section: str) -> str:
     if section not in read_notes(profile.name):
         return ""
     html = mistune.create_markdown()(shown_note(profile.name, section))
-    # A note's links start at the root of the project, where README shows it too.
+    # A note's links start at the root of the project, where ANSWERS.md shows it too.
     return Markup(re.sub(r'href="(?![a-z]+:|#)', 'href="../../', html))
 
 
