@@ -3,6 +3,8 @@ numbers is marked, and refused.
 """
 
 import json
+import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from pursuhint_lib.paths import CONFIG, NOTEBOOKS, ROOT, StudyPaths
 from pursuhint_lib.settings import SettingsError
 from pursuhint_lib.study.grid import notes
 from pursuhint_lib.study.grid.profiles import load_profile
-from pursuhint_lib.study.publish.page import INTERVAL, Page
+from pursuhint_lib.study.publish.page import Page
 
 TEXT = """# Notes on smoke
 
@@ -43,7 +45,7 @@ def written(tmp_path, monkeypatch):
 
 def publish(gain: float, cell: float = 0.5) -> None:
     page = Page(load_profile("smoke"), "05_results")
-    page.number("at", INTERVAL, gain, 1.064, 2.876)
+    page.interval("at", SimpleNamespace(mean=gain, low=1.064, high=2.876))
     page.number("seeds", "{:d}", 5)
     page.table(pd.DataFrame({"x": [cell]}), "one", "A table.")
 
@@ -53,6 +55,8 @@ def test_numbers_are_published_settled_with_their_text_and_tables_with_their_che
     assert unsealed(content).keys() == {"at", "seeds", "table one"}
     assert content["at"] == {"text": "+1.97 pp [1.06, 2.88]", "values": [1.97, 1.064, 2.876]}
     assert content["seeds"] == {"text": "5", "values": [5]}
+    alone = SimpleNamespace(mean=-0.456, low=-math.inf, high=math.inf)
+    assert Page(load_profile("smoke"), "05_results").interval("one-seed", alone) == "-0.46 pp, no interval"
     with pytest.raises(ValueError, match="'a b' cannot name a number; give letters"):
         Page(load_profile("smoke"), "05_results").number("a b", "{}", 1)
     assert not StudyPaths("smoke").numbers("05_results").is_file(), "nothing is left of what stood there"

@@ -3,9 +3,11 @@ and the note that a person has written on them.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -28,8 +30,6 @@ from ..grid.notes import NUMBER_NAME, shown_note
 # Of a figure's pixels, in a file and inside a notebook.
 DOTS_PER_INCH = 120
 PIXELS_PER_POINT = 4 / 3
-# A mean difference and its interval, as the text of a number.
-INTERVAL = "{:+.2f} pp [{:.2f}, {:.2f}]"
 # What a column of numbers holds; a number may have half of its interval behind it.
 NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?: ±|$)")
 # What stands in a cell without a value.
@@ -126,6 +126,15 @@ class Page:
         plain = settled([np.asarray(value).item() for value in values])
         self._number(name, {"text": form.format(*plain), "values": plain})
 
+    def interval(self, name: str, row: Any) -> str:
+        """Publish a difference with its interval under a name, and return its text.
+
+        **Arguments:** ``row`` with ``mean``, ``low`` and ``high`` in pp, as ``itertuples`` gives it.
+        """
+        values = settled([row.mean, row.low, row.high])
+        self.number(name, interval_text(*values), *values)
+        return interval_text(*values)
+
     def note(self) -> None:
         """Show what a person has written about this step, with its numbers filled in."""
         display(Markdown(shown_note(self.profile.name, self.step)))
@@ -155,6 +164,11 @@ class Page:
     def _published(self, path: Path) -> None:
         with self._log.open("a") as log:
             log.write(f"{path}\n")
+
+
+def interval_text(mean: float, low: float, high: float) -> str:
+    """A difference in pp with its interval, where there is one: a single seed gives none."""
+    return f"{mean:+.2f} pp" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else ", no interval")
 
 
 def runs_behind(

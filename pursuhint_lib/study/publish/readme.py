@@ -30,6 +30,7 @@ ANSWERS = {
     "cifar100": EFFECTS,
     "cifar100-sets": POPULATION,
     "cifar100-two": "15_named_before-family",
+    "cifar100-random": "05_results-accuracy-resnet56-resnet8",
     "cifar100-lite": EFFECTS,
     "quick": None,
 }

@@ -24,7 +24,7 @@ from ..engine.plan import Step
 from ..grid.cells import results_frame
 from ..grid.notes import ANSWER, read_notes, shown_note
 from .layer_map import TARGET, bokeh_script, layer_map_data, layer_map_drawing
-from .page import environment
+from .page import environment, interval_text
 from .readme import heading
 from .verify import write_sums
 
@@ -249,8 +249,8 @@ def conclude(profile: Profile, steps: list[Step], seconds: float) -> None:
         print(f"\nPURSUhInT's layers against others{f' ({profile.note})' if profile.note else ''}:")
         try:
             for row in pd.read_csv(effects)[[*COLUMNS]].itertuples():
-                interval = f": {row.mean:+.2f} pp [{row.low:+.2f}, {row.high:+.2f}]" * (row.mean == row.mean)
-                print(f"  {row.pair}, {row.method}, minus {row.minus}{interval}: {row.word}")
+                told = f": {interval_text(row.mean, row.low, row.high)}" * (row.mean == row.mean)
+                print(f"  {row.pair}, {row.method}, minus {row.minus}{told}: {row.word}")
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
                 f"{shown(effects)} cannot be read ({error}); delete it, and the same command draws it again"
