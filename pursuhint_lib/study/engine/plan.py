@@ -89,7 +89,7 @@ def chosen_executions(profile: Profile) -> dict[str, tuple[Experiment, dict]]:
             parts = (value for value in parameters.values() if value is not True)
             found[step_name(experiment.notebook, *parts)] = experiment, parameters
     known = dict.fromkeys([*(experiment.notebook for experiment, _ in found.values()), *found])
-    names = {choose("entry of notebooks", name, known) for name in profile.notebooks or known}
+    names = {choose("entry of notebooks", name, known) for name in profile.notebooks} or {*known}
     return {name: step for name, step in found.items() if {name, step[0].notebook} & names}
 
 

@@ -132,8 +132,9 @@ class Page:
         **Arguments:** ``row`` with ``mean``, ``low`` and ``high`` in pp, as ``itertuples`` gives it.
         """
         values = settled([row.mean, row.low, row.high])
-        self.number(name, interval_text(*values), *values)
-        return interval_text(*values)
+        text = interval_text(*values)
+        self.number(name, text, *values)
+        return text
 
     def note(self) -> None:
         """Show what a person has written about this step, with its numbers filled in."""
