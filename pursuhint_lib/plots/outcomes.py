@@ -30,6 +30,8 @@ from .style import (
 COLUMNS = 5
 # With more arms than these, lines of single seeds would hide the means.
 FEW_ARMS = 6
+# Families of arms that are too many to be named one by one.
+CROWDS = ("stage-random-", "stage-set-")
 # On the logarithmic part of an axis of gains.
 FAR_TICKS = (-100, -50, -20, -10, 10, 20, 50, 100)
 # Of the colours of a grid, in units of what nine of ten numbers stay below: where the deepest colour begins,
@@ -40,7 +42,8 @@ DEEPEST, DARK = 1.6, 1.1
 @styled
 def training_curves(histories: Mapping[str, Sequence[Mapping]], milestones: Sequence[int]) -> Figure:
     """Accuracy over epochs, one line per arm: mean over seeds, and thin lines for single seeds where few arms
-    leave room for them. Arms that are the same runs share a line.
+    leave room for them. Arms that are the same runs share a line. Sets of one layer per stage lie behind the
+    others and share a name.
 
     **Arguments:** arm → one history (columns ``epoch`` and ``accuracy``) per seed; epochs after which the
     learning rate falls, marked.
@@ -51,7 +54,8 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], milestones: Sequ
     titles = shared_titles(drawn_once({arm: str(runs) if runs else "" for arm, runs in histories.items()}))
     for arm, title in titles.items():
         runs = histories[arm]
-        colour, muted = arm_colour(arm), arm.startswith("random-")
+        colour, crowd = arm_colour(arm), arm.startswith(CROWDS)
+        muted = crowd or arm.startswith("random-")
         # Where the accuracy was measured.
         curves = [pd.DataFrame(run, columns=["epoch", "accuracy"]).dropna() for run in runs]
         for curve in curves if len(curves) > 1 and len(titles) <= FEW_ARMS else []:
@@ -68,12 +72,15 @@ def training_curves(histories: Mapping[str, Sequence[Mapping]], milestones: Sequ
             lw=1.0 if muted else 1.8,
             ls=":" if muted else "-",
             marker="." if len(epochs) < 15 else "",
-            label=title,
+            zorder=1.5 if crowd else 2,
+            label="sets of one layer per stage" if crowd else title,
         )
     axis.set(xlabel="epoch (dotted: the learning rate falls)", ylabel="test accuracy, %")
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(titles) > 1:
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+        handles, labels = axis.get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True))
+        figure.legend(named.values(), named.keys(), loc="outside right upper")
     return figure
 
 
